@@ -1,0 +1,28 @@
+"""aevb: variational autoencoders in PyTorch, with fused, exact and reproducible ELBO kernels.
+
+After Kingma & Welling, *Auto-Encoding Variational Bayes* (2013). The ops and `FusedELBO` drop into any PyTorch model;
+`VAE` and `Trainer` are the paper's model and algorithm; `aevb.reference` has every function in plain PyTorch.
+"""
+
+import torch  # noqa: F401  the kernels link against it, so it comes first
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"aevb's kernels could not be loaded ({error}). If this is a checkout of aevb, build them with `pip install .`"
+    ) from error
+
+from . import reference
+from .elbo import FusedELBO
+from .ops import bernoulli_log_prob, gaussian_kl, mix_seed, sample_gaussian
+
+__version__ = "0.1.0"
+__all__ = [
+    "FusedELBO",
+    "bernoulli_log_prob",
+    "gaussian_kl",
+    "mix_seed",
+    "reference",
+    "sample_gaussian",
+]

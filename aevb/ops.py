@@ -1,0 +1,399 @@
+"""The fused ops: the one door to `torch.ops.aevb`, and the one place where they meet autograd.
+
+No single way of giving a custom op a gradient keeps all of PyTorch's promises, so each op is arranged four ways, by
+`_differentiable`, the same for all:
+
+* eager: an `autograd.Function` around the bare kernel, the cheapest boundary there is;
+* `torch.compile`, `torch.export`: the op itself, which has `register_autograd`, so that a graph holds one trainable node;
+* `torch.func`: the formulas of `aevb.reference` on the same noise, which every transform understands;
+* a gradient of a gradient, or of an input that rarely asks for one (x, beta): those formulas again.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import _C, reference  # importing _C registers the ops
+
+_ops = torch.ops.aevb
+_functorch_active = torch._C._are_functorch_transforms_active
+_is_compiling = torch.compiler.is_compiling
+
+
+def _no_cpu_kernels() -> bool:
+    """True on an x86 CPU without AVX2 and FMA, where the reference is faster than the plain kernels."""
+    import platform
+
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return x86 and _C.cpu_isa() == "plain" and not os.environ.get("AEVB_ISA")
+
+
+_reference_on_cpu = _no_cpu_kernels()
+if _reference_on_cpu:
+    warnings.warn(
+        "this CPU lacks AVX2 and FMA, so aevb computes with aevb.reference (plain PyTorch) on it", stacklevel=2
+    )
+
+
+def _reference_gradients(formula: Callable, tensors: Sequence, options: Sequence, needs: Sequence[bool], grads: Sequence):
+    """The gradients by autograd on `formula`, themselves differentiable."""
+    with torch.enable_grad():
+        # A view stands for each input: the gradient must stop there, even where one input was computed from another.
+        inputs = [t.view_as(t) if need else t for t, need in zip(tensors, needs, strict=False)]
+        wanted = [t for t, need in zip(inputs, needs, strict=False) if need]
+        outputs = formula(*inputs, *options)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs],
+                wanted,
+                [g for _, g in pairs],
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
+            if pairs
+            else [None] * len(wanted)
+        )
+    return tuple(next(found) if need else None for need in needs)
+
+
+def _differentiable(name: str, num_tensors: int, fused: tuple[int, ...], formula: Callable, fake: Callable) -> Callable:
+    """Arranges the op `name`, whose arguments are `num_tensors` tensors (or None) and then plain options.
+
+    `fused` are the positions whose gradients `name_backward` returns; `formula` is the op in plain PyTorch; `fake` gives
+    its results' shapes.
+    """
+    op = getattr(_ops, name).default
+    kernel = getattr(_ops, f"{name}_forward").default
+    backward_kernel = getattr(_ops, f"{name}_backward").default
+    rare = tuple(i for i in range(num_tensors) if i not in fused)
+    num_arguments = len(kernel._schema.arguments)
+    # Gradients by position, None where there are none: of the tuple of fused gradients with a None behind them.
+    by_position = operator.itemgetter(*(fused.index(i) if i in fused else len(fused) for i in range(num_arguments)))
+
+    def gradients(ctx, *grads):
+        needs = ctx.needs_input_grad
+        if torch.is_grad_enabled() or _functorch_active() or any([needs[i] for i in rare]):
+            found = _reference_gradients(formula, ctx.saved_tensors, ctx.options, needs[:num_tensors], grads)
+            return *found, *(None,) * len(ctx.options)
+        found = backward_kernel(*ctx.saved_tensors, *ctx.options, *grads)
+        return by_position((*found, None) if len(fused) > 1 else (found, None))
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            ctx.save_for_backward(*args[:num_tensors])
+            ctx.options = args[num_tensors:]
+            ctx.set_materialize_grads(False)
+            return kernel(*args)
+
+        backward = staticmethod(gradients)
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            raise NotImplementedError(
+                f"aevb.{name} does not support forward-mode automatic differentiation; aevb.reference has the same "
+                "function in plain PyTorch, which does"
+            )
+
+    Eager.__name__ = Eager.__qualname__ = name  # what grad_fn shows
+
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:num_tensors])
+        ctx.options = inputs[num_tensors:]
+        ctx.set_materialize_grads(False)
+
+    def fake_backward(*args):
+        found = tuple(torch.empty_like(args[i], memory_format=torch.contiguous_format) for i in fused)
+        return found if len(found) > 1 else found[0]
+
+    torch.library.register_autograd(f"aevb::{name}", gradients, setup_context=setup_context)
+    torch.library.register_fake(f"aevb::{name}", fake)
+    torch.library.register_fake(f"aevb::{name}_forward", fake)
+    torch.library.register_fake(f"aevb::{name}_backward", fake_backward)
+
+    # The outer apply is for torch.func, which never comes here; without it a call is 2 us cheaper.
+    apply = super(torch.autograd.Function, Eager).apply
+
+    def call(*args):
+        if _functorch_active():
+            return formula(*args)
+        if _is_compiling():
+            return op(*args)
+        if _reference_on_cpu and args[0].device.type == "cpu":
+            return formula(*args)
+        return apply(*args)
+
+    return call
+
+
+# ---- noise and seeds ------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("aevb::normal")
+def _(seed, size):
+    return seed.new_empty(size, dtype=torch.float32)
+
+
+@torch.library.register_vmap("aevb::normal")
+def _(info, in_dims, seed, size):
+    if in_dims[0] is None:
+        return _ops.normal(seed, size), None
+    return _ops.normal(seed.movedim(in_dims[0], 0), [info.batch_size, *size]), 0
+
+
+@torch.library.register_fake("aevb::mix_seed")
+def _(seed, index):
+    return torch.empty_like(seed, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_vmap("aevb::mix_seed")
+def _(info, in_dims, seed, index):
+    seed, index = (
+        t.unsqueeze(0).expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+        for t, d in zip((seed, index), in_dims, strict=True)
+    )
+    return _ops.mix_seed(seed, index), 0
+
+
+def _int64(value, name: str, device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} is {value}; expected a 64-bit signed integer")
+    return torch.tensor(value, dtype=torch.int64, device=device)
+
+
+def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """A fresh seed from PyTorch's generator: a 0-d int64 tensor on `device`."""
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(
+            f"generator is on {generator.device} but the tensors are on {device}; "
+            f"make it with torch.Generator(device={device.type!r})"
+        )
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device, generator=generator)
+
+
+def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
+    """Independent seeds for datapoints, steps or ranks.
+
+    Each (seed, index) gives the first 64 bits of Philox4x32-10 at counter (index, 1, 0) under the key `seed`: a stream
+    that the noise itself never uses. `seed` and `index` are ints or int64 tensors, broadcast against each other.
+
+    Returns an int64 tensor of their common shape, to be passed as `seed=`.
+
+    Example::
+
+        seeds = aevb.mix_seed(run_seed, datapoint_index)           # (B,)
+        z, kl = aevb.sample_gaussian(mu, logvar, seed=seeds)       # noise that belongs to the datapoint
+    """
+    device = next((t.device for t in (index, seed) if isinstance(t, Tensor)), None)
+    seed, index = torch.broadcast_tensors(_int64(seed, "seed", device), _int64(index, "index", device))
+    return _ops.mix_seed.default(seed, index)
+
+
+# ---- the Gaussian posterior -----------------------------------------------------------------------------------------
+
+
+def _sample_size(mu: Tensor, num_samples: int | None) -> tuple[int, ...]:
+    return tuple(mu.shape) if num_samples is None else (num_samples, *mu.shape)
+
+
+def _sample_formula(mu, logvar, seed, num_samples):
+    eps = _ops.normal.default(seed, _sample_size(mu, num_samples))
+    return reference.sample_gaussian(mu, logvar, num_samples, eps=eps)
+
+
+def _sample_fake(mu, logvar, seed, num_samples):
+    return mu.new_empty(_sample_size(mu, num_samples)), mu.new_empty(mu.shape[:-1], dtype=torch.float32)
+
+
+_sample_gaussian = _differentiable("sample_gaussian", 3, (0, 1), _sample_formula, _sample_fake)
+_gaussian_kl = _differentiable(
+    "gaussian_kl",
+    2,
+    (0, 1),
+    reference.gaussian_kl,
+    lambda mu, logvar: mu.new_empty(mu.shape[:-1], dtype=torch.float32),
+)
+
+
+def sample_gaussian(
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int | None = None,
+    *,
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A reparameterised sample of N(mu, exp(logvar)), and its KL divergence from N(0, I), in one pass.
+
+    ``z = mu + exp(logvar / 2) * eps`` with eps standard normal, and
+    ``KL = 0.5 * sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)`` (Kingma & Welling 2013, eq. 4 and appendix B).
+
+    eps is not stored: it is a function of the seed and the element's position (Philox4x32-10 and Box-Muller), computed
+    again in the backward pass. The same seed gives the same bits on every instruction set and any number of threads.
+
+    Args:
+        mu, logvar: (..., D), float32, bfloat16 or float16, of one dtype; the arithmetic is float32. Any strides.
+        num_samples: None, or the number L of samples for each posterior.
+        seed: an int, or an int64 tensor of shape () or of the first dimensions of z: then each seed numbers its own part
+            of z from 0, so that noise can belong to a datapoint (see `mix_seed`). Without it one is drawn from
+            `generator`, or from PyTorch's default generator, which `torch.manual_seed` governs.
+        generator: where to draw the seed from; on the device of mu.
+
+    Returns:
+        z: (..., D), or (L, ..., D) with num_samples=L, in mu's dtype; kl: (...,), float32, in nats.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: a generator on another device, or with seed.
+    """
+    if seed is None:
+        seed = draw_seed(mu.device, generator)
+    elif generator is not None:
+        raise ValueError("seed and generator are both given; the seed is all the noise depends on, so pass one of them")
+    elif not isinstance(seed, Tensor):
+        seed = _int64(seed, "seed", mu.device)
+    return _sample_gaussian(mu, logvar, seed, num_samples)
+
+
+def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, I)), summed over the last dimension.
+
+    ``0.5 * sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)`` (Kingma & Welling 2013, appendix B), computed so that nothing
+    cancels where the posterior is close to the prior.
+
+    Args:
+        mu, logvar: (..., D), float32, bfloat16 or float16, of one dtype.
+
+    Returns:
+        (...,), float32, in nats.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit.
+    """
+    return _gaussian_kl(mu, logvar)
+
+
+# ---- the Bernoulli likelihood ---------------------------------------------------------------------------------------
+
+
+def _likelihood_formula(output, x, x_scale, from_probs):
+    f = reference.bernoulli_log_prob_from_probs if from_probs else reference.bernoulli_log_prob
+    return f(output, x, x_scale)
+
+
+_bernoulli_log_prob = _differentiable(
+    "bernoulli_log_prob",
+    2,
+    (0,),
+    _likelihood_formula,
+    lambda output, x, x_scale, from_probs: output.new_empty(output.shape[:-1], dtype=torch.float32),
+)
+
+
+def check_targets(x: Tensor, x_scale: float | None = None) -> None:
+    """Raises ValueError, naming the first offender, unless x (times x_scale) lies in [0, 1]. Costs a pass over x."""
+    scaled = x.float() if x_scale is None else x.float() * x_scale
+    wrong = ~((scaled >= 0) & (scaled <= 1))
+    if wrong.any():
+        where = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"x{list(where)} is {x[where].item()}" + ("" if x_scale is None else f", times x_scale={x_scale}") + "; "
+            "a Bernoulli target lies in [0, 1]"
+        )
+
+
+def bernoulli_log_prob(
+    logits: Tensor, x: Tensor, x_scale: float | None = None, *, validate_args: bool = False
+) -> Tensor:
+    """log p(x|z) of a Bernoulli decoder, from its logits, summed over the last dimension.
+
+    ``sum_i (x_i l_i - log(1 + exp(l_i)))`` (Kingma & Welling 2013, appendix C.1), finite for any finite logit.
+
+    Args:
+        logits: (..., D), float32, bfloat16 or float16; the arithmetic is float32. It may have extra leading dimensions
+            of samples: x is used again for each, never expanded.
+        x: (..., D): targets in [0, 1], soft ones too; bool or floating, or uint8 with x_scale.
+        x_scale: multiplies x: 1/255 for pixels in 0..255, 1 for uint8 in {0, 1}.
+        validate_args: check that the targets lie in [0, 1]; it costs a pass over x.
+
+    Returns:
+        (...,), logits' leading dimensions, float32, in nats.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: targets outside [0, 1], when validated.
+    """
+    if validate_args:
+        check_targets(x, x_scale)
+    return _bernoulli_log_prob(logits, x, x_scale, False)
+
+
+# ---- the negative ELBO ----------------------------------------------------------------------------------------------
+
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+_REDUCTION_NAMES = {code: name for name, code in REDUCTIONS.items()}
+
+
+def _scaled_beta(beta, beta_scale):
+    return beta_scale if beta is None else beta * beta_scale
+
+
+def _elbo_formula(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale):
+    return reference.negative_elbo(
+        recon,
+        x,
+        mu,
+        logvar,
+        beta=_scaled_beta(beta, beta_scale),
+        reduction=_REDUCTION_NAMES[reduction],
+        from_probs=from_probs,
+        x_scale=x_scale,
+    )
+
+
+def _elbo_with_kl_formula(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale):
+    return reference.negative_elbo(
+        recon,
+        x,
+        kl=kl,
+        beta=_scaled_beta(beta, beta_scale),
+        reduction=_REDUCTION_NAMES[reduction],
+        from_probs=from_probs,
+        x_scale=x_scale,
+    )
+
+
+def _loss_fake(recon, batch, reduction):
+    return recon.new_empty(batch if reduction == REDUCTIONS["none"] else (), dtype=torch.float32)
+
+
+_negative_elbo = _differentiable(
+    "negative_elbo",
+    5,
+    (0, 2, 3),
+    _elbo_formula,
+    lambda recon, x, mu, logvar, beta, beta_scale, reduction, *_: _loss_fake(recon, mu.shape[:-1], reduction),
+)
+_negative_elbo_with_kl = _differentiable(
+    "negative_elbo_with_kl",
+    4,
+    (0, 2),
+    _elbo_with_kl_formula,
+    lambda recon, x, kl, beta, beta_scale, reduction, *_: _loss_fake(recon, kl.shape, reduction),
+)
+
+
+def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, from_probs: bool, x_scale: float | None) -> Tensor:
+    """The loss of `FusedELBO`, one autograd node from its arguments; `reduction` is a value of REDUCTIONS."""
+    beta, beta_scale = (beta, 1.0) if isinstance(beta, Tensor) else (None, float(beta))
+    if kl is None:
+        return _negative_elbo(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale)
+    return _negative_elbo_with_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale)

@@ -1,0 +1,168 @@
+"""The functions of `aevb` in plain PyTorch: the oracle of the tests, and the path for float64 and second derivatives.
+
+Each has the signature of its fused twin and computes in float32 or better (float64 inputs stay float64). Noise comes from
+`seed` through this module's own Philox, written in tensor arithmetic, or is given explicitly as `eps`:
+`sample_gaussian(mu, logvar, eps=torch.randn_like(mu))` is what a person would write.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_WORD = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+
+
+def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32-bit words: four counter words, two key words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * _M0, c2 * _M1  # modulo 2^64: the bits are those of the unsigned product
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _WORD, p1 & _WORD, ((p0 >> 32) ^ c3 ^ k1) & _WORD, p0 & _WORD
+        k0, k1 = (k0 + _W0) & _WORD, (k1 + _W1) & _WORD
+    return [c0, c1, c2, c3]
+
+
+def _words(x: Tensor) -> list[Tensor]:
+    return [x & _WORD, (x >> 32) & _WORD]
+
+
+def normal(seed: Tensor | int, size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normals of shape `size`; `seed` is an int, or an int64 tensor whose shape is a prefix of `size`.
+
+    Element i of a seed's block is output i % 4 of counter i // 4; outputs (0, 1) and (2, 3) are Box-Muller pairs.
+    """
+    seed = torch.as_tensor(seed, dtype=torch.int64)
+    n = math.prod(size[seed.dim() :])
+    index = torch.arange((n + 3) // 4, dtype=torch.int64, device=seed.device)
+    zero = torch.zeros_like(index)
+    word = philox([*_words(index), zero, zero], [k.unsqueeze(-1) for k in _words(seed)])
+    pairs = []
+    for radius_word, angle_word in (word[:2], word[2:]):
+        radius = torch.sqrt(-2.0 * torch.log((radius_word.double() + 0.5) * 2.0**-32))
+        angle = angle_word.double() * (2.0 * math.pi * 2.0**-32)
+        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    eps = torch.stack(pairs, -1).flatten(-2)[..., :n]
+    return eps.reshape(size).to(dtype)
+
+
+def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
+    """As `aevb.mix_seed`: the first two Philox words of counter (index, 1, 0) under the key `seed`, as an int64."""
+    device = next((t.device for t in (index, seed) if isinstance(t, Tensor)), None)
+    seed, index = (torch.as_tensor(t, dtype=torch.int64, device=device) for t in (seed, index))
+    seed, index = torch.broadcast_tensors(seed, index)
+    zero = torch.zeros_like(index)
+    low, high, _, _ = philox([*_words(index), zero + 1, zero], _words(seed))
+    return low | (high << 32)
+
+
+def _compute(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def sample_gaussian(
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int | None = None,
+    *,
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+    eps: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `aevb.sample_gaussian`; with `eps`, of z's shape, that noise."""
+    size = mu.shape if num_samples is None else (num_samples, *mu.shape)
+    m, v = _compute(mu), _compute(logvar)
+    if eps is None:
+        if seed is None:
+            eps = torch.randn(size, dtype=m.dtype, device=mu.device, generator=generator)
+        else:
+            eps = normal(torch.as_tensor(seed, dtype=torch.int64, device=mu.device), size, m.dtype)
+    z = m + torch.exp(0.5 * v) * eps.to(m.dtype)
+    return z.to(mu.dtype), gaussian_kl(mu, logvar)
+
+
+def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+    """As `aevb.gaussian_kl`: 0.5 sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)."""
+    m, v = _compute(mu), _compute(logvar)
+    return 0.5 * (m * m + (torch.expm1(v) - v)).sum(-1)
+
+
+def _targets(x: Tensor, x_scale: float | None, dtype: torch.dtype) -> Tensor:
+    x = x.to(dtype)
+    return x if x_scale is None else x * x_scale
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor, x_scale: float | None = None) -> Tensor:
+    """As `aevb.bernoulli_log_prob`: sum_i (x_i l_i - log(1 + exp(l_i)))."""
+    logits = _compute(logits)
+    x = _targets(x, x_scale, logits.dtype).expand_as(logits)
+    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+
+
+def bernoulli_log_prob_from_probs(probs: Tensor, x: Tensor, x_scale: float | None = None) -> Tensor:
+    """sum_i (x_i log p_i + (1 - x_i) log(1 - p_i)), each log clamped at -100, as `F.binary_cross_entropy` computes it."""
+    probs = _compute(probs)
+    x = _targets(x, x_scale, probs.dtype).expand_as(probs)
+    return -F.binary_cross_entropy(probs, x, reduction="none").sum(-1)
+
+
+def negative_elbo(
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor | None = None,
+    logvar: Tensor | None = None,
+    *,
+    kl: Tensor | None = None,
+    beta: Tensor | float = 1.0,
+    reduction: str = "mean",
+    from_probs: bool = False,
+    x_scale: float | None = None,
+) -> Tensor:
+    """What `FusedELBO` computes: beta KL - mean over samples of log p(x|z), reduced over datapoints."""
+    if kl is None:
+        assert mu is not None
+        assert logvar is not None
+        kl = gaussian_kl(mu, logvar)
+    batch = kl.dim()
+    x = x.reshape(*kl.shape, -1)
+    samples = recon.numel() // max(x.numel(), 1) if recon.numel() else 1
+    recon = recon.reshape(samples, *kl.shape, x.shape[-1])
+    log_prob = (bernoulli_log_prob_from_probs if from_probs else bernoulli_log_prob)(recon, x, x_scale)
+    assert log_prob.dim() == batch + 1
+    loss = beta * kl - log_prob.mean(0)
+    return {"none": lambda: loss, "mean": loss.mean, "sum": loss.sum}[reduction]()
+
+
+class FusedELBO(nn.Module):
+    """`aevb.FusedELBO` in plain PyTorch."""
+
+    def __init__(
+        self,
+        beta: Tensor | float = 1.0,
+        reduction: str = "mean",
+        from_probs: bool = False,
+        x_scale: float | None = None,
+    ):
+        super().__init__()
+        self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
+
+    def forward(
+        self, recon: Tensor, x: Tensor, mu: Tensor | None = None, logvar: Tensor | None = None, *, kl: Tensor | None = None
+    ) -> Tensor:
+        return negative_elbo(
+            recon,
+            x,
+            mu,
+            logvar,
+            kl=kl,
+            beta=self.beta,
+            reduction=self.reduction,
+            from_probs=self.from_probs,
+            x_scale=self.x_scale,
+        )

@@ -1,0 +1,165 @@
+#include "checks.h"
+
+namespace aevb {
+namespace {
+
+bool is_supported_float(ScalarType t) {
+  return t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half;
+}
+
+std::string shape_text(const Sizes& sizes) {
+  std::string text = "(";
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + (sizes.size() == 1 ? ",)" : ")");
+}
+
+void check_same_device(const char* op, const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
+  if (a.is_cpu() == b.is_cpu() && (a.is_cpu() || a.get_device_index() == b.get_device_index())) return;
+  fail(op, a_name, " is on ", device_text(a), " but ", b_name, " is on ", device_text(b),
+       "; move them to the same device");
+}
+
+void check_float(const char* op, const char* name, const Tensor& t) {
+  const ScalarType dtype = t.scalar_type();
+  if (is_supported_float(dtype)) return;
+  fail(op, name, " has dtype ", dtype_text(dtype), "; expected float32, bfloat16 or float16",
+       dtype == ScalarType::Double ? " (aevb.reference has the same function for float64)" : "");
+}
+
+void check_targets(const char* op, const char* output_name, const Tensor& output, const Tensor& x,
+                   std::optional<double> x_scale) {
+  check_float(op, output_name, output);
+  check_same_device(op, output_name, output, "x", x);
+  const ScalarType dtype = x.scalar_type();
+  if (dtype == ScalarType::Byte) {
+    if (!x_scale)
+      fail(op, "x is uint8 and x_scale is not given, so an image could be taken for bits; pass x_scale=1/255 for pixels "
+               "in 0..255, or x_scale=1 for {0, 1}");
+  } else if (dtype != ScalarType::Bool && !is_supported_float(dtype)) {
+    fail(op, "x has dtype ", dtype_text(dtype), "; expected float32, bfloat16, float16, bool, or uint8 with x_scale");
+  }
+}
+
+int64_t product(const Sizes& sizes, size_t first, size_t last) {
+  int64_t n = 1;
+  for (size_t i = first; i < last; ++i) n *= sizes[i];
+  return n;
+}
+
+}  // namespace
+
+Sizes sizes_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return Sizes(sizes.begin(), sizes.end());
+}
+
+std::string shape_text(const Tensor& t) { return shape_text(sizes_of(t)); }
+
+std::string dtype_text(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: return "number " + std::to_string(static_cast<int>(dtype));
+  }
+}
+
+std::string device_text(const Tensor& t) {
+  if (t.is_cpu()) return "cpu";
+  return (t.is_cuda() ? "cuda:" : "device ") + std::to_string(t.get_device_index());
+}
+
+LatentShape check_latents(const char* op, const Tensor& mu, const Tensor& logvar) {
+  check_float(op, "mu", mu);
+  if (mu.scalar_type() != logvar.scalar_type())
+    fail(op, "mu is ", dtype_text(mu.scalar_type()), " but logvar is ", dtype_text(logvar.scalar_type()),
+         "; they must have the same dtype");
+  check_same_device(op, "mu", mu, "logvar", logvar);
+  Sizes sizes = sizes_of(mu);
+  if (sizes != sizes_of(logvar))
+    fail(op, "mu has shape ", shape_text(mu), " but logvar has shape ", shape_text(logvar), "; they must be equal");
+  if (sizes.empty()) fail(op, "mu has shape (); expected (..., D), the latent dimensions last");
+  const int64_t D = sizes.back();
+  sizes.pop_back();
+  return {product(sizes, 0, sizes.size()), D, sizes};
+}
+
+SampleShape check_samples(const char* op, const Tensor& mu, const Tensor& seed, std::optional<int64_t> num_samples) {
+  if (num_samples && *num_samples < 0) fail(op, "num_samples is ", *num_samples, "; expected 0 or more, or None");
+  SampleShape s{num_samples.value_or(1), 1, sizes_of(mu)};
+  if (num_samples) s.z.insert(s.z.begin(), *num_samples);
+  if (seed.scalar_type() != ScalarType::Long)
+    fail(op, "seed has dtype ", dtype_text(seed.scalar_type()), "; expected an int or an int64 tensor");
+  check_same_device(op, "mu", mu, "seed", seed);
+  const Sizes prefix = sizes_of(seed);
+  const bool fits = prefix.size() < s.z.size() && std::equal(prefix.begin(), prefix.end(), s.z.begin());
+  if (!fits)
+    fail(op, "seed has shape ", shape_text(seed), "; expected () or the first dimensions of z, which has shape ",
+         shape_text(s.z), ", without the last");
+  s.seed_block = product(s.z, prefix.size(), s.z.size());
+  return s;
+}
+
+LikelihoodShape check_likelihood(const char* op, const Tensor& output, const Tensor& x, std::optional<double> x_scale) {
+  check_targets(op, "logits", output, x, x_scale);
+  const Sizes out = sizes_of(output), target = sizes_of(x);
+  const bool fits = !target.empty() && target.size() <= out.size() &&
+                    std::equal(target.begin(), target.end(), out.end() - static_cast<int64_t>(target.size()));
+  if (!fits)
+    fail(op, "logits have shape ", shape_text(output), " and x has shape ", shape_text(x),
+         "; expected x of shape (..., D) and logits of the same shape, or with extra leading dimensions of samples");
+  const Sizes rows(out.begin(), out.end() - 1);
+  return {product(rows, 0, rows.size()), product(target, 0, target.size() - 1), out.back(), rows};
+}
+
+LikelihoodShape check_reconstruction(const char* op, const Tensor& recon, const Tensor& x, const Sizes& batch,
+                                     const char* batch_from, std::optional<double> x_scale) {
+  check_targets(op, "recon", recon, x, x_scale);
+  const Sizes out = sizes_of(recon), target = sizes_of(x);
+  const auto begins_with_batch = [&](const Sizes& sizes, size_t first) {
+    return sizes.size() >= first + batch.size() && std::equal(batch.begin(), batch.end(), sizes.begin() + first);
+  };
+  if (!begins_with_batch(target, 0))
+    fail(op, "x has shape ", shape_text(x), ", but ", batch_from, " makes the batch ", shape_text(batch),
+         "; expected x of shape (*batch, *datapoint)");
+  const int64_t B = product(batch, 0, batch.size()), D = product(target, batch.size(), target.size());
+  for (size_t samples = 0; samples + batch.size() <= out.size(); ++samples) {
+    if (begins_with_batch(out, samples) && product(out, samples + batch.size(), out.size()) == D)
+      return {product(out, 0, samples) * B, B, D, Sizes(out.begin(), out.begin() + samples + batch.size())};
+  }
+  fail(op, "recon has shape ", shape_text(recon), "; with batch ", shape_text(batch), " (from ", batch_from,
+       ") and x of shape ", shape_text(x), ", expected (*samples, *batch, *datapoint) with ", D,
+       " elements in a datapoint");
+}
+
+void check_grad(const char* op, const char* name, const Tensor& grad, const Sizes& shape, ScalarType dtype,
+                const Tensor& like) {
+  if (grad.scalar_type() != dtype)
+    fail(op, name, " has dtype ", dtype_text(grad.scalar_type()), "; expected ", dtype_text(dtype));
+  if (sizes_of(grad) != shape) fail(op, name, " has shape ", shape_text(grad), "; expected ", shape_text(shape));
+  check_same_device(op, name, grad, "the input", like);
+}
+
+Reduction check_reduction(const char* op, int64_t reduction) {
+  if (reduction < 0 || reduction > 2) fail(op, "reduction is ", reduction, "; expected 0 (none), 1 (mean) or 2 (sum)");
+  return static_cast<Reduction>(reduction);
+}
+
+void check_beta(const char* op, const OptionalTensor& beta, const Tensor& like) {
+  if (!beta) return;
+  if (beta->dim() != 0 || beta->scalar_type() != ScalarType::Float)
+    fail(op, "beta has shape ", shape_text(*beta), " and dtype ", dtype_text(beta->scalar_type()),
+         "; expected a number or a 0-d float32 tensor");
+  check_same_device(op, "beta", *beta, "recon", like);
+}
+
+}  // namespace aevb

@@ -1,0 +1,69 @@
+// What the ops accept, on every device, and the sentences a user reads when a call does not fit.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace aevb {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Throws "aevb.<op>: <parts>", which Python sees as a RuntimeError.
+template <class... Parts>
+[[noreturn]] void fail(const char* op, const Parts&... parts) {
+  std::ostringstream text;
+  text << "aevb." << op << ": ";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+std::string shape_text(const Tensor& t);
+std::string dtype_text(ScalarType dtype);
+std::string device_text(const Tensor& t);
+
+using Sizes = std::vector<int64_t>;
+Sizes sizes_of(const Tensor& t);
+
+// The posterior's parameters, [B, D] with any leading dimensions for B.
+struct LatentShape {
+  int64_t B, D;
+  Sizes batch;
+};
+LatentShape check_latents(const char* op, const Tensor& mu, const Tensor& logvar);
+
+// Samples of it: z is (L, *batch, D), or (*batch, D) where num_samples is not given; a seed numbers seed_block elements.
+struct SampleShape {
+  int64_t L, seed_block;
+  Sizes z;
+};
+SampleShape check_samples(const char* op, const Tensor& mu, const Tensor& seed, std::optional<int64_t> num_samples);
+
+// A decoder's output against targets: row r of output [R, D] goes with row r % x_rows of x [x_rows, D].
+struct LikelihoodShape {
+  int64_t R, x_rows, D;
+  Sizes rows;
+};
+LikelihoodShape check_likelihood(const char* op, const Tensor& output, const Tensor& x, std::optional<double> x_scale);
+
+// The same with the datapoints' dimensions known: output is (*samples, *batch, *datapoint), x (*batch, *datapoint). The
+// datapoint may be laid out differently in the two, as long as its size is the same.
+LikelihoodShape check_reconstruction(const char* op, const Tensor& recon, const Tensor& x, const Sizes& batch,
+                                     const char* batch_from, std::optional<double> x_scale);
+
+// `grad` is what flows back into a result of the given shape and dtype.
+void check_grad(const char* op, const char* name, const Tensor& grad, const Sizes& shape, ScalarType dtype,
+                const Tensor& like);
+
+enum class Reduction { none = 0, mean = 1, sum = 2 };
+Reduction check_reduction(const char* op, int64_t reduction);
+
+// A 0-d float32 tensor times a number; the tensor may be absent.
+void check_beta(const char* op, const OptionalTensor& beta, const Tensor& like);
+
+}  // namespace aevb

@@ -1,0 +1,96 @@
+// Tensor elements to float and back. Half-precision types are converted by integer arithmetic, so that every
+// instruction set gives the same bits; rounding is to nearest even, and a NaN stays a NaN.
+#pragma once
+#include "../formulas/elementary.h"
+#include "isa.h"
+
+namespace aevb::cpu {
+namespace {
+
+AEVB_FORMULA float from_bfloat16(uint16_t h) { return float_of(static_cast<uint32_t>(h) << 16); }
+
+AEVB_FORMULA uint16_t to_bfloat16(float x) {
+  const uint32_t u = bits_of(x);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const uint32_t nan = (u >> 16) | 0x40u;
+  return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+}
+
+AEVB_FORMULA float from_float16(uint16_t h) {
+  const uint32_t magnitude = (h & 0x7fffu) << 13;
+  const uint32_t finite = bits_of(float_of(magnitude) * 0x1p112f);  // exact, subnormal halves included
+  const uint32_t u = magnitude >= (0x1fu << 23) ? (magnitude | 0x7f800000u) : finite;
+  return float_of(u | (static_cast<uint32_t>(h & 0x8000u) << 16));
+}
+
+AEVB_FORMULA uint16_t to_float16(float x) {
+  const uint32_t u = bits_of(x), magnitude = u & 0x7fffffffu;
+  const uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds to 2^-24
+  uint32_t h = magnitude < (113u << 23) ? subnormal : normal;
+  h = magnitude >= 0x477ff000u ? 0x7c00u : h;  // 65520 and above round to inf
+  h = magnitude > 0x7f800000u ? 0x7e00u : h;
+  return static_cast<uint16_t>(h | ((u >> 16) & 0x8000u));
+}
+
+AEVB_FORMULA int64_t size_of(Dtype dtype) {
+  return dtype == Dtype::float32 ? 4 : dtype == Dtype::uint8 ? 1 : 2;
+}
+
+inline void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
+  const auto* half = static_cast<const uint16_t*>(data);
+  const auto* byte = static_cast<const uint8_t*>(data);
+  switch (dtype) {
+    case Dtype::float32:
+      __builtin_memcpy(out, data, n * sizeof(float));
+      break;
+    case Dtype::bfloat16:
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = from_bfloat16(half[i]);
+      break;
+    case Dtype::float16:
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = from_float16(half[i]);
+      break;
+    case Dtype::uint8:
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(static_cast<int32_t>(byte[i]));
+      break;
+  }
+}
+
+inline void write_floats(const float* x, int64_t n, Dtype dtype, void* data) {
+  auto* half = static_cast<uint16_t*>(data);
+  switch (dtype) {
+    case Dtype::bfloat16:
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) half[i] = to_bfloat16(x[i]);
+      break;
+    case Dtype::float16:
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) half[i] = to_float16(x[i]);
+      break;
+    default:
+      __builtin_memcpy(data, x, n * sizeof(float));
+  }
+}
+
+AEVB_FORMULA const void* element(const void* data, Dtype dtype, int64_t i) {
+  return static_cast<const char*>(data) + i * size_of(dtype);
+}
+AEVB_FORMULA void* element(void* data, Dtype dtype, int64_t i) {
+  return static_cast<char*>(data) + i * size_of(dtype);
+}
+
+// Columns [column, column + n) of `count` rows from `row` on, as floats one after the other: in place where they
+// already are that, else in `buffer` [count * n].
+inline const float* read_rows(const Rows& m, int64_t row, int64_t count, int64_t column, int64_t n, float* buffer) {
+  if (m.dtype == Dtype::float32 && (count == 1 || m.stride == n))
+    return static_cast<const float*>(m.data) + row * m.stride + column;
+  for (int64_t r = 0; r < count; ++r)
+    read_floats(element(m.data, m.dtype, (row + r) * m.stride + column), m.dtype, n, buffer + r * n);
+  return buffer;
+}
+
+}  // namespace
+}  // namespace aevb::cpu

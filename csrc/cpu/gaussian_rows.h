@@ -1,0 +1,153 @@
+// The reparameterised sample and the Gaussian KL over rows of latents, tile by tile: a tile is some whole rows, or a
+// piece of one long row, and its intermediate values stay in the first-level cache.
+#pragma once
+#include "../formulas/gaussian.h"
+#include "convert.h"
+#include "noise.h"
+#include "sum.h"
+
+namespace aevb::cpu {
+namespace {
+
+// Small enough that reading one tile overlaps with computing the one before. Divides kGroup.
+constexpr int kTile = 256;
+
+struct Tile {
+  int64_t row, rows, column, columns;
+  int n() const { return static_cast<int>(rows * columns); }
+  bool ends_chunk(int64_t D) const { return column + columns == D || (column + columns) % kChunk == 0; }
+};
+
+// Calls visit(tile) for the work [begin, end), numbered row * chunks(D) + chunk.
+template <class Visit>
+inline void for_tiles(int64_t D, int64_t begin, int64_t end, const Visit& visit) {
+  const int64_t per_row = chunks(D);
+  if (D <= kTile) {
+    int64_t step = D > 0 ? kTile / D : kTile;
+    if (step >= 16) step &= ~int64_t{15};  // whole vectors, whatever D is
+    for (int64_t row = begin; row < end; row += step) visit(Tile{row, row + step < end ? step : end - row, 0, D});
+    return;
+  }
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t first = unit % per_row * kChunk;
+    const int64_t last = first + kChunk < D ? first + kChunk : D;
+    for (int64_t column = first; column < last; column += kTile)
+      visit(Tile{unit / per_row, 1, column, column + kTile < last ? kTile : last - column});
+  }
+}
+
+// Elements [first, first + n) of the noise of all samples: one run for each seed's block that they touch.
+AEVB_FORMULA const float* noise_of(const GaussianArgs& a, int64_t first, int n, Noise<kTile>& noise, float* buffer) {
+  int64_t block = first / a.seed_block, offset = first % a.seed_block;
+  if (offset + n <= a.seed_block) return noise.fill(static_cast<uint64_t>(a.seeds[block]), offset, n);
+  for (int done = 0; done < n; ++block, offset = 0) {
+    const int64_t left = a.seed_block - offset;
+    const int run = left < n - done ? static_cast<int>(left) : n - done;
+    const float* eps = noise.fill(static_cast<uint64_t>(a.seeds[block]), offset, run);
+    __builtin_memcpy(buffer + done, eps, run * sizeof(float));
+    done += run;
+  }
+  return buffer;
+}
+
+inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
+  alignas(64) float mu_buffer[kTile], logvar_buffer[kTile], sd[kTile], two_kl[kTile + kLanes] = {}, z_buffer[kTile], eps_buffer[kTile];
+  Noise<kTile> noise;
+  RowSum kl;
+  for_tiles(a.D, begin, end, [&](const Tile& t) {
+    const int n = t.n();
+    const float* mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);              // [n]
+    const float* logvar = read_rows(a.logvar, t.row, t.rows, t.column, t.columns, logvar_buffer);  // [n]
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      const float m = mu[i], v = logvar[i];
+      sd[i] = gaussian_sd(v);
+      two_kl[i] = gaussian_two_kl(m, v);
+    }
+    if (a.kl && t.columns == a.D) {
+      for (int64_t r = 0; r < t.rows; ++r)
+        a.kl[t.row + r] = 0.5f * sum_group(two_kl + r * a.D, static_cast<int>(a.D));
+    } else if (a.kl) {
+      if (t.column % kChunk == 0) kl = RowSum();
+      kl.add(two_kl, n);
+      if (t.ends_chunk(a.D)) a.kl[t.row * chunks(a.D) + t.column / kChunk] = 0.5f * kl.total();
+    }
+    if (!a.z) return;
+    for (int64_t l = 0; l < a.L; ++l) {
+      const int64_t first = (l * a.B + t.row) * a.D + t.column;
+      const float* eps = noise_of(a, first, n, noise, eps_buffer);
+      void* out = element(a.z, a.mu.dtype, first);
+      const bool in_place = a.mu.dtype == Dtype::float32;
+      float* z = in_place ? static_cast<float*>(out) : z_buffer;
+#pragma omp simd
+      for (int i = 0; i < n; ++i) z[i] = gaussian_sample(mu[i], sd[i], eps[i]);
+      if (!in_place) write_floats(z, n, a.mu.dtype, out);
+    }
+  });
+}
+
+// grad_mu = sum_l grad_z + grad_kl mu;  grad_logvar = sd / 2 sum_l grad_z eps + grad_kl (exp(logvar) - 1) / 2.
+inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
+  alignas(64) float mu_buffer[kTile], logvar_buffer[kTile], grad_buffer[kTile], eps_buffer[kTile];
+  alignas(64) float grad_z_sum[kTile], grad_z_eps_sum[kTile], grad_kl[kTile], grad_mu_buffer[kTile], grad_logvar_buffer[kTile];
+  Noise<kTile> noise;
+  const Dtype dtype = a.mu.dtype;
+  const bool in_place = dtype == Dtype::float32;
+  for_tiles(a.D, begin, end, [&](const Tile& t) {
+    const int n = t.n();
+    const int64_t offset = t.row * a.D + t.column;
+    const float* mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);              // [n]
+    const float* logvar = read_rows(a.logvar, t.row, t.rows, t.column, t.columns, logvar_buffer);  // [n]
+    float* grad_mu = in_place ? static_cast<float*>(a.grad_mu) + offset : grad_mu_buffer;
+    float* grad_logvar = in_place ? static_cast<float*>(a.grad_logvar) + offset : grad_logvar_buffer;
+    for (int64_t l = 0; l < (a.grad_z.data ? a.L : 0); ++l) {
+      const float* eps = noise_of(a, (l * a.B + t.row) * a.D + t.column, n, noise, eps_buffer);
+      const float* grad_z = read_rows(a.grad_z, l * a.B + t.row, t.rows, t.column, t.columns, grad_buffer);
+      if (l == 0) {
+#pragma omp simd
+        for (int i = 0; i < n; ++i) grad_z_sum[i] = grad_z[i], grad_z_eps_sum[i] = grad_z[i] * eps[i];
+      } else {
+#pragma omp simd
+        for (int i = 0; i < n; ++i) grad_z_sum[i] += grad_z[i], grad_z_eps_sum[i] = fmadd(grad_z[i], eps[i], grad_z_eps_sum[i]);
+      }
+    }
+    if (a.grad_kl) {
+      for (int64_t r = 0; r < t.rows; ++r) {
+        const float g = a.grad_kl_scale * a.grad_kl[a.grad_kl_is_scalar ? 0 : t.row + r];
+#pragma omp simd
+        for (int64_t i = 0; i < t.columns; ++i) grad_kl[r * t.columns + i] = g;
+      }
+    }
+    const bool through_z = a.grad_z.data && a.L > 0, through_kl = a.grad_kl != nullptr;
+    if (through_z && through_kl) {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        const float v = logvar[i];
+        grad_mu[i] = fmadd(grad_kl[i], mu[i], grad_z_sum[i]);
+        grad_logvar[i] =
+            fmadd(grad_kl[i], gaussian_kl_grad_logvar(v), gaussian_sample_grad_logvar(v, grad_z_eps_sum[i]));
+      }
+    } else if (through_kl) {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        grad_mu[i] = grad_kl[i] * mu[i];
+        grad_logvar[i] = grad_kl[i] * gaussian_kl_grad_logvar(logvar[i]);
+      }
+    } else if (through_z) {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        grad_mu[i] = grad_z_sum[i];
+        grad_logvar[i] = gaussian_sample_grad_logvar(logvar[i], grad_z_eps_sum[i]);
+      }
+    } else {
+      for (int i = 0; i < n; ++i) grad_mu[i] = grad_logvar[i] = 0.0f;
+    }
+    if (!in_place) {
+      write_floats(grad_mu, n, dtype, element(a.grad_mu, dtype, offset));
+      write_floats(grad_logvar, n, dtype, element(a.grad_logvar, dtype, offset));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace aevb::cpu

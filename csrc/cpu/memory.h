@@ -1,0 +1,20 @@
+// Memory for large results, kept and used again.
+//
+// A training step frees and allocates the same large tensors again and again. malloc hands each back to the system,
+// and every first touch of a page is a fault: on a virtual machine that can take longer than computing what is written.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace aevb::cpu {
+
+constexpr size_t kCachedBytes = 128 * 1024;  // results from this size on come from the cache
+
+// At least `bytes` bytes, aligned to 64; give them back with release_buffer. Throws std::bad_alloc.
+void* acquire_buffer(size_t bytes);
+void release_buffer(void* data);
+
+// Frees what is cached now; returns how many bytes that was. AEVB_CACHE_MB limits the cache (default 512, 0 for none).
+size_t release_memory();
+
+}  // namespace aevb::cpu
