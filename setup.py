@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 
+import setuptools
 from setuptools import Extension, setup
 
 SOURCES = [
@@ -46,14 +47,14 @@ def check_machine():
     if "__clang__" in macros:
         stop("the kernels need GCC (they use its target pragmas), and CXX is clang: set CXX=g++.")
     if int(macros.get("__GNUC__", "0")) < 9:
-        stop(f"the kernels need GCC 9 or later, and {compiler[0]} is {macros.get('__VERSION__', 'something else')}.")
+        stop(f"the kernels need GCC 9 or later, and {compiler[0]} is {macros.get('__VERSION__', 'another compiler')}.")
     if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         stop("Python.h is missing: install Python's development files (Debian: apt install python3-dev).")
     try:
         import pybind11  # noqa: F401
         import torch
     except ModuleNotFoundError as e:
-        stop(f"{e.name} is missing in the build environment: pip install 'torch>=2.11' pybind11 ninja setuptools.")
+        stop(f"{e.name} is missing in the build environment: pip install 'torch>=2.11' pybind11 ninja 'setuptools>=77'.")
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
         stop(f"torch {torch.__version__} is installed, and aevb needs 2.11 or later: pip install -U torch.")
 
@@ -65,11 +66,13 @@ def cuda_decision():
     return "not built (this version has no CUDA kernels yet)"
 
 
-def compiler_flags():
+def compiler_flags(include_dirs):
     flags = ["-std=c++17", "-fno-wrapv", "-fvisibility=hidden", "-fopenmp-simd", f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
     # One sequence of IEEE operations everywhere: no contraction to fma, and nothing that assumes finite numbers. The
     # last two only promise that nobody reads errno or the floating-point exception flags.
     flags += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+    # No path of the machine that compiled it in the binary or in its messages.
+    flags += [f"-ffile-prefix-map={path}/=" for path in (*include_dirs, os.path.dirname(os.path.abspath(__file__)))]
     flags += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
     if flag("AEVB_SANITIZE"):
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
@@ -83,13 +86,14 @@ def extension():
     import pybind11
     from torch.utils import cpp_extension
 
-    compile_flags, link_flags = compiler_flags()
+    include_dirs = [pybind11.get_include(), *cpp_extension.include_paths()]
+    compile_flags, link_flags = compiler_flags(include_dirs)
     cuda = cuda_decision()
     print(f"aevb: CUDA kernels {cuda}", flush=True)
     return Extension(
         "aevb._C",
         SOURCES,
-        include_dirs=[pybind11.get_include(), *cpp_extension.include_paths()],
+        include_dirs=include_dirs,
         library_dirs=cpp_extension.library_paths(),
         libraries=["torch_cpu"],
         define_macros=[("AEVB_CUDA_DECISION", f'"{cuda}"')],
@@ -113,6 +117,8 @@ def build_command():
     return Build
 
 
+if int(setuptools.__version__.split(".")[0]) < 77:
+    stop(f"setuptools {setuptools.__version__} is too old to read pyproject.toml: pip install -U 'setuptools>=77'.")
 build_requested = any(c.startswith(("build", "bdist", "develop", "editable", "install")) for c in sys.argv[1:])
 if build_requested:
     check_machine()

@@ -7,7 +7,7 @@ After Kingma & Welling, *Auto-Encoding Variational Bayes* (2013). The ops and `F
 import torch  # noqa: F401  the kernels link against it, so it comes first
 
 try:
-    from . import _C
+    from . import _C  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"aevb's kernels could not be loaded ({error}). If this is a checkout of aevb, build them with `pip install .`"

@@ -20,8 +20,8 @@ class FusedELBO(nn.Module):
         criterion(recon, x, kl=kl)          # after z, kl = aevb.sample_gaussian(mu, logvar)
 
     Shapes. mu's leading dimensions (all but its last), or kl's dimensions, are the batch. x is (*batch, *datapoint) and
-    recon (*samples, *batch, *datapoint): everything after the batch is the datapoint, and may be laid out differently in
-    the two (recon (B, 784) goes with x (B, 1, 28, 28)). Extra leading dimensions of recon are samples, averaged.
+    recon (*samples, *batch, *datapoint): everything after the batch is the datapoint, and may be laid out differently
+    in the two (recon (B, 784) goes with x (B, 1, 28, 28)). Extra leading dimensions of recon are samples, averaged.
 
     Args:
         beta: weight of the KL: a number, or a 0-d float32 tensor. Change a tensor in place for a warm-up: a compiled
@@ -78,7 +78,13 @@ class FusedELBO(nn.Module):
             self._beta = float(value)
 
     def forward(
-        self, recon: Tensor, x: Tensor, mu: Tensor | None = None, logvar: Tensor | None = None, *, kl: Tensor | None = None
+        self,
+        recon: Tensor,
+        x: Tensor,
+        mu: Tensor | None = None,
+        logvar: Tensor | None = None,
+        *,
+        kl: Tensor | None = None,
     ) -> Tensor:
         if kl is None:
             if mu is None or logvar is None:

@@ -4,7 +4,7 @@ No single way of giving a custom op a gradient keeps all of PyTorch's promises, 
 `_differentiable`, the same for all:
 
 * eager: an `autograd.Function` around the bare kernel, the cheapest boundary there is;
-* `torch.compile`, `torch.export`: the op itself, which has `register_autograd`, so that a graph holds one trainable node;
+* `torch.compile`, `torch.export`: the op itself, which has `register_autograd`: a graph holds one trainable node;
 * `torch.func`: the formulas of `aevb.reference` on the same noise, which every transform understands;
 * a gradient of a gradient, or of an input that rarely asks for one (x, beta): those formulas again.
 """
@@ -41,7 +41,9 @@ if _reference_on_cpu:
     )
 
 
-def _reference_gradients(formula: Callable, tensors: Sequence, options: Sequence, needs: Sequence[bool], grads: Sequence):
+def _reference_gradients(
+    formula: Callable, tensors: Sequence, options: Sequence, needs: Sequence[bool], grads: Sequence
+):
     """The gradients by autograd on `formula`, themselves differentiable."""
     with torch.enable_grad():
         # A view stands for each input: the gradient must stop there, even where one input was computed from another.
@@ -67,8 +69,8 @@ def _reference_gradients(formula: Callable, tensors: Sequence, options: Sequence
 def _differentiable(name: str, num_tensors: int, fused: tuple[int, ...], formula: Callable, fake: Callable) -> Callable:
     """Arranges the op `name`, whose arguments are `num_tensors` tensors (or None) and then plain options.
 
-    `fused` are the positions whose gradients `name_backward` returns; `formula` is the op in plain PyTorch; `fake` gives
-    its results' shapes.
+    `fused` are the positions whose gradients `name_backward` returns; `formula` is the op in plain PyTorch; `fake`
+    gives its results' shapes.
     """
     op = getattr(_ops, name).default
     kernel = getattr(_ops, f"{name}_forward").default
@@ -244,8 +246,8 @@ def sample_gaussian(
     Args:
         mu, logvar: (..., D), float32, bfloat16 or float16, of one dtype; the arithmetic is float32. Any strides.
         num_samples: None, or the number L of samples for each posterior.
-        seed: an int, or an int64 tensor of shape () or of the first dimensions of z: then each seed numbers its own part
-            of z from 0, so that noise can belong to a datapoint (see `mix_seed`). Without it one is drawn from
+        seed: an int, or an int64 tensor of shape () or of the first dimensions of z: then each seed numbers its own
+            part of z from 0, so that noise can belong to a datapoint (see `mix_seed`). Without it one is drawn from
             `generator`, or from PyTorch's default generator, which `torch.manual_seed` governs.
         generator: where to draw the seed from; on the device of mu.
 
@@ -253,7 +255,8 @@ def sample_gaussian(
         z: (..., D), or (L, ..., D) with num_samples=L, in mu's dtype; kl: (...,), float32, in nats.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: a generator on another device, or with seed.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+        ValueError: a generator on another device, or together with a seed.
     """
     if seed is None:
         seed = draw_seed(mu.device, generator)
@@ -267,8 +270,8 @@ def sample_gaussian(
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mu, exp(logvar)) || N(0, I)), summed over the last dimension.
 
-    ``0.5 * sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)`` (Kingma & Welling 2013, appendix B), computed so that nothing
-    cancels where the posterior is close to the prior.
+    ``0.5 * sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)`` (Kingma & Welling 2013, appendix B), computed so that
+    nothing cancels where the posterior is close to the prior.
 
     Args:
         mu, logvar: (..., D), float32, bfloat16 or float16, of one dtype.

@@ -1,7 +1,7 @@
 """The functions of `aevb` in plain PyTorch: the oracle of the tests, and the path for float64 and second derivatives.
 
-Each has the signature of its fused twin and computes in float32 or better (float64 inputs stay float64). Noise comes from
-`seed` through this module's own Philox, written in tensor arithmetic, or is given explicitly as `eps`:
+Each has the signature of its fused twin and computes in float32 or better (float64 inputs stay float64). Noise comes
+from `seed` through this module's own Philox, written in tensor arithmetic, or is given explicitly as `eps`:
 `sample_gaussian(mu, logvar, eps=torch.randn_like(mu))` is what a person would write.
 """
 
@@ -55,10 +55,11 @@ def normal(seed: Tensor | int, size: tuple[int, ...], dtype: torch.dtype = torch
 def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
     """As `aevb.mix_seed`: the first two Philox words of counter (index, 1, 0) under the key `seed`, as an int64."""
     device = next((t.device for t in (index, seed) if isinstance(t, Tensor)), None)
-    seed, index = (torch.as_tensor(t, dtype=torch.int64, device=device) for t in (seed, index))
-    seed, index = torch.broadcast_tensors(seed, index)
-    zero = torch.zeros_like(index)
-    low, high, _, _ = philox([*_words(index), zero + 1, zero], _words(seed))
+    keys, counters = torch.broadcast_tensors(
+        *(torch.as_tensor(t, dtype=torch.int64, device=device) for t in (seed, index))
+    )
+    zero = torch.zeros_like(counters)
+    low, high, _, _ = philox([*_words(counters), zero + 1, zero], _words(keys))
     return low | (high << 32)
 
 
@@ -106,7 +107,7 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor, x_scale: float | None = None) 
 
 
 def bernoulli_log_prob_from_probs(probs: Tensor, x: Tensor, x_scale: float | None = None) -> Tensor:
-    """sum_i (x_i log p_i + (1 - x_i) log(1 - p_i)), each log clamped at -100, as `F.binary_cross_entropy` computes it."""
+    """sum_i (x_i log p_i + (1 - x_i) log(1 - p_i)), each log clamped at -100, as by `F.binary_cross_entropy`."""
     probs = _compute(probs)
     x = _targets(x, x_scale, probs.dtype).expand_as(probs)
     return -F.binary_cross_entropy(probs, x, reduction="none").sum(-1)
@@ -136,7 +137,7 @@ def negative_elbo(
     log_prob = (bernoulli_log_prob_from_probs if from_probs else bernoulli_log_prob)(recon, x, x_scale)
     assert log_prob.dim() == batch + 1
     loss = beta * kl - log_prob.mean(0)
-    return {"none": lambda: loss, "mean": loss.mean, "sum": loss.sum}[reduction]()
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
 class FusedELBO(nn.Module):
@@ -153,7 +154,13 @@ class FusedELBO(nn.Module):
         self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
 
     def forward(
-        self, recon: Tensor, x: Tensor, mu: Tensor | None = None, logvar: Tensor | None = None, *, kl: Tensor | None = None
+        self,
+        recon: Tensor,
+        x: Tensor,
+        mu: Tensor | None = None,
+        logvar: Tensor | None = None,
+        *,
+        kl: Tensor | None = None,
     ) -> Tensor:
         return negative_elbo(
             recon,

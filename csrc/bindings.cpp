@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every op of torch.ops.aevb, and the Python module aevb._C: the table of contents of csrc/.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -21,8 +22,8 @@ STABLE_TORCH_LIBRARY(aevb, m) {
   // z = mu + exp(logvar / 2) eps, eps = normal(seed, element), and KL(N(mu, exp(logvar)) || N(0, I)).
   AEVB_DEF("sample_gaussian", "(Tensor mu, Tensor logvar, Tensor seed, int? num_samples) -> (Tensor z, Tensor kl)");
   m.def(
-      "sample_gaussian_backward(Tensor mu, Tensor logvar, Tensor seed, int? num_samples, Tensor? grad_z, Tensor? grad_kl)"
-      " -> (Tensor grad_mu, Tensor grad_logvar)");
+      "sample_gaussian_backward(Tensor mu, Tensor logvar, Tensor seed, int? num_samples, Tensor? grad_z,"
+      " Tensor? grad_kl) -> (Tensor grad_mu, Tensor grad_logvar)");
 
   AEVB_DEF("gaussian_kl", "(Tensor mu, Tensor logvar) -> Tensor");
   m.def("gaussian_kl_backward(Tensor mu, Tensor logvar, Tensor grad) -> (Tensor grad_mu, Tensor grad_logvar)");
@@ -86,7 +87,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("cpu_isa", [] { return std::string(aevb::cpu::kernels().name); });
   m.def("set_cpu_isa", [](const std::string& name) { aevb::cpu::set_isa(name.c_str()); });
-  m.def("release_memory", &aevb::cpu::release_memory, "Returns cached result buffers to the system; gives their bytes.");
+  m.def("release_memory", &aevb::cpu::release_memory, "Frees cached result buffers; gives their bytes.");
 
   m.def("elementary", &elementary, "One elementary function over an array, by the kernels in use.");
   m.def("philox", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {

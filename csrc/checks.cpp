@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "checks.h"
 
 namespace aevb {
@@ -33,8 +34,9 @@ void check_targets(const char* op, const char* output_name, const Tensor& output
   const ScalarType dtype = x.scalar_type();
   if (dtype == ScalarType::Byte) {
     if (!x_scale)
-      fail(op, "x is uint8 and x_scale is not given, so an image could be taken for bits; pass x_scale=1/255 for pixels "
-               "in 0..255, or x_scale=1 for {0, 1}");
+      fail(op,
+           "x is uint8 and x_scale is not given, so an image could be taken for bits; pass x_scale=1/255 for pixels "
+           "in 0..255, or x_scale=1 for {0, 1}");
   } else if (dtype != ScalarType::Bool && !is_supported_float(dtype)) {
     fail(op, "x has dtype ", dtype_text(dtype), "; expected float32, bfloat16, float16, bool, or uint8 with x_scale");
   }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the ops accept, on every device, and the sentences a user reads when a call does not fit.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
@@ -37,7 +38,8 @@ struct LatentShape {
 };
 LatentShape check_latents(const char* op, const Tensor& mu, const Tensor& logvar);
 
-// Samples of it: z is (L, *batch, D), or (*batch, D) where num_samples is not given; a seed numbers seed_block elements.
+// Samples of it: z is (L, *batch, D), or (*batch, D) where num_samples is not given; a seed numbers seed_block elements
+// of z.
 struct SampleShape {
   int64_t L, seed_block;
   Sizes z;

@@ -20,6 +20,7 @@ MINIMUM_TORCH = (2, 11)
 def _installed_torch():
     """The directory that holds a torch new enough, or None."""
     paths = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
+    paths += site.getsitepackages([sys.base_prefix])  # where a virtual environment shares the system's packages
     for path in paths:
         if not os.path.isdir(os.path.join(path, "torch", "include")):
             continue

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tensor elements to float and back. Half-precision types are converted by integer arithmetic, so that every
 // instruction set gives the same bits; rounding is to nearest even, and a NaN stays a NaN.
 #pragma once
@@ -33,17 +34,13 @@ AEVB_FORMULA uint16_t to_float16(float x) {
   return static_cast<uint16_t>(h | ((u >> 16) & 0x8000u));
 }
 
-AEVB_FORMULA int64_t size_of(Dtype dtype) {
-  return dtype == Dtype::float32 ? 4 : dtype == Dtype::uint8 ? 1 : 2;
-}
+AEVB_FORMULA int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::uint8 ? 1 : 2; }
 
 inline void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
   const auto* half = static_cast<const uint16_t*>(data);
   const auto* byte = static_cast<const uint8_t*>(data);
   switch (dtype) {
-    case Dtype::float32:
-      __builtin_memcpy(out, data, n * sizeof(float));
-      break;
+    case Dtype::float32: __builtin_memcpy(out, data, n * sizeof(float)); break;
     case Dtype::bfloat16:
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) out[i] = from_bfloat16(half[i]);
@@ -70,17 +67,14 @@ inline void write_floats(const float* x, int64_t n, Dtype dtype, void* data) {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) half[i] = to_float16(x[i]);
       break;
-    default:
-      __builtin_memcpy(data, x, n * sizeof(float));
+    default: __builtin_memcpy(data, x, n * sizeof(float));
   }
 }
 
 AEVB_FORMULA const void* element(const void* data, Dtype dtype, int64_t i) {
   return static_cast<const char*>(data) + i * size_of(dtype);
 }
-AEVB_FORMULA void* element(void* data, Dtype dtype, int64_t i) {
-  return static_cast<char*>(data) + i * size_of(dtype);
-}
+AEVB_FORMULA void* element(void* data, Dtype dtype, int64_t i) { return static_cast<char*>(data) + i * size_of(dtype); }
 
 // Columns [column, column + n) of `count` rows from `row` on, as floats one after the other: in place where they
 // already are that, else in `buffer` [count * n].

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The reparameterised sample and the Gaussian KL over rows of latents, tile by tile: a tile is some whole rows, or a
 // piece of one long row, and its intermediate values stay in the first-level cache.
 #pragma once
@@ -51,7 +52,8 @@ AEVB_FORMULA const float* noise_of(const GaussianArgs& a, int64_t first, int n, 
 }
 
 inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
-  alignas(64) float mu_buffer[kTile], logvar_buffer[kTile], sd[kTile], two_kl[kTile + kLanes] = {}, z_buffer[kTile], eps_buffer[kTile];
+  alignas(64) float mu_buffer[kTile], logvar_buffer[kTile], sd[kTile], z_buffer[kTile], eps_buffer[kTile];
+  alignas(64) float two_kl[kTile + kLanes] = {};
   Noise<kTile> noise;
   RowSum kl;
   for_tiles(a.D, begin, end, [&](const Tile& t) {
@@ -65,8 +67,7 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
       two_kl[i] = gaussian_two_kl(m, v);
     }
     if (a.kl && t.columns == a.D) {
-      for (int64_t r = 0; r < t.rows; ++r)
-        a.kl[t.row + r] = 0.5f * sum_group(two_kl + r * a.D, static_cast<int>(a.D));
+      for (int64_t r = 0; r < t.rows; ++r) a.kl[t.row + r] = 0.5f * sum_group(two_kl + r * a.D, static_cast<int>(a.D));
     } else if (a.kl) {
       if (t.column % kChunk == 0) kl = RowSum();
       kl.add(two_kl, n);
@@ -89,7 +90,8 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
 // grad_mu = sum_l grad_z + grad_kl mu;  grad_logvar = sd / 2 sum_l grad_z eps + grad_kl (exp(logvar) - 1) / 2.
 inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   alignas(64) float mu_buffer[kTile], logvar_buffer[kTile], grad_buffer[kTile], eps_buffer[kTile];
-  alignas(64) float grad_z_sum[kTile], grad_z_eps_sum[kTile], grad_kl[kTile], grad_mu_buffer[kTile], grad_logvar_buffer[kTile];
+  alignas(64) float grad_z_sum[kTile], grad_z_eps_sum[kTile], grad_kl[kTile];
+  alignas(64) float grad_mu_buffer[kTile], grad_logvar_buffer[kTile];
   Noise<kTile> noise;
   const Dtype dtype = a.mu.dtype;
   const bool in_place = dtype == Dtype::float32;
@@ -105,10 +107,16 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
       const float* grad_z = read_rows(a.grad_z, l * a.B + t.row, t.rows, t.column, t.columns, grad_buffer);
       if (l == 0) {
 #pragma omp simd
-        for (int i = 0; i < n; ++i) grad_z_sum[i] = grad_z[i], grad_z_eps_sum[i] = grad_z[i] * eps[i];
+        for (int i = 0; i < n; ++i) {
+          grad_z_sum[i] = grad_z[i];
+          grad_z_eps_sum[i] = grad_z[i] * eps[i];
+        }
       } else {
 #pragma omp simd
-        for (int i = 0; i < n; ++i) grad_z_sum[i] += grad_z[i], grad_z_eps_sum[i] = fmadd(grad_z[i], eps[i], grad_z_eps_sum[i]);
+        for (int i = 0; i < n; ++i) {
+          grad_z_sum[i] += grad_z[i];
+          grad_z_eps_sum[i] = fmadd(grad_z[i], eps[i], grad_z_eps_sum[i]);
+        }
       }
     }
     if (a.grad_kl) {

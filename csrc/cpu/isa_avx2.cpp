@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels for x86-64 with AVX2 and FMA.
 #include "isa.h"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The kernels for any machine, without vector instructions of its own.
 #include "isa.h"
 

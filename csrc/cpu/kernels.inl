@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Included by each isa_*.cpp inside its target region: the kernels of one instruction set, as one table.
 #include "gaussian_rows.h"
 #include "likelihood_rows.h"
@@ -56,7 +57,16 @@ void elementary(int function, const float* x, float* y, int64_t n) {
 }  // namespace
 
 extern const Kernels AEVB_KERNELS;
-const Kernels AEVB_KERNELS = {AEVB_ISA_NAME, gaussian_rows, gaussian_backward_rows, likelihood_rows,
-                              likelihood_backward_rows, sum_elements, sum_groups, normals, elementary};
+const Kernels AEVB_KERNELS = {
+    AEVB_ISA_NAME,
+    gaussian_rows,
+    gaussian_backward_rows,
+    likelihood_rows,
+    likelihood_backward_rows,
+    sum_elements,
+    sum_groups,
+    normals,
+    elementary,
+};
 
 }  // namespace aevb::cpu

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // log p(x|z) over rows of decoder outputs, and its gradient, for any likelihood of formulas/.
 #pragma once
 #include "../formulas/bernoulli.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Memory for large results, kept and used again.
 //
 // A training step frees and allocates the same large tensors again and again. malloc hands each back to the system,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Standard normals for a range of elements of one seed's block: formulas/philox.h, many counters at once.
 //
 // The ten rounds are integer arithmetic, so each instruction set may do them its own way: a word lives in the low half
@@ -34,7 +35,8 @@ AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t
   const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
   __m512i c0[2], c1[2], c2[2], c3[2];
   for (int v = 0; v < 2; ++v) {
-    c0[v] = _mm512_add_epi64(_mm512_set1_epi64(static_cast<int64_t>(index + 8 * v)), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+    const __m512i first = _mm512_set1_epi64(static_cast<int64_t>(index + 8 * v));
+    c0[v] = _mm512_add_epi64(first, _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
     c1[v] = _mm512_srli_epi64(c0[v], 32);
     c2[v] = c3[v] = _mm512_setzero_si512();
   }
@@ -69,7 +71,8 @@ AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t
   const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
   __m256i c0[4], c1[4], c2[4], c3[4];
   for (int v = 0; v < 4; ++v) {
-    c0[v] = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(index + 4 * v)), _mm256_set_epi64x(3, 2, 1, 0));
+    const __m256i first = _mm256_set1_epi64x(static_cast<int64_t>(index + 4 * v));
+    c0[v] = _mm256_add_epi64(first, _mm256_set_epi64x(3, 2, 1, 0));
     c1[v] = _mm256_srli_epi64(c0[v], 32);
     c2[v] = c3[v] = _mm256_setzero_si256();
   }
@@ -106,8 +109,8 @@ AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t
 
 #endif
 
-// A window on the noise. fill() returns the normals of elements [first, first + n) of the seed's block, n <= kTile; what
-// was computed beyond them is kept for the call that goes on from there.
+// A window on the noise. fill() returns the normals of elements [first, first + n) of the seed's block, n <= kTile;
+// what was computed beyond them is kept for the call that goes on from there.
 template <int kTile>
 class Noise {
  public:

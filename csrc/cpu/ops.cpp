@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The ops on CPU tensors: check the arguments, find the pointers, share the rows between threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -24,8 +25,7 @@ void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_
   if (units == 0) return;
   const int64_t grain_units = (grain + unit_elements - 1) / unit_elements;
   if (units <= grain_units) return kernel(args, 0, units);
-  torch::stable::parallel_for(0, units, grain_units,
-                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  torch::stable::parallel_for(0, units, grain_units, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 // One float a row, computed in chunks: where rows have several, they are joined at the end.
@@ -367,8 +367,8 @@ Tensor mix_seeds(const Tensor& seed, const Tensor& index) {
 
 STABLE_TORCH_LIBRARY_IMPL(aevb, CPU, m) {
   using namespace aevb::cpu;
-#define AEVB_IMPL(name)                   \
-  m.impl(#name, TORCH_BOX(&name));        \
+#define AEVB_IMPL(name)                       \
+  m.impl(#name, TORCH_BOX(&name));            \
   m.impl(#name "_forward", TORCH_BOX(&name)); \
   m.impl(#name "_backward", TORCH_BOX(&name##_backward))
   AEVB_IMPL(sample_gaussian);

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The order in which a row is summed: a function of its length alone, written down in csrc/README.md.
 #pragma once
 #include "../formulas/elementary.h"
@@ -62,7 +63,8 @@ AEVB_FORMULA float sum_group(const float* x, int n) {
   return fold_lanes(lane);
 }
 
-// The sum of a row that arrives in pieces. Each piece but the row's last is a multiple of kLanes long and divides kGroup.
+// The sum of a row that arrives in pieces. Each piece but the row's last is a multiple of kLanes long and divides
+// kGroup.
 class RowSum {
  public:
   AEVB_FORMULA void add(const float* x, int n) {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "tensors.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -21,8 +22,10 @@ int64_t row_stride(const Tensor& t, int64_t D) {
   int64_t stride = D, rows = 1;
   for (; d >= 0; --d) {
     if (sizes[d] == 1) continue;
-    if (rows == 1) stride = strides[d];
-    else if (strides[d] != stride * rows) return -1;
+    if (rows == 1)
+      stride = strides[d];
+    else if (strides[d] != stride * rows)
+      return -1;
     rows *= sizes[d];
   }
   return stride;

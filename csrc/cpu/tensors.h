@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tensors as the CPU kernels see them: matrices of rows, and fresh results.
 #pragma once
 #include "../checks.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The Bernoulli likelihood of AEVB appendix C.1, one pixel at a time; x in [0, 1] may be soft.
 //
 // A likelihood is a struct with two functions of the decoder's output and the target:

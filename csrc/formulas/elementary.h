@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Elementary functions as one fixed sequence of IEEE-754 operations: the same bits from every compiler and device.
 //
 // Only + - * fma, integer operations, comparisons, rcp_in_range and sqrt_in_range are used; no libm. Every function is

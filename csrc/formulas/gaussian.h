@@ -1,4 +1,5 @@
-// The diagonal Gaussian posterior q(z|x) = N(mu, exp(logvar)) against the prior N(0, I), one latent dimension at a time.
+// SPDX-License-Identifier: Apache-2.0
+// The diagonal Gaussian posterior q(z|x) = N(mu, exp(logvar)) against the prior N(0, I), one dimension at a time.
 //
 // Several of these called on the same logvar cost one exponential: the compiler merges the common part.
 #pragma once
@@ -26,7 +27,8 @@ AEVB_FORMULA float gaussian_kl_grad_logvar(float logvar) {
   return 0.5f * (e.expm1 * (e.expm1 + 2.0f));
 }
 
-// The gradient of logvar through the samples, sd / 2 sum_l grad_z[l] eps[l], from that sum. That of mu is sum_l grad_z[l].
+// The gradient of logvar through the samples, sd / 2 sum_l grad_z[l] eps[l], from that sum. That of mu is
+// sum_l grad_z[l].
 AEVB_FORMULA float gaussian_sample_grad_logvar(float logvar, float grad_z_eps) {
   return 0.5f * (gaussian_sd(logvar) * grad_z_eps);
 }

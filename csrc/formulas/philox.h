@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Noise as a function: eps = normal(seed, element), by Philox4x32-10 (Salmon et al. 2011) and Box-Muller.
 //
 // Element i of a seed's block is output i % 4 of counter i / 4 under the key `seed`.
@@ -43,8 +44,8 @@ AEVB_FORMULA uint64_t mix_seed(uint64_t seed, uint64_t index) {
   return (static_cast<uint64_t>(w.word[1]) << 32) | w.word[0];
 }
 
-// log((u + 1/2) / 2^32), to full relative accuracy at both ends: all 32 bits count, so that the tails of the normal reach
-// 6.7 sigma and small radii are not grainy.
+// log((u + 1/2) / 2^32), to full relative accuracy at both ends: all 32 bits count, so that the tails of the normal
+// reach 6.7 sigma and small radii are not grainy.
 AEVB_FORMULA float log_unit_interval(uint32_t u) {
   const float offset = fmadd(static_cast<float>(static_cast<int32_t>(u)), 0x1p-32f, 0x1p-33f);
   const bool upper = offset < 0.0f;  // u >= 2^31 reads as u - 2^32, so that offset is the distance to 1

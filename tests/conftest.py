@@ -1,0 +1,65 @@
+"""What the tests share: devices, dtypes, seeded numbers, and the one way in which results are held to the reference."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from aevb import _C
+
+HAS_CUDA = torch.cuda.is_available() and "not built" not in str(_C.build_info().get("cuda", "not built"))
+DEVICES = ["cpu", *(["cuda"] if HAS_CUDA else [])]
+HALF_DTYPES = [torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, *HALF_DTYPES]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> str:
+    return request.param
+
+
+def randn(seed: int, *size: int) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def rand(seed: int, *size: int) -> Tensor:
+    return torch.rand(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def half_ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What rounding float64 `x` to `dtype` may cost; nothing for float32, whose rounding is part of the tolerance."""
+    if dtype == torch.float32:
+        return torch.zeros_like(x)
+    info = torch.finfo(dtype)
+    binade = torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent - 1)
+    return 0.5 * info.eps * binade.clamp_min(info.tiny)
+
+
+def close_by_magnitude(actual: Tensor, expected: Tensor, magnitudes: Tensor, rtol: float = 1e-6) -> float:
+    """Asserts |actual - expected| <= rtol * magnitudes, the sum of the magnitudes of the terms, or what rounding to a
+    half-precision dtype costs more. Beyond the range of the dtype both must be the same inf; NaN must meet NaN.
+
+    `expected` is float64. Magnitudes below float32's smallest normal count as that. Returns the worst relative error.
+    """
+    assert actual.shape == expected.shape
+    assert expected.dtype == torch.float64
+    actual, expected, magnitudes = (t.detach().cpu() for t in (actual, expected, magnitudes))
+    stored = expected.to(actual.dtype)
+    finite = stored.isfinite()
+    torch.testing.assert_close(actual[~finite], stored[~finite], rtol=0, atol=0, equal_nan=True)
+    error = (actual.double() - expected)[finite].abs()
+    scale = magnitudes.double().abs().expand_as(expected)[finite].clamp_min(2.0**-126)
+    excess = error - half_ulp(expected[finite], actual.dtype)
+    worst = (excess / scale).nan_to_num(nan=float("inf")).max().item() if excess.numel() else 0.0
+    assert worst <= rtol, f"relative error {worst:.3g} of the sum of magnitudes; allowed {rtol:.3g}"
+    return worst
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """True where a and b have the same shape, dtype and bits; any NaN equals any NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    integer = torch.int32 if a.dtype == torch.float32 else torch.int16
+    a, b = (torch.where(t.isnan(), torch.full_like(t, float("nan")), t).contiguous() for t in (a, b))
+    return torch.equal(a.view(integer), b.view(integer))
