@@ -16,12 +16,14 @@ from setuptools import Extension, setup
 SOURCES = [
     "csrc/bindings.cpp",
     "csrc/checks.cpp",
+    "csrc/cpu/elbo_ops.cpp",
+    "csrc/cpu/gaussian_ops.cpp",
     "csrc/cpu/isa.cpp",
     "csrc/cpu/isa_avx2.cpp",
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cpu/isa_plain.cpp",
+    "csrc/cpu/likelihood_ops.cpp",
     "csrc/cpu/memory.cpp",
-    "csrc/cpu/ops.cpp",
     "csrc/cpu/tensors.cpp",
 ]
 STABLE_ABI = "0x020b000000000000"  # torch 2.11: the binary loads into it and into every later one

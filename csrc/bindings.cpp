@@ -2,6 +2,7 @@
 // Every op of torch.ops.aevb, and the Python module aevb._C: the table of contents of csrc/.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/isa.h"
