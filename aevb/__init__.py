@@ -15,12 +15,19 @@ except ImportError as error:
 
 from . import reference
 from .elbo import FusedELBO
+from .info import build_info
+from .models import VAE
 from .ops import bernoulli_log_prob, gaussian_kl, mix_seed, sample_gaussian
+from .train import TrainConfig, Trainer
 
 __version__ = "0.1.0"
 __all__ = [
+    "VAE",
     "FusedELBO",
+    "TrainConfig",
+    "Trainer",
     "bernoulli_log_prob",
+    "build_info",
     "gaussian_kl",
     "mix_seed",
     "reference",

@@ -131,9 +131,9 @@ def negative_elbo(
         assert logvar is not None
         kl = gaussian_kl(mu, logvar)
     batch = kl.dim()
-    x = x.reshape(*kl.shape, -1)
-    samples = recon.numel() // max(x.numel(), 1) if recon.numel() else 1
-    recon = recon.reshape(samples, *kl.shape, x.shape[-1])
+    x = x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
+    samples = recon.numel() // x.numel() if x.numel() else math.prod(recon.shape[: recon.dim() - x.dim()])
+    recon = recon.reshape(samples, *x.shape)
     log_prob = (bernoulli_log_prob_from_probs if from_probs else bernoulli_log_prob)(recon, x, x_scale)
     assert log_prob.dim() == batch + 1
     loss = beta * kl - log_prob.mean(0)

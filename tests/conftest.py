@@ -18,11 +18,11 @@ def device(request) -> str:
 
 
 def randn(seed: int, *size: int) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
 def rand(seed: int, *size: int) -> Tensor:
-    return torch.rand(*size, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(size, generator=torch.Generator().manual_seed(seed))
 
 
 def half_ulp(x: Tensor, dtype: torch.dtype) -> Tensor:

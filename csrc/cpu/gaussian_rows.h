@@ -87,11 +87,68 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   });
 }
 
+// sum_l grad_z and sum_l grad_z eps of a tile: blocks of 16 samples, joined with what their addition rounds away.
+class SampleSums {
+ public:
+  float grad_z[kTile], grad_z_eps[kTile];  // the sums, after finish()
+
+  inline void add(const float* g, const float* eps, int n) {
+    if (in_block_++ == 0) {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        grad_z[i] = g[i];
+        grad_z_eps[i] = g[i] * eps[i];
+      }
+    } else {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        grad_z[i] += g[i];
+        grad_z_eps[i] = fmadd(g[i], eps[i], grad_z_eps[i]);
+      }
+    }
+    if (in_block_ == kBlock) close_block(n);
+  }
+
+  inline void finish(int n) {
+    if (blocks_ > 0) {
+      if (in_block_ > 0) close_block(n);
+      total(total_[0], lost_[0], grad_z, n);
+      total(total_[1], lost_[1], grad_z_eps, n);
+    }
+    in_block_ = blocks_ = 0;
+  }
+
+ private:
+  static constexpr int kBlock = 16;
+
+  inline void close_block(int n) {
+    join(grad_z, total_[0], lost_[0], n, blocks_ == 0);
+    join(grad_z_eps, total_[1], lost_[1], n, blocks_ == 0);
+    in_block_ = 0;
+    ++blocks_;
+  }
+  static inline void join(const float* block, float* total, float* lost, int n, bool first) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      const float before = first ? 0.0f : total[i], x = block[i], sum = before + x, added = sum - before;
+      lost[i] = (first ? 0.0f : lost[i]) + ((before - (sum - added)) + (x - added));
+      total[i] = sum;
+    }
+  }
+  static inline void total(const float* total, const float* lost, float* out, int n) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) out[i] = lost[i] == lost[i] ? total[i] + lost[i] : total[i];  // inf loses inf - inf
+  }
+
+  int in_block_ = 0, blocks_ = 0;
+  float total_[2][kTile], lost_[2][kTile];
+};
+
 // grad_mu = sum_l grad_z + grad_kl mu;  grad_logvar = sd / 2 sum_l grad_z eps + grad_kl (exp(logvar) - 1) / 2.
 inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   alignas(64) float mu_buffer[kTile], logvar_buffer[kTile], grad_buffer[kTile], eps_buffer[kTile];
-  alignas(64) float grad_z_sum[kTile], grad_z_eps_sum[kTile], grad_kl[kTile];
-  alignas(64) float grad_mu_buffer[kTile], grad_logvar_buffer[kTile];
+  alignas(64) float grad_kl[kTile], grad_mu_buffer[kTile], grad_logvar_buffer[kTile];
+  SampleSums sums;
   Noise<kTile> noise;
   const Dtype dtype = a.mu.dtype;
   const bool in_place = dtype == Dtype::float32;
@@ -105,20 +162,9 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
     for (int64_t l = 0; l < (a.grad_z.data ? a.L : 0); ++l) {
       const float* eps = noise_of(a, (l * a.B + t.row) * a.D + t.column, n, noise, eps_buffer);
       const float* grad_z = read_rows(a.grad_z, l * a.B + t.row, t.rows, t.column, t.columns, grad_buffer);
-      if (l == 0) {
-#pragma omp simd
-        for (int i = 0; i < n; ++i) {
-          grad_z_sum[i] = grad_z[i];
-          grad_z_eps_sum[i] = grad_z[i] * eps[i];
-        }
-      } else {
-#pragma omp simd
-        for (int i = 0; i < n; ++i) {
-          grad_z_sum[i] += grad_z[i];
-          grad_z_eps_sum[i] = fmadd(grad_z[i], eps[i], grad_z_eps_sum[i]);
-        }
-      }
+      sums.add(grad_z, eps, n);
     }
+    sums.finish(n);
     if (a.grad_kl) {
       for (int64_t r = 0; r < t.rows; ++r) {
         const float g = a.grad_kl_scale * a.grad_kl[a.grad_kl_is_scalar ? 0 : t.row + r];
@@ -131,9 +177,9 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
         const float v = logvar[i];
-        grad_mu[i] = fmadd(grad_kl[i], mu[i], grad_z_sum[i]);
+        grad_mu[i] = fmadd(grad_kl[i], mu[i], sums.grad_z[i]);
         grad_logvar[i] =
-            fmadd(grad_kl[i], gaussian_kl_grad_logvar(v), gaussian_sample_grad_logvar(v, grad_z_eps_sum[i]));
+            fmadd(grad_kl[i], gaussian_kl_grad_logvar(v), gaussian_sample_grad_logvar(v, sums.grad_z_eps[i]));
       }
     } else if (through_kl) {
 #pragma omp simd
@@ -144,8 +190,8 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
     } else if (through_z) {
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
-        grad_mu[i] = grad_z_sum[i];
-        grad_logvar[i] = gaussian_sample_grad_logvar(logvar[i], grad_z_eps_sum[i]);
+        grad_mu[i] = sums.grad_z[i];
+        grad_logvar[i] = gaussian_sample_grad_logvar(logvar[i], sums.grad_z_eps[i]);
       }
     } else {
       for (int i = 0; i < n; ++i) grad_mu[i] = grad_logvar[i] = 0.0f;

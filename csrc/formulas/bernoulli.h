@@ -21,8 +21,9 @@ struct BernoulliLogits {
   static constexpr float padding = -200.0f;
 
   static AEVB_FORMULA NegLogProb neg_log_prob(float logit, float x) {
-    const float positive = logit > 0.0f ? logit : 0.0f;
-    return {fmadd(-logit, x, positive), exp_minus(abs_of(logit))};
+    // max(l, 0) - x l is |l| times what x lacks of 1 where l > 0, and x elsewhere: no inf - inf where l is infinite.
+    const float magnitude = abs_of(logit);
+    return {magnitude * (logit > 0.0f ? 1.0f - x : x), exp_minus(magnitude)};
   }
 
   // x - sigmoid(l): (x - 1) + sigmoid(-l) where l > 0, x - sigmoid(l) elsewhere, so that hard targets lose no digits.

@@ -97,7 +97,8 @@ AEVB_FORMULA float exp_minus(float a) {
   return fmadd(fmadd(e.q, e.r, 1.0f), e.r, 1.0f) * scale * 0x1p-64f;
 }
 
-// e^x, e^x - 1 and e^x - 1 - x, for every float; the differences to full relative accuracy.
+// e^x, e^x - 1 and e^x - 1 - x, for every float; the differences to a relative accuracy of 2e-6, however small they
+// are.
 struct ExpDifferences {
   float exp, expm1, expm1_minus_x;
 };

@@ -1,0 +1,75 @@
+"""The command line: `aevb train`, `aevb info`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from .info import build_info
+from .runs import METRICS, MODEL, PICTURES
+from .train import TrainConfig, Trainer
+
+DESCRIPTION = (
+    "Variational autoencoders in PyTorch, with fused ELBO kernels. Example: `aevb train` trains one on the handwritten "
+    "digits that ship with the package; `aevb train --help` lists the options."
+)
+
+
+def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
+    """Train a variational autoencoder; leaves config, metrics, checkpoint and pictures in a run folder.
+
+    Example: aevb train --data path/to/mnist --epochs 20 --out runs/mnist
+    """
+    trainer = Trainer(config)
+    metrics = trainer.fit()
+    path = trainer.folder.path
+    print(f"model     {path / MODEL}, with its history in {METRICS}")
+    print(
+        f"test ELBO {metrics['test_elbo']:.2f} nats per datapoint "
+        f"(log-likelihood {metrics['test_log_likelihood']:.2f}, KL {metrics['test_kl']:.2f})"
+    )
+    print(f"pictures  {', '.join(str(path / name) for name in PICTURES)}")
+
+
+def info() -> None:
+    """Print versions, instruction sets built and in use, threads, compiler, and whether CUDA kernels were built."""
+    about = build_info()
+    rows = {
+        **{name: about[name] for name in ("aevb", "torch", "python")},
+        "CPU kernels": f"{about['isa']} in use; built: {', '.join(about['isas'])}",
+        "CUDA kernels": about["cuda"],
+        "threads": about["threads"],
+        "compiler": about["compiler"],
+    }
+    for name, value in rows.items():
+        print(f"{name:13}{value}")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns its exit status: 0, 1 after an error (a sentence on stderr), 130 after Ctrl-C."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"train": train, "info": info},
+            prog="aevb",
+            description=DESCRIPTION,
+            args=args,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except KeyboardInterrupt as interrupt:
+        print(f"\naevb: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        print(f"aevb: {_sentence(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = str(error).splitlines() or ["no more is known"]
+    expected = isinstance(error, ValueError | OSError | FloatingPointError)
+    return lines[0] if expected else f"{type(error).__name__}: {lines[0]}"

@@ -1,0 +1,100 @@
+"""Run folders: what a training run leaves on disk, written so that nothing already there is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
+PICTURES = ("reconstructions.png", "samples.png", "latent.png")
+
+
+class RunFolderError(OSError):
+    """The run folder is taken, or cannot be written to. Its text is a sentence."""
+
+
+class RunFolder:
+    """A folder that belongs to one run: config.json, metrics.jsonl, model.safetensors and pictures.
+
+    A file is complete or absent: each is written beside its place and moved there; a line of metrics that does not fit
+    is taken back.
+
+    Args:
+        path: the folder, made where it is missing; None for runs/<name>, or runs/<name>-2, -3, ... where it is taken.
+        name: what the run is of.
+        options: written to config.json, with `out` the folder's path.
+        overwrite: delete the run that the folder holds. Other files in it are left alone.
+
+    Raises:
+        RunFolderError: the folder holds a run and overwrite is False; it cannot be made or written to; a full disk.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, name: str, options: Mapping[str, Any], overwrite: bool):
+        if path is None:
+            numbered = (Path("runs", name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
+            self.path = next(p for p in numbered if overwrite or not _holds_run(p))
+        else:
+            self.path = Path(path).expanduser()
+        with self._writing(""):
+            self.path.mkdir(parents=True, exist_ok=True)
+        if _holds_run(self.path):
+            if not overwrite:
+                raise RunFolderError(
+                    f"{self.path} already holds a run, which is kept; choose another folder, or say that it may be "
+                    "overwritten (--overwrite)"
+                )
+            with self._writing(""):
+                for file in (CONFIG, METRICS, MODEL, *PICTURES):
+                    (self.path / file).unlink(missing_ok=True)
+        self.write(CONFIG, json.dumps({**options, "out": str(self.path)}, indent=2).encode() + b"\n")
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Writes or replaces a file, whole or not at all."""
+        path, part = self.path / name, self.path / f".{name}.part"
+        with self._writing(name):
+            try:
+                part.write_bytes(data)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+        return path
+
+    def write_model(self, model: nn.Module, **metadata: object) -> Path:
+        """Writes or replaces the checkpoint: the weights, and `metadata` as strings in the file's header."""
+        from safetensors.torch import save
+
+        text = {key: str(value) for key, value in metadata.items()}
+        return self.write(MODEL, save(model.state_dict(), metadata=text))
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        line = json.dumps(metrics).encode() + b"\n"
+        with self._writing(METRICS), open(self.path / METRICS, "ab", buffering=0) as file:
+            start = file.tell()
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(start)
+                raise
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            kept = "; whatever the run had saved before is kept" if name else ""
+            raise RunFolderError(f"cannot write {self.path / name}: {error.strerror or error}{kept}") from error
+
+
+def _holds_run(path: Path) -> bool:
+    return any((path / file).exists() for file in (CONFIG, METRICS, MODEL, *PICTURES))

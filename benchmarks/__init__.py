@@ -1,0 +1,1 @@
+"""Speed against PyTorch: `pytest benchmarks`, and `python -m benchmarks.report` for the table and its JSON."""

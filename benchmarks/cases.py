@@ -1,0 +1,243 @@
+"""What is timed: the work, and who does it.
+
+A call is forward and backward in float32, from Python, with random upstream gradients. The providers:
+
+* `aevb`: the public function, its seed drawn inside;
+* `eager`: the leanest PyTorch for the same numbers;
+* `compile`: that, through `torch.compile(dynamic=False)`, already compiled and warm.
+
+There is more than one way to write or compile a peer, and which is fastest depends on the shape and the machine. So
+all of `Work.eager` and `Work.compile` are tried, and the fastest stands for the peer; `Provider.settings` says which it
+was. Nothing is timed before its values and gradients have been compared with `aevb.reference` in float64.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import aevb
+
+THREADS = 2
+PROVIDERS = ("aevb", "eager", "compile")
+
+Function = Callable[..., Tensor | tuple[Tensor, ...]]
+Call = Callable[[], tuple[Tensor, ...]]
+
+# ---- the peers ------------------------------------------------------------------------------------------------------
+
+
+def kl_terms(mu, logvar):
+    return mu * mu + torch.exp(logvar) - 1 - logvar
+
+
+def sample(mu, logvar):
+    z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+    return z, 0.5 * kl_terms(mu, logvar).sum(-1)
+
+
+def sample_one_exp(mu, logvar):
+    sd = torch.exp(0.5 * logvar)
+    return torch.addcmul(mu, sd, torch.randn_like(mu)), 0.5 * (mu * mu + sd * sd - 1 - logvar).sum(-1)
+
+
+def bernoulli(logits, x):
+    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+
+
+def bernoulli_softplus(logits, x):
+    return (x * logits - F.softplus(logits)).sum(-1)
+
+
+def loss(logits, x, mu, logvar):
+    nll = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+    return (nll + 0.5 * kl_terms(mu, logvar).sum()) / mu.shape[0]
+
+
+def loss_softplus(logits, x, mu, logvar):
+    return ((F.softplus(logits) - x * logits).sum() + 0.5 * kl_terms(mu, logvar).sum()) / mu.shape[0]
+
+
+def compiled(function: Function, **options) -> Function:
+    return torch.compile(function, dynamic=False, options=options or None)
+
+
+# ---- the work -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One line of the table. `eager` and `compile` are the ways to write and compile the peers."""
+
+    name: str
+    inputs: Callable[[], list[Tensor]]
+    aevb: Function
+    reference: Function
+    eager: Mapping[str, Function]
+    compile: Mapping[str, Callable[[], Function]]
+    target: float | None = None  # how many times faster than the faster peer
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+def latents(batch: int, dim: int) -> list[Tensor]:
+    return [torch.randn(batch, dim, requires_grad=True) for _ in range(2)]
+
+
+def images(batch: int, dim: int) -> list[Tensor]:
+    return [torch.randn(batch, dim, requires_grad=True), torch.rand(batch, dim)]
+
+
+def sample_work(batch: int, dim: int, target: float) -> Work:
+    return Work(
+        f"sample+KL {batch}x{dim}",
+        lambda: latents(batch, dim),
+        aevb.sample_gaussian,
+        aevb.reference.sample_gaussian,
+        {"as written": sample, "one exp, addcmul": sample_one_exp},
+        {
+            "default": lambda: compiled(sample),
+            "fallback_random": lambda: compiled(sample, fallback_random=True),  # ATen's randn, not Inductor's
+        },
+        target,
+    )
+
+
+def bernoulli_work(batch: int, dim: int, target: float) -> Work:
+    return Work(
+        f"Bernoulli {batch}x{dim}",
+        lambda: images(batch, dim),
+        aevb.bernoulli_log_prob,
+        aevb.reference.bernoulli_log_prob,
+        {"binary_cross_entropy_with_logits": bernoulli, "softplus": bernoulli_softplus},
+        {
+            "binary_cross_entropy_with_logits": lambda: compiled(bernoulli),
+            "softplus": lambda: compiled(bernoulli_softplus),
+        },
+        target,
+    )
+
+
+def loss_work(batch: int, dim: int, latent_dim: int) -> Work:
+    return Work(
+        f"FusedELBO {batch}x{dim}/{latent_dim}",
+        lambda: [*images(batch, dim), *latents(batch, latent_dim)],
+        aevb.FusedELBO(),
+        aevb.reference.FusedELBO(),
+        {"binary_cross_entropy_with_logits": loss, "softplus": loss_softplus},
+        {
+            "binary_cross_entropy_with_logits": lambda: compiled(loss),
+            "softplus": lambda: compiled(loss_softplus),
+        },
+    )
+
+
+WORK = (
+    sample_work(100, 20, 2.0),
+    sample_work(1000, 50, 2.5),
+    sample_work(16384, 128, 5.0),
+    bernoulli_work(100, 784, 2.0),
+    bernoulli_work(1000, 784, 2.3),
+    bernoulli_work(16384, 784, 5.0),
+    loss_work(100, 784, 20),
+    loss_work(1000, 784, 20),
+)
+
+
+# ---- the providers --------------------------------------------------------------------------------------------------
+
+
+def timed(call: Call, seconds: float, at_least: int = 2) -> list[float]:
+    """Seconds of each of a burst of calls, after one that is not counted."""
+    call()
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < at_least or time.perf_counter() < until:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+@dataclass(frozen=True)
+class Provider:
+    name: str
+    call: Call
+    settings: str  # which way of writing or compiling it
+    tried: Mapping[str, float]  # seconds, by those ways: the least in a short probe, where there is a choice
+
+
+class Case:
+    """The inputs and upstream gradients of some work, and its providers, each checked and warm."""
+
+    def __init__(self, work: Work):
+        torch.manual_seed(0)
+        self.work = work
+        self.inputs = work.inputs()
+        self.wanted = [i for i, t in enumerate(self.inputs) if t.requires_grad]
+        self.upstream = [torch.randn_like(t) for t in self._outputs(work.aevb, self.inputs)]
+        self._expected = None if "sample" in work.name else self._by_reference()
+
+    @staticmethod
+    def _outputs(function: Function, inputs: list[Tensor], **options) -> tuple[Tensor, ...]:
+        outputs = function(*inputs, **options)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def _by_reference(self, **noise: Tensor) -> list[Tensor]:
+        """Values and gradients, in float64."""
+        inputs = [t.detach().double().requires_grad_(t.requires_grad) for t in self.inputs]
+        outputs = self._outputs(self.work.reference, inputs, **noise)
+        gradients = torch.autograd.grad(outputs, [inputs[i] for i in self.wanted], [g.double() for g in self.upstream])
+        return [t.detach() for t in (*outputs, *gradients)]
+
+    def check(self, function: Function) -> None:
+        """Raises AssertionError unless values and gradients are the reference's. Noise is recovered from the sample."""
+        wanted = [self.inputs[i] for i in self.wanted]
+        outputs = self._outputs(function, self.inputs)
+        found = [*outputs, *torch.autograd.grad(outputs, wanted, self.upstream)]
+        expected = self._expected
+        if expected is None:
+            mu, logvar = (t.detach().double() for t in self.inputs)
+            eps = (outputs[0].detach().double() - mu) * torch.exp(-0.5 * logvar)
+            n = eps.numel()
+            assert abs(eps.mean()) < 5 / n**0.5, "the noise does not have mean 0"
+            assert abs(eps.var() - 1) < 5 * (2 / n) ** 0.5, "the noise does not have variance 1"
+            expected = self._by_reference(eps=eps)
+        for a, b in zip(found, expected, strict=True):
+            scale = b.abs().max().item()
+            torch.testing.assert_close(a.detach().double(), b, rtol=1e-5, atol=1e-6 * scale)
+
+    def call(self, function: Function) -> Call:
+        inputs, wanted, upstream = self.inputs, [self.inputs[i] for i in self.wanted], self.upstream
+
+        def call():
+            return torch.autograd.grad(function(*inputs), wanted, upstream)
+
+        return call
+
+    def provider(self, name: str) -> Provider:
+        """Builds, checks and warms up `name`, in the fastest of its ways."""
+        if name == "aevb":
+            ways: Mapping[str, Function] = {"public API": self.work.aevb}
+        elif name == "eager":
+            ways = self.work.eager
+        else:
+            ways = {way: make() for way, make in self.work.compile.items()}
+        calls = {}
+        for way, function in ways.items():
+            self.check(function)
+            calls[way] = self.call(function)
+            timed(calls[way], 0.05)
+        probes: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(5 if len(ways) > 1 else 0):
+            for way, call in calls.items():
+                probes[way] += timed(call, 0.02, at_least=1)
+        tried = {way: min(times) for way, times in probes.items() if times}
+        best = min(tried, key=lambda way: tried[way], default=next(iter(ways)))
+        return Provider(name, calls[best], best, tried)

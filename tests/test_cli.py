@@ -1,0 +1,122 @@
+"""The command line: what it prints, its exit status, and that an error is a sentence."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import aevb
+from aevb.cli import main
+
+SMALL = ["--epochs", "1", "--hidden-dim", "8", "--latent-dim", "2"]
+
+
+def test_train_ends_with_the_test_elbo_and_the_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *SMALL]) == 0
+    out, err = capsys.readouterr()
+    *_, elbo_line, pictures_line = out.splitlines()
+    metrics = json.loads((tmp_path / "runs/digits/metrics.jsonl").read_text())
+    assert elbo_line.startswith(f"test ELBO {metrics['test_elbo']:.2f} nats per datapoint")
+    for name in ("reconstructions", "samples", "latent"):
+        assert f"runs/digits/{name}.png" in pictures_line
+        assert (tmp_path / f"runs/digits/{name}.png").exists()
+    assert "ELBO -" in err, "the progress bar shows the running ELBO"
+    assert "epoch 1/1" in err
+
+
+def test_no_progress(tmp_path, capsys):
+    assert main(["train", *SMALL, "--no-progress", "--out", str(tmp_path / "run")]) == 0
+    assert "step" not in capsys.readouterr().err
+
+
+def error_of(args, capsys):
+    assert main(args) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("aevb: ")
+    return err
+
+
+def test_errors_are_a_sentence(tmp_path, capsys):
+    assert "there is no data at" in error_of(["train", "--data", str(tmp_path / "none")], capsys)
+    (tmp_path / "images").write_bytes(b"\0\0\x08\x03\0\0")
+    assert "images is truncated within its header" in error_of(["train", "--data", str(tmp_path / "images")], capsys)
+    assert "images: File exists" in error_of(["train", *SMALL, "--out", str(tmp_path / "images")], capsys)
+    (tmp_path / "config.json").write_text("{}")
+    assert "already holds a run" in error_of(["train", *SMALL, "--out", str(tmp_path)], capsys)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_bad_value_is_refused(capsys):
+    assert "epochs is 0; expected at least 1" in error_of(["train", "--epochs", "0"], capsys)
+
+
+def test_an_unexpected_error_is_named(monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr("aevb.cli.Trainer", fail)
+    assert error_of(["train"], capsys) == "aevb: RuntimeError: first line\n"
+
+
+def test_a_wrong_command_line_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--epochs", "many"])
+    assert stop.value.code == 2
+
+
+def test_help(capsys):
+    for args, words in [(["--help"], ["train", "info"]), (["train", "--help"], ["--binarize", "Example: aevb train"])]:
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 0
+        out = capsys.readouterr().out
+        assert all(word in out for word in words)
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    out, about = capsys.readouterr().out, aevb.build_info()
+    for key in ("aevb", "torch", "python", "isa", "threads", "compiler", "cuda"):
+        assert str(about[key]) in out
+    assert set(about["isas"]) >= {"plain", about["isa"]}
+
+
+def test_ctrl_c_leaves_a_checkpoint(tmp_path):
+    # A shell that runs this in the background hands down an ignored SIGINT; the handler is Python's own.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from aevb.cli import main; sys.exit(main())"
+    run = tmp_path / "run"
+    args = [sys.executable, "-c", code, "train", "--epochs", "1000000", "--hidden-dim", "8", "--out", str(run)]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("aevb: interrupted after ")
+    assert str(run / "model.safetensors") in err.splitlines()[-1]
+    assert aevb.VAE.load(run / "model.safetensors").hidden_dim == 8
+    assert (run / "samples.png").exists()
+
+
+def test_importing_aevb_stays_light():
+    code = "import sys, aevb; print([m for m in ('matplotlib', 'tyro') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_python_m_aevb():
+    done = subprocess.run([sys.executable, "-m", "aevb", "info"], capture_output=True, text=True, check=True)
+    assert aevb.__version__ in done.stdout

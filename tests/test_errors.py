@@ -1,0 +1,190 @@
+"""Bad input to the ops gets a sentence that says what was given and what was expected."""
+
+import re
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import aevb
+
+
+def ones(*size, dtype=torch.float32):
+    return torch.ones(size, dtype=dtype)
+
+
+def raises(call, *words, error=RuntimeError):
+    """Asserts that `call` raises `error` with all of `words` in its message."""
+    with pytest.raises(error) as info:
+        call()
+    for word in words:
+        assert re.search(word, str(info.value)), f"{word!r} is not in: {info.value}"
+    return str(info.value)
+
+
+TWO_LATENTS = {
+    "sample_gaussian": lambda mu, logvar: aevb.sample_gaussian(mu, logvar),
+    "gaussian_kl": lambda mu, logvar: aevb.gaussian_kl(mu, logvar),
+    "FusedELBO": lambda mu, logvar: aevb.FusedELBO()(ones(3, 5), ones(3, 5), mu, logvar),
+}
+
+
+@pytest.mark.parametrize("name", TWO_LATENTS)
+def test_latents(name):
+    call = TWO_LATENTS[name]
+    raises(lambda: call(ones(3, 4), ones(3, 5)), name, r"mu has shape \(3, 4\)", r"logvar has shape \(3, 5\)")
+    raises(lambda: call(ones(3, 4), ones(4)), r"\(3, 4\)", r"\(4,\)", "equal")
+    raises(lambda: call(ones(), ones()), r"mu has shape \(\)", "latent dimensions last")
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        raises(partial(call, ones(3, 4), ones(3, 4, dtype=dtype)), "float32", str(dtype)[6:], "same dtype")
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        message = raises(partial(call, ones(3, 4, dtype=dtype), ones(3, 4, dtype=dtype)), str(dtype)[6:])
+        assert "expected float32, bfloat16 or float16" in message
+        assert "aevb.reference" not in message
+    double = ones(3, 4, dtype=torch.float64)
+    raises(lambda: call(double, double), "mu has dtype float64", "aevb.reference")
+
+
+def likelihood(logits, x, x_scale=None):
+    return aevb.bernoulli_log_prob(logits, x, x_scale)
+
+
+def elbo(recon, x, x_scale=None):
+    return aevb.FusedELBO(x_scale=x_scale)(recon, x, ones(3, 2), ones(3, 2))
+
+
+def elbo_with_kl(recon, x, x_scale=None):
+    return aevb.FusedELBO(x_scale=x_scale)(recon, x, kl=ones(3))
+
+
+@pytest.mark.parametrize("call", [likelihood, elbo, elbo_with_kl])
+def test_target_dtypes(call):
+    raises(lambda: call(ones(3, 5), ones(3, 5, dtype=torch.uint8)), "uint8", "x_scale is not given", "1/255")
+    for dtype in (torch.float64, torch.int64, torch.int8, torch.complex64):
+        words = f"x has dtype {str(dtype)[6:]}", "bool, or uint8 with x_scale"
+        raises(partial(call, ones(3, 5), ones(3, 5, dtype=dtype), 0.5), *words)
+    raises(lambda: call(ones(3, 5, dtype=torch.float64), ones(3, 5)), "float64", "aevb.reference has the same function")
+    raises(lambda: call(ones(3, 5, dtype=torch.int32), ones(3, 5)), "int32", "expected float32, bfloat16 or float16")
+
+
+@pytest.mark.parametrize(
+    ("logits", "x"), [((3, 5), (3, 4)), ((3, 5), (2, 5)), ((5,), (3, 5)), ((2, 3, 5), (2, 5)), ((3, 5), ()), ((), ())]
+)
+def test_likelihood_shapes(logits, x):
+    words = re.escape(str(logits)), re.escape(str(x)), "extra leading dimensions of samples"
+    raises(lambda: likelihood(ones(*logits), ones(*x)), "bernoulli_log_prob", *words)
+
+
+@pytest.mark.parametrize("call", [elbo, elbo_with_kl])
+def test_elbo_shapes(call):
+    source = "mu" if call is elbo else "kl"
+    raises(lambda: call(ones(4, 5), ones(4, 5)), r"x has shape \(4, 5\)", f"{source} makes the batch", r"\(3,\)")
+    raises(lambda: call(ones(3, 5), ones(5)), r"x has shape \(5,\)", "batch")
+    for recon in [(3, 4), (5,), (4, 5), (3, 5, 2), (3, 2, 5), ()]:
+        words = re.escape(f"recon has shape {tuple(recon)}"), "samples", "5 elements in a datapoint"
+        raises(partial(call, ones(*recon), ones(3, 5)), "FusedELBO", *words)
+
+
+def test_elbo_arguments():
+    r = ones(3, 5)
+    mu = ones(3, 2)
+    criterion = aevb.FusedELBO()
+    raises(lambda: criterion(r, r), "mu and logvar, or kl=", error=ValueError)
+    raises(lambda: criterion(r, r, mu), "mu and logvar, or kl=", error=ValueError)
+    raises(lambda: criterion(r, r, mu, mu, kl=ones(3)), "both", error=ValueError)
+    raises(lambda: criterion(r, r, kl=ones(3, dtype=torch.float64)), "kl has dtype float64", "float32")
+    raises(lambda: criterion(r, r, kl=ones(3, dtype=torch.bfloat16)), "kl has dtype bfloat16", "float32")
+
+
+@pytest.mark.parametrize("reduction", ["average", "", None, "MEAN", 1])
+def test_unknown_reduction(reduction):
+    words = re.escape(repr(reduction)), "'none', 'mean', 'sum'"
+    raises(lambda: aevb.FusedELBO(reduction=reduction), *words, error=ValueError)
+
+
+def test_beta():
+    raises(lambda: aevb.FusedELBO(beta=ones(2)), r"beta has shape \(2,\)", "0-d", error=ValueError)
+    criterion = aevb.FusedELBO(beta=ones(dtype=torch.float64))
+    raises(lambda: criterion(ones(3, 5), ones(3, 5), kl=ones(3)), "beta", "float64", "0-d float32")
+
+
+# ---- noise ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_samples", [-1, -(2**40)])
+def test_negative_num_samples(num_samples):
+    words = f"num_samples is {num_samples}", "0 or more"
+    raises(lambda: aevb.sample_gaussian(ones(3, 4), ones(3, 4), num_samples), *words)
+
+
+@pytest.mark.parametrize(
+    ("seed", "num_samples"),
+    [((4,), None), ((3, 4), None), ((3,), 2), ((2, 4), 2), ((2, 3, 4), 2), ((1,), None), ((1, 3), 2)],
+)
+def test_seed_shape(seed, num_samples):
+    z = "(2, 3, 4)" if num_samples else "(3, 4)"
+    words = re.escape(f"seed has shape {seed}"), "first dimensions of z", re.escape(z)
+    wrong = torch.zeros(seed, dtype=torch.int64)
+    raises(lambda: aevb.sample_gaussian(ones(3, 4), ones(3, 4), num_samples, seed=wrong), *words)
+
+
+def test_seed_dtype_and_range():
+    sample = lambda seed: aevb.sample_gaussian(ones(3, 4), ones(3, 4), seed=seed)  # noqa: E731
+    raises(lambda: sample(torch.tensor(1, dtype=torch.int32)), "seed has dtype int32", "int64")
+    raises(lambda: sample(torch.tensor(1.5)), "seed has dtype float32", "int64")
+    for seed in (2**63, -(2**63) - 1):
+        raises(partial(sample, seed), f"seed is {seed}", "64-bit", error=ValueError)
+        raises(partial(aevb.mix_seed, 1, seed), f"index is {seed}", "64-bit", error=ValueError)
+    raises(lambda: aevb.mix_seed(torch.ones(3), 1), "seed is float32", "int64")
+    raises(lambda: aevb.mix_seed(torch.arange(3), torch.arange(4)), "3", "4")
+
+
+def test_seed_and_generator():
+    words = "seed and generator are both given", "one of them"
+    both = {"seed": 1, "generator": torch.Generator()}
+    raises(lambda: aevb.sample_gaussian(ones(3, 4), ones(3, 4), **both), *words, error=ValueError)
+    both["seed"] = torch.tensor(1)
+    raises(lambda: aevb.sample_gaussian(ones(3, 4), ones(3, 4), **both), *words, error=ValueError)
+
+
+def test_generator_on_another_device():
+    elsewhere = SimpleNamespace(device=torch.device("cuda", 0))
+    words = "generator is on cuda:0", "tensors are on cpu", r"torch.Generator\(device='cpu'\)"
+    raises(lambda: aevb.sample_gaussian(ones(3, 4), ones(3, 4), generator=elsewhere), *words, error=ValueError)
+    mu = torch.ones(3, 4, device="meta")
+    words = "generator is on cpu", "tensors are on meta"
+    raises(lambda: aevb.sample_gaussian(mu, mu, generator=torch.Generator()), *words, error=ValueError)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs two devices")
+def test_tensors_on_different_devices():
+    here, there = ones(3, 4), ones(3, 4).cuda()
+    for call in (lambda a, b: aevb.sample_gaussian(a, b, seed=1), aevb.gaussian_kl, aevb.bernoulli_log_prob):
+        for pair in ((here, there), (there, here)):
+            raises(partial(call, *pair), "cpu", "cuda:0", "same device")
+    raises(lambda: aevb.sample_gaussian(here, here, seed=torch.tensor(1).cuda()), "seed is on cuda:0")
+
+
+# ---- targets outside [0, 1], when asked -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [-0.01, 1.01, float("nan"), float("inf"), 255.0])
+def test_targets_outside_the_unit_interval(bad):
+    x = ones(3, 5) / 3
+    x[2, 1] = bad
+    words = rf"x\[2, 1\] is {'-' if bad < 0 else ''}", r"lies in \[0, 1\]"
+    raises(lambda: aevb.bernoulli_log_prob(ones(2, 3, 5), x, validate_args=True), *words, error=ValueError)
+    raises(lambda: aevb.FusedELBO(validate_args=True)(ones(3, 5), x, kl=ones(3)), *words, error=ValueError)
+    aevb.bernoulli_log_prob(ones(2, 3, 5), x)  # it costs a pass, so it is done only where it is asked for
+    aevb.FusedELBO()(ones(3, 5), x, kl=ones(3))
+
+
+def test_validated_targets_are_scaled_first():
+    x = torch.tensor([[0, 128, 255]], dtype=torch.uint8)
+    assert aevb.bernoulli_log_prob(ones(1, 3), x, 1 / 255, validate_args=True).isfinite().all()
+    words = r"x\[0, 1\] is 128", "x_scale=1"
+    raises(lambda: aevb.bernoulli_log_prob(ones(1, 3), x, 1, validate_args=True), *words, error=ValueError)
+    for good in (ones(1, 3), torch.zeros(1, 3), torch.tensor([[True, False, True]]), torch.rand(1, 3).half()):
+        assert aevb.bernoulli_log_prob(ones(1, 3), good, validate_args=True).isfinite().all()
+    raises(lambda: aevb.bernoulli_log_prob(ones(1, 3), x, validate_args=True), "uint8")

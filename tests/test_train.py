@@ -1,0 +1,328 @@
+"""The trainer: what it learns, what it leaves in the run folder, what it says and keeps when something goes wrong."""
+
+import dataclasses
+import errno
+import io
+import json
+import os
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+
+import aevb
+from aevb import runs
+from aevb.data import Dataset, load
+from aevb.runs import RunFolder, RunFolderError
+
+NAMES = {"config.json", "metrics.jsonl", "model.safetensors", "reconstructions.png", "samples.png", "latent.png"}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    """A few of the digits: 130 to train on, so that batches of 50 end with one of 30."""
+    data = load("digits")
+    return dataclasses.replace(
+        data,
+        train_images=data.train_images[:130],
+        train_labels=data.train_labels[:130],
+        test_images=data.test_images[:60],
+        test_labels=data.test_labels[:60],
+    )
+
+
+def options(tmp_path, **changes):
+    small = {"epochs": 2, "batch_size": 50, "hidden_dim": 16, "latent_dim": 3, "progress": False}
+    return aevb.TrainConfig(out=str(tmp_path / "run"), **{**small, **changes})
+
+
+def lines(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+# ---- learning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "adagrad", "learning_rate": 0.02},
+        {"num_samples": 3, "beta": 0.5},
+        {"binarize": "threshold"},
+        {"binarize": "none"},
+    ],
+    ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "defaults",
+)
+def test_training_improves_the_elbo(tmp_path, digits, changes):
+    trainer = aevb.Trainer(options(tmp_path, **{"learning_rate": 5e-3, "batch_size": 10, **changes}), dataset=digits)
+    before = trainer.evaluate()
+    train = [trainer.train_epoch() for _ in range(6)]
+    after = trainer.evaluate()
+    assert after.elbo > before.elbo + 8
+    assert train[-1] > train[0] + 4
+    assert after.elbo == pytest.approx(after.log_likelihood - after.kl)
+    assert (trainer.epoch, trainer.step) == (6, 6 * 13)
+
+
+def test_one_seed_gives_the_same_bits(tmp_path, digits):
+    def train(seed):
+        trainer = aevb.Trainer(options(tmp_path, seed=seed), dataset=digits)
+        return trainer.train_epoch(), trainer.train_epoch(), trainer.evaluate(), weights(trainer)
+
+    state = torch.get_rng_state()
+    *numbers, w = train(5)
+    torch.manual_seed(99)
+    *same_numbers, same_w = train(5)
+    assert numbers == same_numbers
+    assert torch.equal(w, same_w)
+    assert not torch.equal(w, train(6)[-1])
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    train(5)
+    assert torch.equal(before, torch.get_rng_state()), "PyTorch's own generator was used"
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_an_epochs_average_has_one_weight_a_datapoint(tmp_path, digits, beta):
+    """With a step too small to move the weights, the average does not depend on how the last batch comes out."""
+    config = options(tmp_path, learning_rate=1e-30, binarize="threshold", beta=beta, batch_size=129)
+    trainer = aevb.Trainer(config, dataset=digits)
+    reports = []
+    average = trainer.train_epoch(lambda steps, elbo: reports.append((steps, elbo)))
+
+    order = torch.randperm(130, generator=aevb.Trainer(config, dataset=digits)._generator)
+    total = 0.0
+    for step, batch in enumerate(order.split(129)):
+        x = (digits.train_images[batch] > 8).float()
+        with torch.no_grad():
+            logits, kl = trainer.model(x, seed=aevb.mix_seed(trainer._noise_seed, step))
+        total += float((aevb.bernoulli_log_prob(logits, x) - kl).sum())
+    assert average == pytest.approx(total / 130, rel=1e-6)
+    assert reports == [(2, pytest.approx(average))]
+
+
+def test_dynamic_binarization_has_the_pixels_as_probabilities(tmp_path):
+    images = torch.arange(17, dtype=torch.uint8).expand(20000, 17)
+    data = Dataset("ramp", (1, 17), 16, images, images[:1])
+    trainer = aevb.Trainer(options(tmp_path), dataset=data)
+    x = trainer._targets(images, torch.Generator().manual_seed(1))
+    mean, p = x.double().mean(0), torch.arange(17) / 16
+    assert mean[0] == 0
+    assert mean[16] == 1
+    assert ((mean - p).abs() <= 5 * (p * (1 - p) / 20000).sqrt()).all()
+    assert not torch.equal(x, trainer._targets(images, torch.Generator().manual_seed(2)))
+
+
+def test_the_test_elbo_does_not_depend_on_how_the_test_set_is_cut(tmp_path, digits, monkeypatch):
+    trainer = aevb.Trainer(options(tmp_path), dataset=digits)
+    whole = trainer.evaluate()
+    monkeypatch.setattr("aevb.train.EVALUATION_BATCH", 7)
+    assert dataclasses.astuple(trainer.evaluate()) == pytest.approx(dataclasses.astuple(whole), rel=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "threads", "expected"), [(50, None, 1), (10**5, None, 3), (50, 2, 2)])
+def test_threads_are_as_asked_for_and_given_back(tmp_path, digits, batch_size, threads, expected):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        trainer = aevb.Trainer(options(tmp_path, batch_size=batch_size, threads=threads), dataset=digits)
+        seen = []
+        trainer.optimizer.register_step_post_hook(lambda *_: seen.append(torch.get_num_threads()))
+        trainer.fit()
+        assert set(seen) == {expected}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_model_and_data_of_ones_own(tmp_path, digits):
+    images = torch.randint(0, 256, (40, 6), dtype=torch.uint8)
+    data = Dataset("mine", (2, 3), 255, images, images[:5])
+    trainer = aevb.Trainer(options(tmp_path), model=aevb.VAE(6, 4, 2), dataset=data)
+    trainer.fit()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["data"], config["hidden_dim"], config["latent_dim"]) == ("mine", 4, 2)
+    with pytest.raises(ValueError, match="data_dim is 6; expected 64, the pixels of an image of digits"):
+        aevb.Trainer(options(tmp_path), model=aevb.VAE(6, 4, 2), dataset=digits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"num_samples": -1}, "num_samples is -1; expected at least 1"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; expected a positive number"),
+        ({"beta": -0.1}, "beta is -0.1; expected a number from 0 up"),
+        ({"threads": 0}, "threads is 0; expected at least 1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; expected a 64-bit"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; expected one of 'adam', 'adagrad'"),
+        ({"binarize": "maybe"}, "binarize is 'maybe'; expected one of 'dynamic'"),
+    ],
+)
+def test_bad_options_get_a_sentence(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        aevb.TrainConfig(**changes)
+
+
+# ---- the run folder -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_leaves(tmp_path, digits):
+    config = options(tmp_path)
+    trainer = aevb.Trainer(config, dataset=digits)
+    metrics = trainer.fit()
+    folder = tmp_path / "run"
+    assert {p.name for p in folder.iterdir()} == NAMES
+    assert aevb.TrainConfig(**json.loads((folder / "config.json").read_text())) == config
+    assert [line["epoch"] for line in lines(folder)] == [1, 2]
+    assert [line["step"] for line in lines(folder)] == [3, 6]
+    assert lines(folder)[-1] == metrics
+    assert set(metrics) == {
+        *("epoch", "step", "seconds", "train_elbo", "test_elbo", "test_log_likelihood", "test_kl"),
+    }
+    model = aevb.VAE.load(folder / "model.safetensors")
+    assert aevb.Trainer(config, model=model, dataset=digits).evaluate().elbo == metrics["test_elbo"]
+    for name in NAMES:
+        if name.endswith(".png"):
+            picture = matplotlib.image.imread(io.BytesIO((folder / name).read_bytes()))
+            assert min(picture.shape[:2]) > 300
+            assert picture[..., :3].std() > 0.05
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_pictures_of_any_latent_space(tmp_path, digits, latent_dim, labelled):
+    if not labelled:
+        digits = dataclasses.replace(digits, train_labels=None, test_labels=None, test_images=digits.test_images[:7])
+    aevb.Trainer(options(tmp_path, latent_dim=latent_dim, epochs=1), dataset=digits).fit()
+    assert {p.name for p in (tmp_path / "run").iterdir()} == NAMES
+
+
+def test_a_run_that_is_there_is_kept(tmp_path, digits):
+    aevb.Trainer(options(tmp_path), dataset=digits).fit()
+    folder = tmp_path / "run"
+    (folder / "notes.txt").write_text("mine")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(RunFolderError, match=r"run already holds a run, which is kept; .*--overwrite"):
+        aevb.Trainer(options(tmp_path, seed=1), dataset=digits).fit()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    aevb.Trainer(options(tmp_path, seed=1, epochs=1, overwrite=True), dataset=digits).fit()
+    assert len(lines(folder)) == 1
+    assert json.loads((folder / "config.json").read_text())["seed"] == 1
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_without_out_runs_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [RunFolder(None, "digits", {}, overwrite=False).path for _ in range(3)]
+    assert paths == [Path("runs/digits"), Path("runs/digits-2"), Path("runs/digits-3")]
+    assert json.loads((paths[1] / "config.json").read_text()) == {"out": "runs/digits-2"}
+    assert RunFolder(None, "digits", {}, overwrite=True).path == paths[0]
+
+
+def test_an_unwritable_folder_is_refused_before_training(tmp_path, digits, monkeypatch):
+    (tmp_path / "run").write_text("a file where a folder should be")
+    trainer = aevb.Trainer(options(tmp_path), dataset=digits)
+    monkeypatch.setattr(trainer, "train_epoch", lambda report: pytest.fail("training began"))
+    with pytest.raises(RunFolderError, match=r"cannot write .*run: File exists"):
+        trainer.fit()
+    assert (tmp_path / "run").read_text() == "a file where a folder should be"
+
+
+def test_a_full_disk_keeps_what_was_saved(tmp_path, digits, monkeypatch):
+    trainer = aevb.Trainer(options(tmp_path, epochs=5), dataset=digits)
+    write_bytes, folder, models = Path.write_bytes, tmp_path / "run", []
+
+    def disk_with_room_for_two_models(path, data):
+        if "model" in path.name:
+            if len(models) == 2:
+                write_bytes(path, data[:100])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            models.append(data)
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", disk_with_room_for_two_models)
+    with pytest.raises(RunFolderError, match=r"cannot write .*model.safetensors: No space left on device; .* is kept"):
+        trainer.fit()
+    assert {p.name for p in folder.iterdir()} == {"config.json", "metrics.jsonl", "model.safetensors"}
+    assert (folder / "model.safetensors").read_bytes() == models[-1]
+    aevb.VAE.load(folder / "model.safetensors")
+    assert [line["epoch"] for line in lines(folder)] == [1, 2]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_metrics_on_a_full_disk(tmp_path):
+    folder = RunFolder(tmp_path, "run", {}, overwrite=False)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunFolderError, match=r"metrics.jsonl: No space left on device"):
+        folder.append_metrics({"epoch": 1})
+
+
+def test_a_line_of_metrics_is_whole_or_absent(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path, "run", {}, overwrite=False)
+    folder.append_metrics({"epoch": 1})
+
+    class Short(io.FileIO):
+        def write(self, data):
+            return super().write(data[:5])
+
+    monkeypatch.setattr(runs, "open", lambda path, mode, buffering: Short(path, mode), raising=False)
+    with pytest.raises(RunFolderError, match="No space left on device"):
+        folder.append_metrics({"epoch": 2})
+    assert lines(tmp_path) == [{"epoch": 1}]
+
+
+def test_an_interrupt_leaves_a_checkpoint_and_pictures(tmp_path, digits, monkeypatch):
+    trainer = aevb.Trainer(options(tmp_path, epochs=5), dataset=digits)
+    encode, calls = trainer.model.encode, []
+
+    def encode_until_interrupted(x):
+        calls.append(1)
+        if len(calls) == 6:  # the second step of the second epoch: an epoch is three steps and an evaluation
+            raise KeyboardInterrupt
+        return encode(x)
+
+    monkeypatch.setattr(trainer.model, "encode", encode_until_interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted after 1 epochs, 4 steps; the model so far is in .*run"):
+        trainer.fit()
+    folder = tmp_path / "run"
+    assert {p.name for p in folder.iterdir()} == NAMES
+    saved = aevb.VAE.load(folder / "model.safetensors")
+    assert torch.equal(torch.cat([p.flatten() for p in saved.parameters()]), weights(trainer))
+
+
+# ---- what is not finite ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [("encoder", r"the KL divergence is nan at step 5"), ("decoder", r"the log-likelihood is nan at step 5")],
+)
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, digits, layer, sentence):
+    trainer = aevb.Trainer(options(tmp_path, epochs=5), dataset=digits)
+
+    def poison(optimizer, args, kwargs):
+        if trainer.step == 3:  # within the fourth step: the fifth is the first to see it
+            with torch.no_grad():
+                getattr(trainer.model, layer)[2].bias.fill_(float("nan"))
+
+    trainer.optimizer.register_step_post_hook(poison)
+    with pytest.raises(FloatingPointError, match=f"training stopped because {sentence}; .* is of epoch 1"):
+        trainer.fit()
+    assert len(lines(tmp_path / "run")) == 1
+    saved = aevb.VAE.load(tmp_path / "run" / "model.safetensors")
+    assert all(p.isfinite().all() for p in saved.parameters())
+
+
+def test_weights_broken_by_the_last_step_are_not_saved(tmp_path, digits):
+    trainer = aevb.Trainer(options(tmp_path, learning_rate=1e38, batch_size=200), dataset=digits)
+    with pytest.raises(FloatingPointError, match=r"the test ELBO is (nan|-inf) after step 1; nothing is saved yet"):
+        trainer.fit()
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json"}
