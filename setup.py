@@ -56,7 +56,7 @@ def check_machine():
         import pybind11  # noqa: F401
         import torch
     except ModuleNotFoundError as e:
-        stop(f"{e.name} is missing in the build environment: pip install 'torch>=2.11' pybind11 ninja 'setuptools>=77'.")
+        stop(f"{e.name} is missing in the build environment: pip install 'torch>=2.11' pybind11 ninja setuptools.")
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
         stop(f"torch {torch.__version__} is installed, and aevb needs 2.11 or later: pip install -U torch.")
 
