@@ -4,11 +4,12 @@ A call is forward and backward in float32, from Python, with random upstream gra
 
 * `aevb`: the public function, its seed drawn inside;
 * `eager`: the leanest PyTorch for the same numbers;
-* `compile`: that, through `torch.compile(dynamic=False)`, already compiled and warm.
+* `compile`: that, through `torch.compile(dynamic=False)`, already compiled and warm;
+* `tuned`: the same with Inductor settings that a person could find, where one helps.
 
-There is more than one way to write or compile a peer, and which is fastest depends on the shape and the machine. So
-all of `Work.eager` and `Work.compile` are tried, and the fastest stands for the peer; `Provider.settings` says which it
-was. Nothing is timed before its values and gradients have been compared with `aevb.reference` in float64.
+There is more than one way to write a peer, and which is fastest depends on the shape and the machine. So all of
+`Work.eager`, `Work.compile` and `Work.tuned` are tried, and the fastest stands for the peer; `Provider.settings` says
+which it was. Nothing is timed before its values and gradients have been compared with `aevb.reference` in float64.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 import aevb
 
 THREADS = 2
-PROVIDERS = ("aevb", "eager", "compile")
+PROVIDERS = ("aevb", "eager", "compile", "tuned")
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
 Call = Callable[[], tuple[Tensor, ...]]
@@ -72,7 +73,7 @@ def compiled(function: Function, **options) -> Function:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One line of the table. `eager` and `compile` are the ways to write and compile the peers."""
+    """One line of the table. `eager`, `compile` and `tuned` are the ways to write and compile the peers."""
 
     name: str
     inputs: Callable[[], list[Tensor]]
@@ -80,7 +81,8 @@ class Work:
     reference: Function
     eager: Mapping[str, Function]
     compile: Mapping[str, Callable[[], Function]]
-    target: float | None = None  # how many times faster than the faster peer
+    tuned: Mapping[str, Callable[[], Function]]
+    target: float | None = None  # how many times faster than the faster of eager and compile
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
@@ -101,10 +103,8 @@ def sample_work(batch: int, dim: int, target: float) -> Work:
         aevb.sample_gaussian,
         aevb.reference.sample_gaussian,
         {"as written": sample, "one exp, addcmul": sample_one_exp},
-        {
-            "default": lambda: compiled(sample),
-            "fallback_random": lambda: compiled(sample, fallback_random=True),  # ATen's randn, not Inductor's
-        },
+        {"as written": lambda: compiled(sample), "one exp, addcmul": lambda: compiled(sample_one_exp)},
+        {"fallback_random": lambda: compiled(sample, fallback_random=True)},  # ATen's randn, not Inductor's
         target,
     )
 
@@ -120,6 +120,7 @@ def bernoulli_work(batch: int, dim: int, target: float) -> Work:
             "binary_cross_entropy_with_logits": lambda: compiled(bernoulli),
             "softplus": lambda: compiled(bernoulli_softplus),
         },
+        {},
         target,
     )
 
@@ -135,6 +136,7 @@ def loss_work(batch: int, dim: int, latent_dim: int) -> Work:
             "binary_cross_entropy_with_logits": lambda: compiled(loss),
             "softplus": lambda: compiled(loss_softplus),
         },
+        {},
     )
 
 
@@ -221,6 +223,10 @@ class Case:
 
         return call
 
+    def providers(self) -> list[Provider]:
+        """Those that the work has, aevb first."""
+        return [self.provider(name) for name in PROVIDERS if name != "tuned" or self.work.tuned]
+
     def provider(self, name: str) -> Provider:
         """Builds, checks and warms up `name`, in the fastest of its ways."""
         if name == "aevb":
@@ -228,7 +234,8 @@ class Case:
         elif name == "eager":
             ways = self.work.eager
         else:
-            ways = {way: make() for way, make in self.work.compile.items()}
+            makers = self.work.compile if name == "compile" else self.work.tuned
+            ways = {way: make() for way, make in makers.items()}
         calls = {}
         for way, function in ways.items():
             self.check(function)
