@@ -346,3 +346,14 @@ def test_cached_result_memory_is_given_back():
         del z
     assert _C.release_memory() > 0
     assert _C.release_memory() == 0
+
+
+def test_gradients_too_large_for_the_caches():
+    """Written past the caches, with the same bits as parts that are not, at a width that aligns with nothing."""
+    logits, x = randn(1, 1100, 8191).requires_grad_(), rand(2, 1100, 8191)
+    upstream = randn(3, 1100)
+    (whole,) = torch.autograd.grad(aevb.bernoulli_log_prob(logits, x), logits, upstream)
+    for rows in (slice(0, 600), slice(600, 1100)):
+        part = logits[rows].detach().requires_grad_()
+        (grad,) = torch.autograd.grad(aevb.bernoulli_log_prob(part, x[rows]), part, upstream[rows])
+        assert torch.equal(grad, whole[rows])

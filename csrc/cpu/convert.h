@@ -76,6 +76,26 @@ AEVB_FORMULA const void* element(const void* data, Dtype dtype, int64_t i) {
 }
 AEVB_FORMULA void* element(void* data, Dtype dtype, int64_t i) { return static_cast<char*>(data) + i * size_of(dtype); }
 
+// Writes past the caches, for results so large that they would only push out what is still needed. end_stream() comes
+// before another thread may read them.
+AEVB_FORMULA void stream_floats(const float* x, int n, float* out) {
+  int i = 0;
+#if defined(AEVB_AVX512)
+  for (; i < n && reinterpret_cast<uintptr_t>(out + i) % 64; ++i) out[i] = x[i];
+  for (; i + 16 <= n; i += 16) _mm512_stream_ps(out + i, _mm512_loadu_ps(x + i));
+#elif defined(AEVB_AVX2)
+  for (; i < n && reinterpret_cast<uintptr_t>(out + i) % 32; ++i) out[i] = x[i];
+  for (; i + 8 <= n; i += 8) _mm256_stream_ps(out + i, _mm256_loadu_ps(x + i));
+#endif
+  for (; i < n; ++i) out[i] = x[i];
+}
+
+AEVB_FORMULA void end_stream() {
+#if defined(AEVB_AVX512) || defined(AEVB_AVX2)
+  _mm_sfence();
+#endif
+}
+
 // Columns [column, column + n) of `count` rows from `row` on, as floats one after the other: in place where they
 // already are that, else in `buffer` [count * n].
 inline const float* read_rows(const Rows& m, int64_t row, int64_t count, int64_t column, int64_t n, float* buffer) {

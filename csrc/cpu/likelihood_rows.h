@@ -99,10 +99,13 @@ inline void log_prob_rows(const LikelihoodArgs& a, int64_t begin, int64_t end) {
       });
 }
 
+constexpr int64_t kPastCaches = int64_t{1} << 23;  // elements: 32 MiB
+
 template <class L>
 inline void log_prob_backward_rows(const LikelihoodArgs& a, int64_t begin, int64_t end) {
   alignas(64) float output_buffer[kGroup], x_buffer[kGroup], grad_buffer[kGroup];
   const Dtype dtype = a.output.dtype;
+  const bool past_caches = dtype == Dtype::float32 && a.R * a.D >= kPastCaches;
   for_groups(
       a.D, begin, end,
       [&](int64_t row, int64_t column, int n) {
@@ -110,12 +113,16 @@ inline void log_prob_backward_rows(const LikelihoodArgs& a, int64_t begin, int64
         const float* x = read_targets(a, row % a.x_rows, column, n, x_buffer);
         const float g = a.grad_scale * a.grad[row % a.grad_rows];
         void* out = element(a.grad_output, dtype, row * a.D + column);
-        const bool in_place = dtype == Dtype::float32;
+        const bool in_place = dtype == Dtype::float32 && !past_caches;
         float* grad = in_place ? static_cast<float*>(out) : grad_buffer;
         grad_group<L>(output, x, g, n, grad);
-        if (!in_place) write_floats(grad, n, dtype, out);
+        if (past_caches)
+          stream_floats(grad, n, static_cast<float*>(out));
+        else if (!in_place)
+          write_floats(grad, n, dtype, out);
       },
       [](int64_t) {});
+  if (past_caches) end_stream();
 }
 
 inline void likelihood_rows(const LikelihoodArgs& a, int64_t begin, int64_t end) {
