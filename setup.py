@@ -1,9 +1,10 @@
-"""Builds aevb._C. What is installed, and how, is in pyproject.toml.
+"""Builds aevb._C. What is installed, and how, is in pyproject.toml; the CUDA kernels are tools/cuda_toolkit.py's.
 
-Environment: AEVB_CUDA=0|1, CXX, MAX_JOBS, DEBUG=1 (no optimisation, debug information), AEVB_SANITIZE=1 (DEBUG, under
-AddressSanitizer and UBSan).
+Environment: AEVB_CUDA=0|1, AEVB_CUDA_ARCHS, CUDA_HOME, CXX, MAX_JOBS, DEBUG=1 (no optimisation, debug information),
+AEVB_SANITIZE=1 (DEBUG, under AddressSanitizer and UBSan, without CUDA).
 """
 
+import glob
 import os
 import shutil
 import subprocess
@@ -13,28 +14,11 @@ import sysconfig
 import setuptools
 from setuptools import Extension, setup
 
-SOURCES = [
-    "csrc/bindings.cpp",
-    "csrc/checks.cpp",
-    "csrc/cpu/elbo_ops.cpp",
-    "csrc/cpu/gaussian_ops.cpp",
-    "csrc/cpu/isa.cpp",
-    "csrc/cpu/isa_avx2.cpp",
-    "csrc/cpu/isa_avx512.cpp",
-    "csrc/cpu/isa_plain.cpp",
-    "csrc/cpu/likelihood_ops.cpp",
-    "csrc/cpu/memory.cpp",
-    "csrc/cpu/tensors.cpp",
-]
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "tools"))
+import cuda_toolkit
+from cuda_toolkit import flag, stop
+
 STABLE_ABI = "0x020b000000000000"  # torch 2.11: the binary loads into it and into every later one
-
-
-def stop(sentence):
-    sys.exit(f"\naevb: {sentence}\n")
-
-
-def flag(name):
-    return os.environ.get(name, "0") not in ("", "0")
 
 
 def check_machine():
@@ -61,11 +45,10 @@ def check_machine():
         stop(f"torch {torch.__version__} is installed, and aevb needs 2.11 or later: pip install -U torch.")
 
 
-def cuda_decision():
-    """Whether CUDA kernels are built, and why, in a sentence."""
-    if flag("AEVB_CUDA"):
-        stop("AEVB_CUDA=1 asks for CUDA kernels, and this version has none yet.")
-    return "not built (this version has no CUDA kernels yet)"
+def max_jobs():
+    """How many compilers at once."""
+    text = os.environ.get("MAX_JOBS", "")
+    return int(text) if text.isdigit() and int(text) else len(os.sched_getaffinity(0))
 
 
 def compiler_flags(include_dirs):
@@ -84,31 +67,40 @@ def compiler_flags(include_dirs):
     return [*flags, "-O3", "-g0"], ["-s"]
 
 
-def extension():
+def extension(kernels, decision):
     import pybind11
     from torch.utils import cpp_extension
 
     include_dirs = [pybind11.get_include(), *cpp_extension.include_paths()]
     compile_flags, link_flags = compiler_flags(include_dirs)
-    cuda = cuda_decision()
-    print(f"aevb: CUDA kernels {cuda}", flush=True)
+    sources = sorted([*glob.glob("csrc/*.cpp"), *glob.glob("csrc/cpu/*.cpp")])
+    macros = [("AEVB_CUDA_DECISION", f'"{decision}"')]
+    if kernels:
+        sources += sorted(glob.glob("csrc/cuda/*.cpp"))
+        macros += [("AEVB_WITH_CUDA", None)]
+        link_flags += kernels.link_flags()
     return Extension(
         "aevb._C",
-        SOURCES,
+        sources,
         include_dirs=include_dirs,
         library_dirs=cpp_extension.library_paths(),
         libraries=["torch_cpu"],
-        define_macros=[("AEVB_CUDA_DECISION", f'"{cuda}"')],
+        define_macros=macros,
         extra_compile_args=compile_flags,
-        extra_link_args=[*link_flags, "-Wl,--exclude-libs,ALL"],
+        extra_link_args=["-Wl,--exclude-libs,ALL", *link_flags],
         language="c++",
     )
 
 
-def build_command():
+def build_command(kernels):
     from torch.utils.cpp_extension import BuildExtension
 
     class Build(BuildExtension):
+        def build_extension(self, ext):
+            if kernels:
+                ext.extra_objects = kernels.compile(sorted(glob.glob("csrc/cuda/*.cu")), self.build_temp, max_jobs())
+            super().build_extension(ext)
+
         def run(self):
             super().run()
             # Python started in the checkout finds aevb/ here before the installed one; without this copy it would find
@@ -124,6 +116,10 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 build_requested = any(c.startswith(("build", "bdist", "develop", "editable", "install")) for c in sys.argv[1:])
 if build_requested:
     check_machine()
-    setup(ext_modules=[extension()], cmdclass={"build_ext": build_command()})
+    kernels, decision = None, "not built (AEVB_SANITIZE=1)"
+    if not flag("AEVB_SANITIZE"):
+        kernels, decision = cuda_toolkit.decide(debug=flag("DEBUG"))
+    print(f"aevb: CUDA kernels {decision}", flush=True)
+    setup(ext_modules=[extension(kernels, decision)], cmdclass={"build_ext": build_command(kernels)})
 else:
     setup()  # metadata only: torch need not be there

@@ -14,12 +14,6 @@ std::string shape_text(const Sizes& sizes) {
   return text + (sizes.size() == 1 ? ",)" : ")");
 }
 
-void check_same_device(const char* op, const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
-  if (a.is_cpu() == b.is_cpu() && (a.is_cpu() || a.get_device_index() == b.get_device_index())) return;
-  fail(op, a_name, " is on ", device_text(a), " but ", b_name, " is on ", device_text(b),
-       "; move them to the same device");
-}
-
 void check_float(const char* op, const char* name, const Tensor& t) {
   const ScalarType dtype = t.scalar_type();
   if (is_supported_float(dtype)) return;
@@ -78,6 +72,12 @@ std::string dtype_text(ScalarType dtype) {
 std::string device_text(const Tensor& t) {
   if (t.is_cpu()) return "cpu";
   return (t.is_cuda() ? "cuda:" : "device ") + std::to_string(t.get_device_index());
+}
+
+void check_same_device(const char* op, const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
+  if (a.is_cpu() == b.is_cpu() && (a.is_cpu() || a.get_device_index() == b.get_device_index())) return;
+  fail(op, a_name, " is on ", device_text(a), " but ", b_name, " is on ", device_text(b),
+       "; move them to the same device");
 }
 
 LatentShape check_latents(const char* op, const Tensor& mu, const Tensor& logvar) {

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "args.h"
+
 namespace aevb {
 
 using torch::headeronly::ScalarType;
@@ -30,6 +32,8 @@ std::string device_text(const Tensor& t);
 
 using Sizes = std::vector<int64_t>;
 Sizes sizes_of(const Tensor& t);
+
+void check_same_device(const char* op, const char* a_name, const Tensor& a, const char* b_name, const Tensor& b);
 
 // The posterior's parameters, [B, D] with any leading dimensions for B.
 struct LatentShape {
@@ -62,7 +66,6 @@ LikelihoodShape check_reconstruction(const char* op, const Tensor& recon, const 
 void check_grad(const char* op, const char* name, const Tensor& grad, const Sizes& shape, ScalarType dtype,
                 const Tensor& like);
 
-enum class Reduction { none = 0, mean = 1, sum = 2 };
 Reduction check_reduction(const char* op, int64_t reduction);
 
 // A 0-d float32 tensor times a number; the tensor may be absent.

@@ -57,7 +57,7 @@ def results():
     """Name and tensors of everything that the kernels compute."""
     x = torch.from_numpy(np.arange(0, 2**32, 99_991).astype(np.uint32).view(np.float32))
     for name in ("exp", "expm1", "expm1_minus_x", "log", "log_one_minus", "bfloat16", "float16"):
-        yield f"elementary {name}", (torch.from_numpy(_C.elementary(name, x.numpy())),)
+        yield f"elementary {name}", (torch.ops.aevb.elementary(name, x),)
     for n in (1, 31, 512, 1000, 40_000, 3_000_000):
         yield f"row sum {n}", (torch.tensor(_C.row_sum(randn(1, n).numpy())),)
     for seed in (0, -1, 2**40 + 3):

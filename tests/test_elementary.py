@@ -10,6 +10,10 @@ ISAS = _C.build_info()["isas"].split(", ")
 QUIET_NAN, SIGNALLING_NAN = 0x7FC00000, 0x7F800001
 
 
+def elementary(name, x):
+    return torch.ops.aevb.elementary(name, torch.from_numpy(x)).numpy()
+
+
 def floats(bits):
     return np.asarray(bits, np.uint64).astype(np.uint32).view(np.float32)
 
@@ -58,8 +62,8 @@ FUNCTIONS = {
     "exp_minus": (lambda x: np.exp(-x), lambda x: (x >= 0) | np.isnan(x), 1.5),
     # As exact as exp where |x| < 0.35, and so where the KL is small; measured 3.4 and 13.8 just beyond, at 0.4, where
     # e^x - 1 - x is small beside the e^x that it is taken from.
-    "expm1": (np.expm1, everywhere, 4.0),
-    "expm1_minus_x": (expm1_minus_x, everywhere, 16.0),
+    "expm1": (np.expm1, everywhere, 2.5),
+    "expm1_minus_x": (expm1_minus_x, everywhere, 4.0),
     "log": (np.log, everywhere, 1.5),
     "log1p": (np.log1p, lambda x: (x >= 0) & (x <= 2.0**60) | np.isnan(x), 2.0),
     "log_one_minus": (log_one_minus, everywhere, 2.0),
@@ -87,7 +91,7 @@ def isa(request):
 def test_within_ulps_of_float64(name):
     function, defined, allowed = FUNCTIONS[name]
     x = EVERYTHING[defined(EVERYTHING)]
-    expected, actual = function(x.astype(np.float64)), _C.elementary(name, x)
+    expected, actual = function(x.astype(np.float64)), elementary(name, x)
     np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
     x, expected, actual = (v[~np.isnan(expected)] for v in (x, expected, actual))
     error = ulp_error(actual, expected)
@@ -112,20 +116,19 @@ def test_within_ulps_of_float64(name):
     ],
 )
 def test_edges(name, x, expected, isa):
-    np.testing.assert_array_equal(_C.elementary(name, np.float32(x)), np.float32(expected))
+    np.testing.assert_array_equal(elementary(name, np.float32(x)), np.float32(expected))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nan_stays_nan(name, isa):
-    assert np.isnan(_C.elementary(name, NANS)).all()
+    assert np.isnan(elementary(name, NANS)).all()
 
 
 @pytest.mark.parametrize("name", ["rcp", "sqrt"])
 def test_correctly_rounded_in_range(name):
     x = EVERYTHING[(EVERYTHING >= 2.0**-60) & (EVERYTHING <= 2.0**60)]
-    x = x if name == "rcp" else np.append(x, np.float32([0.0, -0.0]))
     expected = np.float32(1) / x if name == "rcp" else np.sqrt(x)
-    np.testing.assert_array_equal(_C.elementary(name, x).view(np.uint32), expected.view(np.uint32))
+    np.testing.assert_array_equal(elementary(name, x).view(np.uint32), expected.view(np.uint32))
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
@@ -136,7 +139,7 @@ def test_half_precision_is_torchs(name):
     ties = np.arange(0x33000000, 0x47800000, 0x1000)  # of float16, over all of its range
     x = np.concatenate([x, floats(ties), -floats(ties)])
     expected = torch.from_numpy(x).to(getattr(torch, name)).float().numpy()
-    actual = _C.elementary(name, x)
+    actual = elementary(name, x)
     np.testing.assert_array_equal(np.isnan(actual), np.isnan(x))
     number = ~np.isnan(x)
     np.testing.assert_array_equal(actual[number].view(np.uint32), expected[number].view(np.uint32))
@@ -145,13 +148,13 @@ def test_half_precision_is_torchs(name):
 @pytest.mark.parametrize("name", [*FUNCTIONS, "rcp", "sqrt", "bfloat16", "float16"])
 def test_every_isa_gives_the_same_bits(name, isa):
     x = EVERYTHING[::7]
-    actual = _C.elementary(name, x)
+    actual = elementary(name, x)
     _C.set_cpu_isa("plain")
-    plain = _C.elementary(name, x)
+    plain = elementary(name, x)
     np.testing.assert_array_equal(actual, plain)  # NaN equals NaN
     np.testing.assert_array_equal(np.signbit(actual)[actual == 0], np.signbit(plain)[actual == 0])
 
 
 def test_unknown_function():
-    with pytest.raises(ValueError, match="no elementary function is called sinh"):
-        _C.elementary("sinh", np.zeros(1, np.float32))
+    with pytest.raises(RuntimeError, match="no elementary function is called sinh"):
+        elementary("sinh", np.zeros(1, np.float32))

@@ -1,38 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensor elements to float and back. Half-precision types are converted by integer arithmetic, so that every
-// instruction set gives the same bits; rounding is to nearest even, and a NaN stays a NaN.
+// Tensor elements to float and back, run by run.
 #pragma once
-#include "../formulas/elementary.h"
+#include "../formulas/half.h"
 #include "isa.h"
 
 namespace aevb::cpu {
 namespace {
-
-AEVB_FORMULA float from_bfloat16(uint16_t h) { return float_of(static_cast<uint32_t>(h) << 16); }
-
-AEVB_FORMULA uint16_t to_bfloat16(float x) {
-  const uint32_t u = bits_of(x);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const uint32_t nan = (u >> 16) | 0x40u;
-  return static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-}
-
-AEVB_FORMULA float from_float16(uint16_t h) {
-  const uint32_t magnitude = (h & 0x7fffu) << 13;
-  const uint32_t finite = bits_of(float_of(magnitude) * 0x1p112f);  // exact, subnormal halves included
-  const uint32_t u = magnitude >= (0x1fu << 23) ? (magnitude | 0x7f800000u) : finite;
-  return float_of(u | (static_cast<uint32_t>(h & 0x8000u) << 16));
-}
-
-AEVB_FORMULA uint16_t to_float16(float x) {
-  const uint32_t u = bits_of(x), magnitude = u & 0x7fffffffu;
-  const uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
-  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds to 2^-24
-  uint32_t h = magnitude < (113u << 23) ? subnormal : normal;
-  h = magnitude >= 0x477ff000u ? 0x7c00u : h;  // 65520 and above round to inf
-  h = magnitude > 0x7f800000u ? 0x7e00u : h;
-  return static_cast<uint16_t>(h | ((u >> 16) & 0x8000u));
-}
 
 AEVB_FORMULA int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::uint8 ? 1 : 2; }
 

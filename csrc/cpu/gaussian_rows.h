@@ -56,6 +56,7 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   alignas(64) float two_kl[kTile + kLanes] = {};
   Noise<kTile> noise;
   RowSum kl;
+  const float half = chunks(a.D) == 1 ? 0.5f : 1.0f;  // chunks are joined before they are halved
   for_tiles(a.D, begin, end, [&](const Tile& t) {
     const int n = t.n();
     const float* mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);              // [n]
@@ -67,11 +68,11 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
       two_kl[i] = gaussian_two_kl(m, v);
     }
     if (a.kl && t.columns == a.D) {
-      for (int64_t r = 0; r < t.rows; ++r) a.kl[t.row + r] = 0.5f * sum_group(two_kl + r * a.D, static_cast<int>(a.D));
+      for (int64_t r = 0; r < t.rows; ++r) a.kl[t.row + r] = half * sum_group(two_kl + r * a.D, static_cast<int>(a.D));
     } else if (a.kl) {
       if (t.column % kChunk == 0) kl = RowSum();
       kl.add(two_kl, n);
-      if (t.ends_chunk(a.D)) a.kl[t.row * chunks(a.D) + t.column / kChunk] = 0.5f * kl.total();
+      if (t.ends_chunk(a.D)) a.kl[t.row * chunks(a.D) + t.column / kChunk] = half * kl.total();
     }
     if (!a.z) return;
     for (int64_t l = 0; l < a.L; ++l) {
@@ -152,6 +153,7 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
   Noise<kTile> noise;
   const Dtype dtype = a.mu.dtype;
   const bool in_place = dtype == Dtype::float32;
+  const float grad_kl_scale = a.beta ? a.grad_kl_scale * *a.beta : a.grad_kl_scale;
   for_tiles(a.D, begin, end, [&](const Tile& t) {
     const int n = t.n();
     const int64_t offset = t.row * a.D + t.column;
@@ -167,7 +169,7 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
     sums.finish(n);
     if (a.grad_kl) {
       for (int64_t r = 0; r < t.rows; ++r) {
-        const float g = a.grad_kl_scale * a.grad_kl[a.grad_kl_is_scalar ? 0 : t.row + r];
+        const float g = grad_kl_scale * a.grad_kl[(t.row + r) * a.grad_kl_stride];
 #pragma omp simd
         for (int64_t i = 0; i < t.columns; ++i) grad_kl[r * t.columns + i] = g;
       }

@@ -38,19 +38,19 @@ AEVB_FORMULA void map(const float* x, float* y, int64_t n, const F& f) {
   for (int64_t i = 0; i < n; ++i) y[i] = f(x[i]);
 }
 
-void elementary(int function, const float* x, float* y, int64_t n) {
-  switch (static_cast<Elementary>(function)) {
-    case Elementary::exp: return map(x, y, n, [](float v) { return exp_of(v); });
-    case Elementary::exp_minus: return map(x, y, n, [](float v) { return exp_minus(v); });
-    case Elementary::expm1: return map(x, y, n, [](float v) { return exp_differences(v).expm1; });
-    case Elementary::expm1_minus_x: return map(x, y, n, [](float v) { return exp_differences(v).expm1_minus_x; });
-    case Elementary::log: return map(x, y, n, [](float v) { return log_of(v); });
-    case Elementary::log1p: return map(x, y, n, [](float v) { return log1p_nonnegative(v); });
-    case Elementary::log_one_minus: return map(x, y, n, [](float v) { return log_one_minus(v); });
-    case Elementary::rcp: return map(x, y, n, [](float v) { return rcp_in_range(v); });
-    case Elementary::sqrt: return map(x, y, n, [](float v) { return sqrt_in_range(v); });
-    case Elementary::bfloat16: return map(x, y, n, [](float v) { return from_bfloat16(to_bfloat16(v)); });
-    case Elementary::float16: return map(x, y, n, [](float v) { return from_float16(to_float16(v)); });
+void elementary(const ElementaryArgs& a) {
+  switch (a.function) {
+    case Elementary::exp: return map(a.x, a.y, a.n, [](float v) { return exp_of(v); });
+    case Elementary::exp_minus: return map(a.x, a.y, a.n, [](float v) { return exp_minus(v); });
+    case Elementary::expm1: return map(a.x, a.y, a.n, [](float v) { return exp_differences(v).expm1; });
+    case Elementary::expm1_minus_x: return map(a.x, a.y, a.n, [](float v) { return exp_differences(v).expm1_minus_x; });
+    case Elementary::log: return map(a.x, a.y, a.n, [](float v) { return log_of(v); });
+    case Elementary::log1p: return map(a.x, a.y, a.n, [](float v) { return log1p_nonnegative(v); });
+    case Elementary::log_one_minus: return map(a.x, a.y, a.n, [](float v) { return log_one_minus(v); });
+    case Elementary::rcp: return map(a.x, a.y, a.n, [](float v) { return rcp_in_range(v); });
+    case Elementary::sqrt: return map(a.x, a.y, a.n, [](float v) { return sqrt_in_range(v); });
+    case Elementary::bfloat16: return map(a.x, a.y, a.n, [](float v) { return from_bfloat16(to_bfloat16(v)); });
+    case Elementary::float16: return map(a.x, a.y, a.n, [](float v) { return from_float16(to_float16(v)); });
   }
 }
 

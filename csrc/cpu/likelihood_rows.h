@@ -10,30 +10,30 @@ namespace {
 
 // Adds kWidth elements to the lanes of a group.
 template <class L, int kWidth>
-AEVB_FORMULA void add_lanes(const float* output, const float* x, float* linear, float* product) {
+AEVB_FORMULA void add_lanes(const float* output, const float* x, float x_scale, float* linear, float* product) {
 #pragma omp simd
   for (int k = 0; k < kWidth; ++k) {
-    const NegLogProb t = L::neg_log_prob(output[k], x[k]);
-    linear[k] += t.linear;
+    const NegLogProb t = L::add_neg_log_prob(linear[k], output[k], x[k], x_scale);
+    linear[k] = t.sum;
     product[k] = fmadd(product[k], t.excess, product[k] + t.excess);  // (1 + product) (1 + excess) - 1
   }
 }
 
 // -log p of a group of n <= kGroup elements.
 template <class L>
-AEVB_FORMULA float neg_log_prob_group(const float* output, const float* x, int n) {
+AEVB_FORMULA float neg_log_prob_group(const float* output, const float* x, float x_scale, int n) {
   alignas(64) float linear[kLanes] = {}, product[kLanes] = {};
   int i = 0;
-  for (; i + kLanes <= n; i += kLanes) add_lanes<L, kLanes>(output + i, x + i, linear, product);
+  for (; i + kLanes <= n; i += kLanes) add_lanes<L, kLanes>(output + i, x + i, x_scale, linear, product);
   if (i < n) {
     alignas(64) float output_tail[kLanes], x_tail[kLanes] = {};
     for (int k = 0; k < kLanes; ++k) output_tail[k] = L::padding;
     __builtin_memcpy(output_tail, output + i, (n - i) * sizeof(float));
     __builtin_memcpy(x_tail, x + i, (n - i) * sizeof(float));
     if (n - i <= kLanes / 2)
-      add_lanes<L, kLanes / 2>(output_tail, x_tail, linear, product);
+      add_lanes<L, kLanes / 2>(output_tail, x_tail, x_scale, linear, product);
     else
-      add_lanes<L, kLanes>(output_tail, x_tail, linear, product);
+      add_lanes<L, kLanes>(output_tail, x_tail, x_scale, linear, product);
   }
 #pragma omp simd
   for (int k = 0; k < kLanes; ++k) linear[k] += log1p_nonnegative(product[k]);
@@ -41,31 +41,23 @@ AEVB_FORMULA float neg_log_prob_group(const float* output, const float* x, int n
 }
 
 template <class L>
-AEVB_FORMULA void grad_elements(const float* output, const float* x, float g, int n, float* grad) {
+AEVB_FORMULA void grad_elements(const float* output, const float* x, float x_scale, float g, int n, float* grad) {
 #pragma omp simd
-  for (int i = 0; i < n; ++i) grad[i] = g * L::grad(output[i], x[i]);
+  for (int i = 0; i < n; ++i) grad[i] = g * L::grad(output[i], x[i], x_scale);
 }
 
 template <class L>
-AEVB_FORMULA void grad_group(const float* output, const float* x, float g, int n, float* grad) {
+AEVB_FORMULA void grad_group(const float* output, const float* x, float x_scale, float g, int n, float* grad) {
   constexpr int kWidth = 16;
   const int whole = n & ~(kWidth - 1);
-  grad_elements<L>(output, x, g, whole, grad);
+  grad_elements<L>(output, x, x_scale, g, whole, grad);
   if (whole < n) {
     alignas(64) float output_tail[kWidth] = {}, x_tail[kWidth] = {}, grad_tail[kWidth];
     __builtin_memcpy(output_tail, output + whole, (n - whole) * sizeof(float));
     __builtin_memcpy(x_tail, x + whole, (n - whole) * sizeof(float));
-    grad_elements<L>(output_tail, x_tail, g, kWidth, grad_tail);
+    grad_elements<L>(output_tail, x_tail, x_scale, g, kWidth, grad_tail);
     __builtin_memcpy(grad + whole, grad_tail, (n - whole) * sizeof(float));
   }
-}
-
-AEVB_FORMULA const float* read_targets(const LikelihoodArgs& a, int64_t row, int64_t column, int n, float* buffer) {
-  const float* x = read_rows(a.x, row, 1, column, n, buffer);
-  if (a.x_scale == 1.0f) return x;
-#pragma omp simd
-  for (int i = 0; i < n; ++i) buffer[i] = a.x_scale * x[i];
-  return buffer;
 }
 
 // Calls visit(row, column, n) for each group of the work [begin, end), numbered row * chunks(D) + chunk, and
@@ -90,8 +82,8 @@ inline void log_prob_rows(const LikelihoodArgs& a, int64_t begin, int64_t end) {
       a.D, begin, end,
       [&](int64_t row, int64_t column, int n) {
         const float* output = read_rows(a.output, row, 1, column, n, output_buffer);
-        const float* x = read_targets(a, row % a.x_rows, column, n, x_buffer);
-        sum.add(neg_log_prob_group<L>(output, x, n));
+        const float* x = read_rows(a.x, row % a.x_rows, 1, column, n, x_buffer);
+        sum.add(neg_log_prob_group<L>(output, x, a.x_scale, n));
       },
       [&](int64_t unit) {
         a.log_prob[unit] = -sum.total();
@@ -110,12 +102,13 @@ inline void log_prob_backward_rows(const LikelihoodArgs& a, int64_t begin, int64
       a.D, begin, end,
       [&](int64_t row, int64_t column, int n) {
         const float* output = read_rows(a.output, row, 1, column, n, output_buffer);
-        const float* x = read_targets(a, row % a.x_rows, column, n, x_buffer);
-        const float g = a.grad_scale * a.grad[row % a.grad_rows];
+        const int64_t sample = row / a.x_rows, b = row % a.x_rows;
+        const float* x = read_rows(a.x, b, 1, column, n, x_buffer);
+        const float g = a.grad_scale * a.grad[sample * a.grad_sample_stride + b * a.grad_stride];
         void* out = element(a.grad_output, dtype, row * a.D + column);
         const bool in_place = dtype == Dtype::float32 && !past_caches;
         float* grad = in_place ? static_cast<float*>(out) : grad_buffer;
-        grad_group<L>(output, x, g, n, grad);
+        grad_group<L>(output, x, a.x_scale, g, n, grad);
         if (past_caches)
           stream_floats(grad, n, static_cast<float*>(out));
         else if (!in_place)

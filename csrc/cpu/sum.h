@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The order in which a row is summed: a function of its length alone, written down in csrc/README.md.
 #pragma once
+#include "../args.h"
 #include "../formulas/elementary.h"
 
 namespace aevb::cpu {
 namespace {
-
-constexpr int kLanes = 32;   // lane k of a group adds elements k, k + 32, k + 64, ...
-constexpr int kGroup = 512;  // elements of a row summed lane by lane before the lanes are folded
 
 template <int kWidth = kLanes / 2>
 AEVB_FORMULA float fold_lanes(float* lane) {  // [2 * kWidth], destroyed

@@ -38,13 +38,58 @@ AEVB_FORMULA float float_of(uint32_t u) {
 }
 
 // a * b + c, rounded once.
-AEVB_FORMULA float fmadd(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+AEVB_FORMULA float fmadd(float a, float b, float c) {
+#ifdef __CUDA_ARCH__
+  return __fmaf_rn(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
 
-// 1 / x, correctly rounded, for 2^-60 <= x <= 2^60.
-AEVB_FORMULA float rcp_in_range(float x) { return 1.0f / x; }
+// 1 / x, correctly rounded, for 2^-60 <= x <= 2^60. On a GPU these are the instructions of nvcc's own division and
+// square root, without the branch to a slow path that other operands need.
+AEVB_FORMULA float rcp_in_range(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return fmadd(y, fmadd(-x, y, 1.0f), y);
+#else
+  return 1.0f / x;
+#endif
+}
 
-// sqrt(x), correctly rounded, for x = +-0 and 2^-60 <= x <= 2^60.
-AEVB_FORMULA float sqrt_in_range(float x) { return __builtin_sqrtf(x); }
+// sqrt(x), correctly rounded, for 2^-60 <= x <= 2^60.
+AEVB_FORMULA float sqrt_in_range(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  const float root = x * y;
+  return fmadd(fmadd(-root, root, x), 0.5f * y, root);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+
+// The smaller and the larger of x and a bound; NaN where x is NaN.
+AEVB_FORMULA float at_most(float x, float bound) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float y;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(bound));
+  return y;
+#else
+  return x > bound ? bound : x;
+#endif
+}
+
+AEVB_FORMULA float at_least(float x, float bound) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(bound));
+  return y;
+#else
+  return x < bound ? bound : x;
+#endif
+}
 
 AEVB_FORMULA float abs_of(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
 
@@ -55,21 +100,23 @@ AEVB_FORMULA float quiet_nan() { return float_of(0x7fc00000u); }
 
 // x = n ln 2 + r with |r| <= ln(2) / 2 and e^r = 1 + r + r^2 q(r), for |x| <= 110. NaN gives r = NaN, n arbitrary.
 struct ExpReduction {
+  float n;
   uint32_t n_bits;  // 0x4b400000 + n: the low 23 bits hold n in two's complement
   float r, q;
 };
 
+constexpr float kLn2High = 0.693145752f, kLn2Low = 1.42860677e-6f;  // n times the first is exact
+
 AEVB_FORMULA ExpReduction reduce_exp(float x) {
   const float shifted = fmadd(x, 1.44269504f, 12582912.0f);  // adding 1.5 * 2^23 rounds x / ln 2 to an integer
   const float n = shifted - 12582912.0f;
-  float r = fmadd(n, -0.693145752f, x);  // ln 2 in two pieces; n times the first is exact
-  r = fmadd(n, -1.42860677e-6f, r);
+  const float r = fmadd(n, -kLn2Low, fmadd(n, -kLn2High, x));
   float q = 0x1.6c8654p-10f;
   q = fmadd(q, r, 0x1.1209b8p-7f);
   q = fmadd(q, r, 0x1.55558ap-5f);
   q = fmadd(q, r, 0x1.5554e0p-3f);
   q = fmadd(q, r, 0.5f);
-  return {bits_of(shifted), r, q};
+  return {n, bits_of(shifted), r, q};
 }
 
 AEVB_FORMULA float pow2(uint32_t n) { return float_of((n + 127u) << 23); }  // n in [-126, 127], two's complement
@@ -83,37 +130,36 @@ AEVB_FORMULA float scale_exp(float exp_r, uint32_t n_bits) {
 
 // e^x, for every float.
 AEVB_FORMULA float exp_of(float x) {
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -104.0f ? -104.0f : x;
-  const ExpReduction e = reduce_exp(x);
+  const ExpReduction e = reduce_exp(at_least(at_most(x, 89.0f), -104.0f));
   return scale_exp(fmadd(fmadd(e.q, e.r, 1.0f), e.r, 1.0f), e.n_bits);
 }
 
 // e^-a for a >= 0 (or NaN): cheaper than exp_of, since only one end can leave the range of float.
 AEVB_FORMULA float exp_minus(float a) {
-  a = a > 104.0f ? 104.0f : a;
-  const ExpReduction e = reduce_exp(-a);
+  const ExpReduction e = reduce_exp(-at_most(a, 104.0f));
   const float scale = float_of((e.n_bits << 23) + (191u << 23));  // 2^(n + 64); the shift drops the constant in n_bits
   return fmadd(fmadd(e.q, e.r, 1.0f), e.r, 1.0f) * scale * 0x1p-64f;
 }
 
-// e^x, e^x - 1 and e^x - 1 - x, for every float; the differences to a relative accuracy of 2e-6, however small they
-// are.
+// e^x, e^x - 1 and e^x - 1 - x, for every float; the differences to full relative accuracy, however small they are.
 struct ExpDifferences {
   float exp, expm1, expm1_minus_x;
 };
 
 AEVB_FORMULA ExpDifferences exp_differences(float x) {
-  float clamped = x > 89.0f ? 89.0f : x;
-  clamped = clamped < -104.0f ? -104.0f : clamped;
-  const ExpReduction e = reduce_exp(clamped);
+  const ExpReduction e = reduce_exp(at_least(at_most(x, 89.0f), -104.0f));
   const float w = e.q * (e.r * e.r);
   const float expm1_r = e.r + w;
   const float exp = scale_exp(1.0f + expm1_r, e.n_bits);
-  // Where n = 0, r is x itself and nothing cancels; elsewhere |e^x - 1| > 0.29.
-  const bool n_is_0 = e.n_bits == 0x4b400000u;
-  const float expm1 = n_is_0 ? expm1_r : exp - 1.0f;
-  return {exp, expm1, n_is_0 ? w : expm1 - x};
+  // With s = 2^n: e^x - 1 = s (e^r - 1) + (s - 1), and e^x - 1 - x = s w + (s - 1) r + (s - 1) - n ln 2, which cancel
+  // least where they are small. Elsewhere plain differences are as good, and s - 1 might not be exact.
+  const uint32_t k = e.n_bits - 0x4b400000u;
+  const bool near = k + 24u <= 48u;
+  const float s = pow2(near ? k : 0u), t = s - 1.0f;
+  float rest = fmadd(t, e.r, fmadd(e.n, -kLn2High, t));
+  rest = fmadd(e.n, -kLn2Low, rest);
+  const float expm1 = near ? fmadd(expm1_r, s, t) : exp - 1.0f;
+  return {exp, expm1, near ? fmadd(w, s, rest) : expm1 - x};
 }
 
 // ---- logarithms -----------------------------------------------------------------------------------------------------

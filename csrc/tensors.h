@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors as the CPU kernels see them: matrices of rows, and fresh results.
+// Tensors as the kernels see them: matrices of rows.
 #pragma once
-#include "../checks.h"
-#include "isa.h"
+#include "args.h"
+#include "checks.h"
 
-namespace aevb::cpu {
+namespace aevb {
 
 Dtype dtype_of(const Tensor& t);
 
@@ -17,6 +17,11 @@ Matrix matrix(const Tensor& t, int64_t D);
 
 Tensor dense(const Tensor& t);  // itself where it is contiguous
 
-Tensor empty(const Sizes& sizes, ScalarType dtype);
+// Torch's code for a dtype of results.
+int32_t dtype_code(ScalarType dtype);
+int64_t item_size(ScalarType dtype);
 
-}  // namespace aevb::cpu
+// The strides of a contiguous tensor.
+Sizes contiguous_strides(const Sizes& sizes);
+
+}  // namespace aevb

@@ -3,9 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "memory.h"
-
-namespace aevb::cpu {
+namespace aevb {
 namespace {
 
 // The distance between rows of D elements where t is such rows, each a contiguous run; -1 where it is not.
@@ -53,35 +51,32 @@ Matrix matrix(const Tensor& t, int64_t D) {
   return {copy, {copy.const_data_ptr(), D, dtype_of(t)}};
 }
 
-Tensor empty(const Sizes& sizes, ScalarType dtype) {
-  Sizes strides(sizes.size());
-  int64_t numel = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = numel;
-    numel *= sizes[d] ? sizes[d] : 1;
+int32_t dtype_code(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half: return aoti_torch_dtype_float16();
+    case ScalarType::Long: return aoti_torch_dtype_int64();
+    default: return aoti_torch_dtype_float32();
   }
-  for (int64_t size : sizes) numel *= size != 0;
-  const int32_t dtype_code = dtype == ScalarType::Float      ? aoti_torch_dtype_float32()
-                             : dtype == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
-                             : dtype == ScalarType::Half     ? aoti_torch_dtype_float16()
-                                                             : aoti_torch_dtype_int64();
-  const int64_t item = dtype == ScalarType::Float ? 4 : dtype == ScalarType::Long ? 8 : 2;
-  const size_t bytes = static_cast<size_t>(numel * item);
-  AtenTensorHandle handle;
-  if (bytes < kCachedBytes) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                           strides.data(), dtype_code, aoti_torch_device_type_cpu(), 0,
-                                                           &handle));
-    return Tensor(handle);
-  }
-  void* data = acquire_buffer(bytes);
-  const AOTITorchError error = torch_from_blob(
-      data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype_code,
-      aoti_torch_device_type_cpu(), -1, &handle, aoti_torch_layout_strided(), nullptr, 0,
-      [](void* buffer, void*) { release_buffer(buffer); }, nullptr);
-  if (error != AOTI_TORCH_SUCCESS) release_buffer(data);
-  STABLE_TORCH_ERROR_CODE_CHECK(error);
-  return Tensor(handle);
 }
 
-}  // namespace aevb::cpu
+int64_t item_size(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::BFloat16:
+    case ScalarType::Half: return 2;
+    case ScalarType::Long: return 8;
+    default: return 4;
+  }
+}
+
+Sizes contiguous_strides(const Sizes& sizes) {
+  Sizes strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) {
+    strides[d] = stride;
+    stride *= sizes[d] ? sizes[d] : 1;
+  }
+  return strides;
+}
+
+}  // namespace aevb

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of every device are given: matrices of rows, numbers, and where the results go. No torch here.
+#pragma once
+#include <cstdint>
+
+namespace aevb {
+
+enum class Dtype { float32, bfloat16, float16, uint8 };  // bool is read as uint8
+
+// The order in which a row is summed (csrc/README.md).
+constexpr int kLanes = 32;   // lane k of a group adds elements k, k + 32, k + 64, ...
+constexpr int kGroup = 512;  // elements of a row summed lane by lane before the lanes are folded
+
+// A matrix [rows, D] as the kernels read it: unit stride within a row.
+struct Rows {
+  const void* data = nullptr;  // null: the argument is absent
+  int64_t stride = 0;          // elements from one row to the next
+  Dtype dtype = Dtype::float32;
+};
+
+// z = mu + exp(logvar / 2) * normal(seed, element) and KL, and their gradients.
+struct GaussianArgs {
+  Rows mu, logvar;              // [B, D]
+  int64_t B, D, L;              // L samples a row
+  const int64_t* seeds;         // [L * B * D / seed_block]
+  int64_t seed_block;           // elements of z that one seed numbers from 0
+  void* z;                      // [L, B, D], mu's dtype; null: KL only
+  float* kl;                    // [B]
+  Rows grad_z;                  // [L * B, D], mu's dtype, or absent
+  const float* grad_kl;         // [B], or [1] with stride 0; null: none
+  int64_t grad_kl_stride;       // 1 or 0
+  float grad_kl_scale;          // multiplies grad_kl
+  const float* beta;            // [], multiplies it too; null: 1
+  void *grad_mu, *grad_logvar;  // [B, D], mu's dtype
+};
+
+enum class Likelihood { bernoulli_logits, bernoulli_probs };
+
+// log p(x|z) for rows of decoder outputs, and its gradient. Row l * x_rows + b of `output` goes with row b of x.
+struct LikelihoodArgs {
+  Likelihood likelihood;
+  Rows output;    // [R, D]
+  Rows x;         // [x_rows, D]
+  float x_scale;  // multiplies x
+  int64_t R, x_rows, D;
+  float* log_prob;                          // [R]
+  const float* grad;                        // upstream, at l * grad_sample_stride + b * grad_stride
+  int64_t grad_sample_stride, grad_stride;  // 0 or more
+  float grad_scale;                         // multiplies grad
+  void* grad_output;                        // [R, D], output's dtype
+};
+
+enum class Reduction { none = 0, mean = 1, sum = 2 };
+
+// The loss of B datapoints: beta KL - the mean over L samples of log p(x|z).
+struct LossArgs {
+  const float* log_prob;  // [L, B]
+  const float* kl;        // [B]
+  int64_t L, B;
+  float beta_scale;   // the KL's weight, times
+  const float* beta;  // [], or null: 1
+  Reduction reduction;
+  float* loss;  // [B], or [] when reduced
+};
+
+// result[i] = scale * beta * x[i * x_stride]: the gradient of a KL that was given.
+struct ScaleArgs {
+  const float* x;
+  int64_t x_stride, n;
+  float scale;
+  const float* beta;  // [], or null: 1
+  float* result;      // [n]
+};
+
+// Standard normals: `blocks` runs of n elements, each under its own seed.
+struct NormalArgs {
+  const int64_t* seeds;  // [blocks]
+  int64_t blocks, n;
+  float* eps;  // [blocks, n]
+};
+
+struct MixSeedArgs {
+  const int64_t *seed, *index;  // [n]
+  int64_t n;
+  int64_t* mixed;  // [n]
+};
+
+// Functions that the tests run over all of float; the names are those that Python sees.
+enum class Elementary { exp, exp_minus, expm1, expm1_minus_x, log, log1p, log_one_minus, rcp, sqrt, bfloat16, float16 };
+constexpr const char* kElementaryNames[] = {"exp",           "exp_minus", "expm1", "expm1_minus_x", "log",    "log1p",
+                                            "log_one_minus", "rcp",       "sqrt",  "bfloat16",      "float16"};
+
+struct ElementaryArgs {
+  Elementary function;
+  const float* x;  // [n]
+  int64_t n;
+  float* y;  // [n]
+};
+
+}  // namespace aevb

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU as a device of ops.h: results from the cache of buffers, rows shared between threads.
+#include "../ops.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <memory>
+
+#include "../formulas/philox.h"
+#include "isa.h"
+#include "memory.h"
+
+namespace aevb::cpu {
+namespace {
+
+// Work below these many elements is not worth a second thread.
+constexpr int64_t kGaussianGrain = 4096, kLikelihoodGrain = 16384;
+
+// Runs kernel(args, begin, end) over all rows and chunks of a matrix [rows, D].
+template <class Args>
+void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t rows, int64_t D, int64_t grain) {
+  const int64_t units = rows * chunks(D), unit_elements = std::clamp<int64_t>(D, 1, kChunk);
+  if (units == 0) return;
+  const int64_t grain_units = std::max<int64_t>(1, (grain + unit_elements - 1) / unit_elements);
+  if (units <= grain_units) return kernel(args, 0, units);
+  torch::stable::parallel_for(0, units, grain_units, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// One float a row, computed in chunks: where rows have several, they are joined at the end.
+class RowResults {
+ public:
+  RowResults(float* rows, int64_t count, int64_t D) : rows_(rows), count_(count), chunks_(chunks(D)) {
+    if (rows && chunks_ > 1) partial_.reset(new float[static_cast<size_t>(count * chunks_)]);
+  }
+  float* target() const { return partial_ ? partial_.get() : rows_; }
+  void join(float factor) const {
+    for (int64_t r = 0; partial_ && r < count_; ++r)
+      rows_[r] = factor * kernels().sum_groups(partial_.get() + r * chunks_, chunks_);
+  }
+
+ private:
+  float* rows_;
+  int64_t count_, chunks_;
+  std::unique_ptr<float[]> partial_;
+};
+
+class Cpu {
+ public:
+  explicit Cpu(const Tensor&) {}
+
+  Tensor empty(const Sizes& sizes, ScalarType dtype) {
+    int64_t numel = 1;
+    for (int64_t size : sizes) numel *= size;
+    const Sizes strides = contiguous_strides(sizes);
+    const auto dimensions = static_cast<int64_t>(sizes.size());
+    const size_t bytes = static_cast<size_t>(numel * item_size(dtype));
+    AtenTensorHandle handle;
+    if (bytes < kCachedBytes) {
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+          dimensions, sizes.data(), strides.data(), dtype_code(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+      return Tensor(handle);
+    }
+    void* data = acquire_buffer(bytes);
+    const AOTITorchError error = torch_from_blob(
+        data, dimensions, sizes.data(), strides.data(), 0, dtype_code(dtype), aoti_torch_device_type_cpu(), -1, &handle,
+        aoti_torch_layout_strided(), nullptr, 0, [](void* buffer, void*) { release_buffer(buffer); }, nullptr);
+    if (error != AOTI_TORCH_SUCCESS) release_buffer(data);
+    STABLE_TORCH_ERROR_CODE_CHECK(error);
+    return Tensor(handle);
+  }
+
+  void gaussian(GaussianArgs a) {
+    const RowResults results(a.kl, a.B, a.D);
+    a.kl = results.target();
+    run(kernels().gaussian, a, a.B, a.D, a.z ? kGaussianGrain / std::max<int64_t>(a.L, 1) : kLikelihoodGrain);
+    results.join(0.5f);
+  }
+
+  void gaussian_backward(const GaussianArgs& a) {
+    const int64_t grain = a.grad_z.data ? kGaussianGrain / std::max<int64_t>(a.L, 1) : kLikelihoodGrain;
+    run(kernels().gaussian_backward, a, a.B, a.D, grain);
+  }
+
+  void likelihood(LikelihoodArgs a) {
+    const RowResults results(a.log_prob, a.R, a.D);
+    a.log_prob = results.target();
+    run(kernels().likelihood, a, a.R, a.D, kLikelihoodGrain);
+    results.join(1.0f);
+  }
+
+  void likelihood_backward(const LikelihoodArgs& a) {
+    run(kernels().likelihood_backward, a, a.R, a.D, kLikelihoodGrain);
+  }
+
+  void loss(const LossArgs& a) {
+    const float beta = a.beta ? a.beta_scale * *a.beta : a.beta_scale;
+    std::unique_ptr<float[]> buffer;
+    float* rows = a.loss;
+    if (a.reduction != Reduction::none) {
+      buffer.reset(new float[static_cast<size_t>(a.B)]);
+      rows = buffer.get();
+    }
+    const float one_over_L = 1.0f / static_cast<float>(a.L);
+    for (int64_t b = 0; b < a.B; ++b) {
+      const float mean = a.L == 1 ? a.log_prob[b] : kernels().sum(a.log_prob + b, a.L, a.B) * one_over_L;
+      rows[b] = fmadd(beta, a.kl[b], -mean);
+    }
+    if (a.reduction == Reduction::none) return;
+    *a.loss = kernels().sum(rows, a.B, 1);
+    if (a.reduction == Reduction::mean) *a.loss *= 1.0f / static_cast<float>(a.B);
+  }
+
+  void scale(const ScaleArgs& a) {
+    const float scale = a.beta ? a.scale * *a.beta : a.scale;
+    for (int64_t i = 0; i < a.n; ++i) a.result[i] = scale * a.x[i * a.x_stride];
+  }
+
+  void normal(const NormalArgs& a) {
+    constexpr int64_t kPiece = 16384;  // elements of a block that one thread fills at a time
+    const int64_t pieces = (a.n + kPiece - 1) / kPiece;
+    const int64_t grain = std::max<int64_t>(1, kGaussianGrain / std::min(a.n, kPiece));
+    torch::stable::parallel_for(0, a.blocks * pieces, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t block = unit / pieces, first = unit % pieces * kPiece;
+        kernels().normals(static_cast<uint64_t>(a.seeds[block]), first, std::min(kPiece, a.n - first),
+                          a.eps + block * a.n + first);
+      }
+    });
+  }
+
+  void mix_seed(const MixSeedArgs& a) {
+    torch::stable::parallel_for(0, a.n, kGaussianGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        a.mixed[i] =
+            static_cast<int64_t>(aevb::mix_seed(static_cast<uint64_t>(a.seed[i]), static_cast<uint64_t>(a.index[i])));
+    });
+  }
+
+  void elementary(const ElementaryArgs& a) { kernels().elementary(a); }
+};
+
+}  // namespace
+}  // namespace aevb::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(aevb, CPU, m) { AEVB_REGISTER(m, aevb::cpu::Cpu); }

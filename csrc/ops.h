@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every op of bindings.cpp, from tensors to the arguments of kernels, written once for all devices.
+//
+// A Device is made from a tensor on it, and is where results are allocated and kernels run:
+//   Tensor empty(const Sizes&, ScalarType)
+//   void gaussian(const GaussianArgs&), gaussian_backward(..), likelihood(const LikelihoodArgs&),
+//   likelihood_backward(..),
+//        loss(const LossArgs&), scale(const ScaleArgs&), normal(const NormalArgs&), mix_seed(const MixSeedArgs&),
+//        elementary(const ElementaryArgs&)
+#pragma once
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "tensors.h"
+
+namespace aevb {
+
+template <class Device>
+struct Ops {
+  using Pair = std::tuple<Tensor, Tensor>;
+  using Triple = std::tuple<Tensor, Tensor, Tensor>;
+
+  // ---- the Gaussian posterior ---------------------------------------------------------------------------------------
+
+  static Pair sample_gaussian(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
+                              std::optional<int64_t> num_samples) {
+    const LatentShape shape = check_latents("sample_gaussian", mu, logvar);
+    const SampleShape samples = check_samples("sample_gaussian", mu, seed, num_samples);
+    Device device(mu);
+    const Latents latents(mu, logvar, shape);
+    const Tensor seeds = dense(seed);
+    Tensor z = device.empty(samples.z, mu.scalar_type()), kl = device.empty(shape.batch, ScalarType::Float);
+    GaussianArgs a = latents.args(&samples, &seeds);
+    a.z = z.mutable_data_ptr();
+    a.kl = floats(kl);
+    device.gaussian(a);
+    return {z, kl};
+  }
+
+  static Pair sample_gaussian_backward(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
+                                       std::optional<int64_t> num_samples, const OptionalTensor& grad_z,
+                                       const OptionalTensor& grad_kl) {
+    const char* op = "sample_gaussian_backward";
+    const LatentShape shape = check_latents(op, mu, logvar);
+    const SampleShape samples = check_samples(op, mu, seed, num_samples);
+    if (grad_z) check_grad(op, "grad_z", *grad_z, samples.z, mu.scalar_type(), mu);
+    if (grad_kl) check_grad(op, "grad_kl", *grad_kl, shape.batch, ScalarType::Float, mu);
+    Device device(mu);
+    const Latents latents(mu, logvar, shape);
+    const Tensor seeds = dense(seed);
+    GaussianArgs a = latents.args(&samples, &seeds);
+    std::optional<Matrix> gz;
+    if (grad_z) {
+      gz = matrix(*grad_z, shape.D);
+      a.grad_z = gz->rows;
+    }
+    const OptionalTensor gkl = grad_kl ? OptionalTensor(dense(*grad_kl)) : std::nullopt;
+    if (gkl) a.grad_kl = floats(*gkl);
+    return gaussian_gradients(device, a, mu);
+  }
+
+  static Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar) {
+    const LatentShape shape = check_latents("gaussian_kl", mu, logvar);
+    Device device(mu);
+    return kl_of(device, Latents(mu, logvar, shape));
+  }
+
+  static Pair gaussian_kl_backward(const Tensor& mu, const Tensor& logvar, const Tensor& grad) {
+    const LatentShape shape = check_latents("gaussian_kl_backward", mu, logvar);
+    check_grad("gaussian_kl_backward", "grad", grad, shape.batch, ScalarType::Float, mu);
+    Device device(mu);
+    const Latents latents(mu, logvar, shape);
+    const Tensor g = dense(grad);
+    GaussianArgs a = latents.args();
+    a.grad_kl = floats(g);
+    return gaussian_gradients(device, a, mu);
+  }
+
+  // ---- noise --------------------------------------------------------------------------------------------------------
+
+  static Tensor normal(const Tensor& seed, std::vector<int64_t> size) {
+    const Sizes prefix = sizes_of(seed);
+    if (seed.scalar_type() != ScalarType::Long || prefix.size() > size.size() ||
+        !std::equal(prefix.begin(), prefix.end(), size.begin()))
+      fail("normal", "seed has shape ", shape_text(seed), " and dtype ", dtype_text(seed.scalar_type()),
+           "; expected int64, and the first dimensions of size");
+    Device device(seed);
+    const Tensor seeds = dense(seed);
+    Tensor eps = device.empty(size, ScalarType::Float);
+    const int64_t blocks = seed.numel();
+    if (eps.numel()) device.normal({seeds.const_data_ptr<int64_t>(), blocks, eps.numel() / blocks, floats(eps)});
+    return eps;
+  }
+
+  static Tensor mix_seed(const Tensor& seed, const Tensor& index) {
+    if (seed.scalar_type() != ScalarType::Long || index.scalar_type() != ScalarType::Long)
+      fail("mix_seed", "seed is ", dtype_text(seed.scalar_type()), " and index ", dtype_text(index.scalar_type()),
+           "; expected int64 for both");
+    if (sizes_of(seed) != sizes_of(index))
+      fail("mix_seed", "seed has shape ", shape_text(seed), " but index has shape ", shape_text(index));
+    check_same_device("mix_seed", "seed", seed, "index", index);
+    Device device(seed);
+    const Tensor s = dense(seed), i = dense(index);
+    Tensor mixed = device.empty(sizes_of(seed), ScalarType::Long);
+    device.mix_seed(
+        {s.const_data_ptr<int64_t>(), i.const_data_ptr<int64_t>(), mixed.numel(), mixed.mutable_data_ptr<int64_t>()});
+    return mixed;
+  }
+
+  static Tensor elementary(std::string name, const Tensor& x) {
+    const auto found = std::find(std::begin(kElementaryNames), std::end(kElementaryNames), name);
+    if (found == std::end(kElementaryNames)) fail("elementary", "no elementary function is called ", name);
+    if (x.scalar_type() != ScalarType::Float)
+      fail("elementary", "x is ", dtype_text(x.scalar_type()), "; expected float32");
+    Device device(x);
+    const Tensor from = dense(x);
+    Tensor y = device.empty(sizes_of(x), ScalarType::Float);
+    device.elementary(
+        {static_cast<Elementary>(found - std::begin(kElementaryNames)), floats(from), x.numel(), floats(y)});
+    return y;
+  }
+
+  // ---- the likelihood -----------------------------------------------------------------------------------------------
+
+  static Tensor bernoulli_log_prob(const Tensor& output, const Tensor& x, std::optional<double> x_scale,
+                                   bool from_probs) {
+    const LikelihoodShape shape = check_likelihood("bernoulli_log_prob", output, x, x_scale);
+    Device device(output);
+    return log_prob_of(device, Decoded(output, x, shape, from_probs, x_scale), shape.rows);
+  }
+
+  static Tensor bernoulli_log_prob_backward(const Tensor& output, const Tensor& x, std::optional<double> x_scale,
+                                            bool from_probs, const Tensor& grad) {
+    const LikelihoodShape shape = check_likelihood("bernoulli_log_prob_backward", output, x, x_scale);
+    check_grad("bernoulli_log_prob_backward", "grad", grad, shape.rows, ScalarType::Float, output);
+    Device device(output);
+    const Decoded decoded(output, x, shape, from_probs, x_scale);
+    const Tensor g = dense(grad);
+    LikelihoodArgs a = decoded.args();
+    a.grad = floats(g);
+    a.grad_sample_stride = a.x_rows;
+    a.grad_stride = 1;
+    return output_gradient(device, a, output);
+  }
+
+  // ---- the negative ELBO --------------------------------------------------------------------------------------------
+
+  static Tensor negative_elbo(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
+                              const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
+                              std::optional<double> x_scale) {
+    const char* op = "FusedELBO";
+    const LatentShape latents = check_latents(op, mu, logvar);
+    const LikelihoodShape shape = check_reconstruction(op, recon, x, latents.batch, "mu", x_scale);
+    check_beta(op, beta, recon);
+    const Reduction how = check_reduction(op, reduction);
+    Device device(recon);
+    const Tensor kl = kl_of(device, Latents(mu, logvar, latents));
+    return loss_of(device, Decoded(recon, x, shape, from_probs, x_scale), kl, beta, beta_scale, how);
+  }
+
+  static Triple negative_elbo_backward(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
+                                       const OptionalTensor& beta, double beta_scale, int64_t reduction,
+                                       bool from_probs, std::optional<double> x_scale, const Tensor& grad) {
+    const char* op = "negative_elbo_backward";
+    const LatentShape shape = check_latents(op, mu, logvar);
+    const LikelihoodShape decoded = check_reconstruction(op, recon, x, shape.batch, "mu", x_scale);
+    const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, shape.batch);
+    Device device(recon);
+    const Tensor g = dense(grad);
+    Tensor grad_recon = reconstruction_gradient(device, Decoded(recon, x, decoded, from_probs, x_scale), recon, g, how);
+    const Latents latents(mu, logvar, shape);
+    GaussianArgs a = latents.args();
+    a.grad_kl = floats(g);
+    a.grad_kl_stride = how == Reduction::none;
+    a.grad_kl_scale = kl_weight(how, shape.B, beta_scale);
+    a.beta = beta ? floats(*beta) : nullptr;
+    auto [grad_mu, grad_logvar] = gaussian_gradients(device, a, mu);
+    return {grad_recon, grad_mu, grad_logvar};
+  }
+
+  static Tensor negative_elbo_with_kl(const Tensor& recon, const Tensor& x, const Tensor& kl,
+                                      const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
+                                      std::optional<double> x_scale) {
+    const char* op = "FusedELBO";
+    const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
+    check_beta(op, beta, recon);
+    const Reduction how = check_reduction(op, reduction);
+    Device device(recon);
+    return loss_of(device, Decoded(recon, x, shape, from_probs, x_scale), dense(kl), beta, beta_scale, how);
+  }
+
+  static Pair negative_elbo_with_kl_backward(const Tensor& recon, const Tensor& x, const Tensor& kl,
+                                             const OptionalTensor& beta, double beta_scale, int64_t reduction,
+                                             bool from_probs, std::optional<double> x_scale, const Tensor& grad) {
+    const char* op = "negative_elbo_with_kl_backward";
+    const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
+    const Sizes batch = sizes_of(kl);
+    const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, batch);
+    Device device(recon);
+    const Tensor g = dense(grad);
+    Tensor grad_recon = reconstruction_gradient(device, Decoded(recon, x, shape, from_probs, x_scale), recon, g, how);
+    Tensor grad_kl = device.empty(batch, ScalarType::Float);
+    device.scale({floats(g), how == Reduction::none, kl.numel(), kl_weight(how, kl.numel(), beta_scale),
+                  beta ? floats(*beta) : nullptr, floats(grad_kl)});
+    return {grad_recon, grad_kl};
+  }
+
+ private:
+  static const float* floats(const Tensor& t) { return t.const_data_ptr<float>(); }
+  static float* floats(Tensor& t) { return t.mutable_data_ptr<float>(); }
+
+  // mu and logvar as the kernels read them.
+  struct Latents {
+    LatentShape shape;
+    Matrix mu, logvar;
+
+    Latents(const Tensor& mu_tensor, const Tensor& logvar_tensor, const LatentShape& s)
+        : shape(s), mu(matrix(mu_tensor, s.D)), logvar(matrix(logvar_tensor, s.D)) {}
+
+    GaussianArgs args(const SampleShape* samples = nullptr, const Tensor* seeds = nullptr) const {
+      GaussianArgs a{};
+      a.mu = mu.rows;
+      a.logvar = logvar.rows;
+      a.B = shape.B;
+      a.D = shape.D;
+      a.L = samples ? samples->L : 0;
+      a.seeds = seeds ? seeds->const_data_ptr<int64_t>() : nullptr;
+      a.seed_block = samples ? samples->seed_block : 1;
+      a.grad_kl_stride = 1;
+      a.grad_kl_scale = 1.0f;
+      return a;
+    }
+  };
+
+  // A decoder's output and its targets.
+  struct Decoded {
+    LikelihoodShape shape;
+    Matrix output, x;
+    Likelihood likelihood;
+    float x_scale;
+
+    Decoded(const Tensor& output_tensor, const Tensor& x_tensor, const LikelihoodShape& s, bool from_probs,
+            std::optional<double> scale)
+        : shape(s),
+          output(matrix(output_tensor, s.D)),
+          x(matrix(x_tensor, s.D)),
+          likelihood(from_probs ? Likelihood::bernoulli_probs : Likelihood::bernoulli_logits),
+          x_scale(static_cast<float>(scale.value_or(1.0))) {}
+
+    LikelihoodArgs args() const {
+      LikelihoodArgs a{};
+      a.likelihood = likelihood;
+      a.output = output.rows;
+      a.x = x.rows;
+      a.x_scale = x_scale;
+      a.R = shape.R;
+      a.x_rows = std::max<int64_t>(shape.x_rows, 1);
+      a.D = shape.D;
+      a.grad_scale = 1.0f;
+      return a;
+    }
+  };
+
+  static Tensor kl_of(Device& device, const Latents& latents) {
+    Tensor kl = device.empty(latents.shape.batch, ScalarType::Float);
+    GaussianArgs a = latents.args();
+    a.kl = floats(kl);
+    device.gaussian(a);
+    return kl;
+  }
+
+  static Pair gaussian_gradients(Device& device, GaussianArgs& a, const Tensor& mu) {
+    Tensor grad_mu = device.empty(sizes_of(mu), mu.scalar_type());
+    Tensor grad_logvar = device.empty(sizes_of(mu), mu.scalar_type());
+    a.grad_mu = grad_mu.mutable_data_ptr();
+    a.grad_logvar = grad_logvar.mutable_data_ptr();
+    device.gaussian_backward(a);
+    return {grad_mu, grad_logvar};
+  }
+
+  static Tensor log_prob_of(Device& device, const Decoded& decoded, const Sizes& rows) {
+    Tensor log_prob = device.empty(rows, ScalarType::Float);
+    LikelihoodArgs a = decoded.args();
+    a.log_prob = floats(log_prob);
+    device.likelihood(a);
+    return log_prob;
+  }
+
+  static Tensor output_gradient(Device& device, LikelihoodArgs& a, const Tensor& output) {
+    Tensor grad_output = device.empty(sizes_of(output), output.scalar_type());
+    a.grad_output = grad_output.mutable_data_ptr();
+    device.likelihood_backward(a);
+    return grad_output;
+  }
+
+  static LikelihoodShape check_given_kl(const char* op, const Tensor& recon, const Tensor& x, const Tensor& kl,
+                                        std::optional<double> x_scale) {
+    if (kl.scalar_type() != ScalarType::Float)
+      fail(op, "kl has dtype ", dtype_text(kl.scalar_type()), "; expected float32, as sample_gaussian returns it");
+    check_same_device(op, "recon", recon, "kl", kl);
+    return check_reconstruction(op, recon, x, sizes_of(kl), "kl", x_scale);
+  }
+
+  static Reduction check_loss_grad(const char* op, const Tensor& recon, const OptionalTensor& beta, int64_t reduction,
+                                   const Tensor& grad, const Sizes& batch) {
+    const Reduction how = check_reduction(op, reduction);
+    check_beta(op, beta, recon);
+    check_grad(op, "grad", grad, how == Reduction::none ? batch : Sizes{}, ScalarType::Float, recon);
+    return how;
+  }
+
+  static Tensor loss_of(Device& device, const Decoded& decoded, const Tensor& kl, const OptionalTensor& beta,
+                        double beta_scale, Reduction how) {
+    const int64_t B = kl.numel(), R = decoded.shape.R;
+    const Tensor log_prob = log_prob_of(device, decoded, {R});
+    Tensor loss = device.empty(how == Reduction::none ? sizes_of(kl) : Sizes{}, ScalarType::Float);
+    device.loss({floats(log_prob), floats(kl), B ? R / B : 1, B, static_cast<float>(beta_scale),
+                 beta ? floats(*beta) : nullptr, how, floats(loss)});
+    return loss;
+  }
+
+  // What one unit of the loss' gradient is worth to one datapoint.
+  static double datapoint_weight(Reduction how, int64_t B) {
+    return how == Reduction::mean ? 1.0 / static_cast<double>(B) : 1.0;
+  }
+  static float kl_weight(Reduction how, int64_t B, double beta_scale) {
+    return static_cast<float>(datapoint_weight(how, B) * beta_scale);
+  }
+
+  // The gradient of `recon` from that of the loss: of each datapoint [B], or of all together [].
+  static Tensor reconstruction_gradient(Device& device, const Decoded& decoded, const Tensor& recon, const Tensor& grad,
+                                        Reduction how) {
+    LikelihoodArgs a = decoded.args();
+    const int64_t L = decoded.shape.x_rows ? decoded.shape.R / decoded.shape.x_rows : 1;
+    a.grad = floats(grad);
+    a.grad_stride = how == Reduction::none;
+    a.grad_scale = static_cast<float>(-datapoint_weight(how, decoded.shape.x_rows) / static_cast<double>(L));
+    return output_gradient(device, a, recon);
+  }
+};
+
+}  // namespace aevb
+
+// Registers every op for one device: `library` is the argument of a STABLE_TORCH_LIBRARY_IMPL block.
+#define AEVB_REGISTER(library, Device)                                  \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian);       \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_kl);           \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, bernoulli_log_prob);    \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);         \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo_with_kl); \
+  library.impl("normal", TORCH_BOX(&aevb::Ops<Device>::normal));        \
+  library.impl("mix_seed", TORCH_BOX(&aevb::Ops<Device>::mix_seed));    \
+  library.impl("elementary", TORCH_BOX(&aevb::Ops<Device>::elementary))
+
+// An op, its bare twin and its gradient.
+#define AEVB_REGISTER_DIFFERENTIABLE(library, Device, name)            \
+  library.impl(#name, TORCH_BOX(&aevb::Ops<Device>::name));            \
+  library.impl(#name "_forward", TORCH_BOX(&aevb::Ops<Device>::name)); \
+  library.impl(#name "_backward", TORCH_BOX(&aevb::Ops<Device>::name##_backward))

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every op's schema: the table of contents of torch.ops.aevb.
+#pragma once
+#include <torch/csrc/stable/library.h>
+
+// `x` is differentiable, for graphs (torch.compile, torch.export); `x_forward` is the same kernel bare, for the
+// autograd.Function of eager mode; `x_backward` gives the gradients. aevb/ops.py puts them together.
+#define AEVB_DEF(name, arguments_and_results) \
+  m.def(name arguments_and_results);          \
+  m.def(name "_forward" arguments_and_results)
+
+namespace aevb {
+
+inline void define_ops(torch::stable::detail::StableLibrary& m) {
+  // z = mu + exp(logvar / 2) eps, eps = normal(seed, element), and KL(N(mu, exp(logvar)) || N(0, I)).
+  AEVB_DEF("sample_gaussian", "(Tensor mu, Tensor logvar, Tensor seed, int? num_samples) -> (Tensor z, Tensor kl)");
+  m.def(
+      "sample_gaussian_backward(Tensor mu, Tensor logvar, Tensor seed, int? num_samples, Tensor? grad_z,"
+      " Tensor? grad_kl) -> (Tensor grad_mu, Tensor grad_logvar)");
+
+  AEVB_DEF("gaussian_kl", "(Tensor mu, Tensor logvar) -> Tensor");
+  m.def("gaussian_kl_backward(Tensor mu, Tensor logvar, Tensor grad) -> (Tensor grad_mu, Tensor grad_logvar)");
+
+  // log p(x | z), one value a row, from the decoder's logits, or from probabilities.
+  AEVB_DEF("bernoulli_log_prob", "(Tensor output, Tensor x, float? x_scale, bool from_probs) -> Tensor");
+  m.def(
+      "bernoulli_log_prob_backward(Tensor output, Tensor x, float? x_scale, bool from_probs, Tensor grad)"
+      " -> Tensor");
+
+  // beta * KL - mean over samples of log p(x | z), for the KL of (mu, logvar), or for a KL that is there already.
+  // reduction: 0 none, 1 mean, 2 sum. beta is a number times an optional 0-d tensor.
+  AEVB_DEF("negative_elbo",
+           "(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale, int reduction,"
+           " bool from_probs, float? x_scale) -> Tensor");
+  m.def(
+      "negative_elbo_backward(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
+      " int reduction, bool from_probs, float? x_scale, Tensor grad)"
+      " -> (Tensor grad_recon, Tensor grad_mu, Tensor grad_logvar)");
+  AEVB_DEF("negative_elbo_with_kl",
+           "(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale, int reduction, bool from_probs,"
+           " float? x_scale) -> Tensor");
+  m.def(
+      "negative_elbo_with_kl_backward(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale, int reduction,"
+      " bool from_probs, float? x_scale, Tensor grad) -> (Tensor grad_recon, Tensor grad_kl)");
+
+  // The noise itself: element i of a seed's block is output i % 4 of Philox counter i / 4. seed is a prefix of size.
+  m.def("normal(Tensor seed, int[] size) -> Tensor");
+  m.def("mix_seed(Tensor seed, Tensor index) -> Tensor");
+
+  // One function of formulas/elementary.h, by its name in args.h, over every element: for the tests.
+  m.def("elementary(str name, Tensor x) -> Tensor");
+}
+
+}  // namespace aevb
+
+#undef AEVB_DEF
