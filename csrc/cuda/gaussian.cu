@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: Apache-2.0
+// The reparameterised sample and the Gaussian KL, their gradients, and the noise itself.
+//
+// A thread takes a run of V neighbouring elements in row-major order, whatever the rows' length, so that accesses are
+// wide and every four elements of z are one counter of the noise. Sums over rows meet in shared memory.
+#include "../formulas/gaussian.h"
+#include "launch.h"
+#include "launching.h"
+#include "noise.cuh"
+#include "sums.cuh"
+
+namespace aevb::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kTile = 2048;       // elements of a tile: whole rows, or a part of one long row
+constexpr int kSmallTile = 1024;  // of a tensor too small to fill the GPU with the other
+
+// A matrix [rows, D] read by runs of elements.
+template <class T>
+struct Reader {
+  const T* data;
+  int64_t stride;
+  bool in_runs;  // every run of V elements is an aligned access, but for one that ends beyond the last element
+};
+
+// Where element i of a matrix with rows of D elements is.
+struct Place {
+  int64_t row, column;
+};
+AEVB_DEVICE Place place_of(int64_t i, const Divider& D) {
+  const int64_t row = D.divide(i);
+  return {row, i - row * D.divisor()};
+}
+
+// A kernel is compiled twice: `kPlain` for what is nearly always asked for, where every run is one access, complete,
+// and one counter (or two) of the one seed; and once for the rest.
+
+// The address of element i. `at` is its place, needed unless rows are adjacent.
+template <class T>
+AEVB_DEVICE const T* address(const Reader<T>& reader, int64_t i, Place at, int64_t D) {
+  return reader.data + (reader.stride == D ? i : at.row * reader.stride + at.column);
+}
+
+// Elements [i, i + V), 0 from element `count` on.
+template <int V, class T>
+AEVB_DEVICE void read_run(const Reader<T>& reader, int64_t i, Place at, int64_t D, int64_t count, float* x) {
+  const T* data = address(reader, i, at, D);
+  if (reader.in_runs && i + V <= count) return load<V>(data).unpack_to(x);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    x[j] = i + j < count ? load_one(data) : 0.0f;
+    ++data;
+    if (reader.stride != D && ++at.column == D) {
+      at.column = 0;
+      data += reader.stride - D;
+    }
+  }
+}
+
+// Writes those of elements [i, i + V) that lie in [begin, end); `data` is contiguous and aligned to 16 bytes.
+template <bool kPlain, int V, class T>
+AEVB_DEVICE void write_run(const float* x, T* data, int64_t i, int64_t begin, int64_t end, bool aligned) {
+  if constexpr (kPlain) {
+    store<V>(x, data + i);
+  } else {
+    if (aligned && i >= begin && i + V <= end) return store<V>(x, data + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j)
+      if (i + j >= begin && i + j < end) store_one(x[j], data + i + j);
+  }
+}
+
+// ---- forward --------------------------------------------------------------------------------------------------------
+
+template <class T>
+struct ForwardArgs {
+  Reader<T> mu, logvar;  // [B, D]
+  bool by_rows;          // rows of mu or logvar are not adjacent
+  Divider D, parts;      // a long row is cut into `parts` tiles
+  int64_t B, L, tile_rows;
+  Seeds seeds;
+  T* z;           // [L, B, D]
+  float* result;  // [B] KL, or [B, parts] twice the KL of each part
+  float factor;
+};
+
+// The elements of a tile, and the rows or the one part of a row that they are.
+struct Tile {
+  int64_t begin, end, first_row;
+  int rows, columns;
+};
+
+template <class T>
+AEVB_DEVICE Tile tile_of(const ForwardArgs<T>& a, int64_t number) {
+  const int64_t D = a.D.divisor();
+  if (a.parts.divisor() == 1) {
+    const int64_t row = number * a.tile_rows;
+    const int rows = static_cast<int>(a.tile_rows < a.B - row ? a.tile_rows : a.B - row);
+    return {row * D, (row + rows) * D, row, rows, static_cast<int>(D)};
+  }
+  const int64_t row = a.parts.divide(number), part = number - row * a.parts.divisor();
+  const int64_t begin = row * D + part * kTile, end = part + 1 == a.parts.divisor() ? (row + 1) * D : begin + kTile;
+  return {begin, end, number, 1, static_cast<int>(end - begin)};
+}
+
+template <class T, bool kSample, bool kPlain>
+__global__ void __launch_bounds__(kThreads) gaussian_tile(const ForwardArgs<T> a) {
+  constexpr int V = kWidest<T>;
+  AEVB_SHARED(float4, tile_vectors, kTile / 4 + V / 2);  // twice the KL of each element
+  AEVB_SHARED(float, group_sum, kTile / kGroup + 4);
+  const int64_t D = a.D.divisor(), count = a.B * D;
+  const Tile tile = tile_of(a, blockIdx.x);
+  const int64_t first = tile.begin / V * V;  // of the first run; tile.begin itself where plain
+
+  const auto compute = [&](int64_t i, const float* mu, const float* logvar) {
+    float sd[V], two_kl[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      sd[j] = gaussian_sd(logvar[j]);
+      two_kl[j] = gaussian_two_kl(mu[j], logvar[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < V; j += 4)
+      tile_vectors[(i - first + j) / 4] = make_float4(two_kl[j], two_kl[j + 1], two_kl[j + 2], two_kl[j + 3]);
+    if constexpr (kSample) {
+      for (int64_t l = 0; l < a.L; ++l) {
+        const int64_t sample = l * count;
+        float eps[V], z[V];
+        normals<kPlain, V>(a.seeds, sample + i, static_cast<int>(tile.end - i < V ? tile.end - i : V), eps);
+#pragma unroll
+        for (int j = 0; j < V; ++j) z[j] = gaussian_sample(mu[j], sd[j], eps[j]);
+        write_run<kPlain, V>(z, a.z + sample, i, tile.begin, tile.end, sample % V == 0);
+      }
+    }
+  };
+
+  if constexpr (kPlain) {
+    constexpr int kRuns = kTile / (kThreads * V);  // of a thread: all under way before the first is used
+    Loaded<T, V> mu[kRuns], logvar[kRuns];
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      const int64_t i = first + (r * kThreads + threadIdx.x) * V;
+      if (i >= tile.end) break;
+      const Place at = a.by_rows ? place_of(i, a.D) : Place{};
+      mu[r] = load<V>(address(a.mu, i, at, D));
+      logvar[r] = load<V>(address(a.logvar, i, at, D));
+    }
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      const int64_t i = first + (r * kThreads + threadIdx.x) * V;
+      if (i >= tile.end) break;
+      float m[V], v[V];
+      mu[r].unpack_to(m);
+      logvar[r].unpack_to(v);
+      compute(i, m, v);
+    }
+  } else {
+    for (int64_t i = first + threadIdx.x * V; i < tile.end; i += kThreads * V) {
+      const Place at = a.by_rows ? place_of(i, a.D) : Place{};
+      float mu[V], logvar[V];
+      read_run<V>(a.mu, i, at, D, count, mu);
+      read_run<V>(a.logvar, i, at, D, count, logvar);
+      compute(i, mu, logvar);
+    }
+  }
+  __syncthreads();
+  sum_rows<kThreads>(reinterpret_cast<const float*>(tile_vectors) + (tile.begin - first), tile.rows, tile.columns,
+                     group_sum, [&](int row, float sum) { a.result[tile.first_row + row] = a.factor * sum; });
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+template <class T>
+struct BackwardArgs {
+  Reader<T> mu, logvar, grad_z;  // [B, D], [L, B, D]
+  bool by_rows;                  // rows matter: strides, or a gradient of each row's KL
+  Divider D;
+  int64_t B, L;
+  Seeds seeds;
+  const float *grad_kl, *beta;
+  int64_t grad_kl_stride;
+  float grad_kl_scale;
+  T *grad_mu, *grad_logvar;  // [B, D]
+};
+
+// sum_l grad_z and sum_l grad_z eps: blocks of 16 samples in order, the blocks joined by two-sum.
+template <int V>
+struct SampleSums {
+  float grad_z[V] = {}, grad_z_eps[V] = {};
+};
+
+// Adds a block to a sum, and to `lost` what the addition rounds away.
+template <int V>
+AEVB_DEVICE void join_block(const float* block, float* total, float* lost) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const float before = total[j], x = block[j], sum = before + x, added = sum - before;
+    lost[j] += (before - (sum - added)) + (x - added);
+    total[j] = sum;
+  }
+}
+
+template <bool kPlain, int V, class T>
+AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, int64_t i, int64_t count, int64_t first, int64_t last,
+                             SampleSums<V>& sums) {
+  const int64_t D = a.D.divisor();
+  for (int64_t l = first; l < last; ++l) {
+    float grad_z[V], eps[V];
+    const int64_t at = l * count + i;
+    const Place place = a.grad_z.stride == D ? Place{} : place_of(at, a.D);
+    if constexpr (kPlain) {
+      load<V>(address(a.grad_z, at, place, D)).unpack_to(grad_z);
+    } else {
+      Reader<T> reader = a.grad_z;
+      reader.in_runs = reader.in_runs && at % V == 0;
+      read_run<V>(reader, at, place, D, a.L * count, grad_z);
+    }
+    normals<kPlain, V>(a.seeds, at, static_cast<int>(count - i < V ? count - i : V), eps);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      sums.grad_z_eps[j] = l == first ? grad_z[j] * eps[j] : fmadd(grad_z[j], eps[j], sums.grad_z_eps[j]);
+      sums.grad_z[j] = l == first ? grad_z[j] : sums.grad_z[j] + grad_z[j];
+    }
+  }
+}
+
+template <class T, bool kManySamples, bool kPlain>
+__global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardArgs<T> a) {
+  constexpr int V = kWidest<T>, kBlock = 16;
+  const int64_t D = a.D.divisor(), count = a.B * D;
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
+  if (i >= count) return;
+  Place at = a.by_rows ? place_of(i, a.D) : Place{};
+  const bool through_z = a.grad_z.data && a.L > 0, through_kl = a.grad_kl;
+  float mu[V] = {}, logvar[V], grad_mu[V], grad_logvar[V];
+  if constexpr (kPlain) {
+    load<V>(address(a.logvar, i, at, D)).unpack_to(logvar);
+    if (through_kl) load<V>(address(a.mu, i, at, D)).unpack_to(mu);
+  } else {
+    read_run<V>(a.logvar, i, at, D, count, logvar);
+    if (through_kl) read_run<V>(a.mu, i, at, D, count, mu);
+  }
+  if (through_z) {
+    SampleSums<V> sums;
+    if constexpr (kManySamples) {
+      SampleSums<V> total, lost;
+      for (int64_t l = 0; l < a.L; l += kBlock) {
+        add_samples<kPlain, V>(a, i, count, l, l + kBlock < a.L ? l + kBlock : a.L, sums);
+        join_block<V>(sums.grad_z, total.grad_z, lost.grad_z);
+        join_block<V>(sums.grad_z_eps, total.grad_z_eps, lost.grad_z_eps);
+      }
+#pragma unroll
+      for (int j = 0; j < V; ++j) {  // an infinity loses inf - inf
+        sums.grad_z[j] = lost.grad_z[j] == lost.grad_z[j] ? total.grad_z[j] + lost.grad_z[j] : total.grad_z[j];
+        sums.grad_z_eps[j] =
+            lost.grad_z_eps[j] == lost.grad_z_eps[j] ? total.grad_z_eps[j] + lost.grad_z_eps[j] : total.grad_z_eps[j];
+      }
+    } else {
+      add_samples<kPlain, V>(a, i, count, 0, a.L, sums);
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      grad_mu[j] = sums.grad_z[j];
+      grad_logvar[j] = gaussian_sample_grad_logvar(logvar[j], sums.grad_z_eps[j]);
+    }
+  }
+  if (through_kl) {
+    const float scale = a.beta ? a.grad_kl_scale * *a.beta : a.grad_kl_scale;
+    float g = scale * a.grad_kl[at.row * a.grad_kl_stride];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const float kl_grad_logvar = gaussian_kl_grad_logvar(logvar[j]);
+      grad_mu[j] = through_z ? fmadd(g, mu[j], grad_mu[j]) : g * mu[j];
+      grad_logvar[j] = through_z ? fmadd(g, kl_grad_logvar, grad_logvar[j]) : g * kl_grad_logvar;
+      if (a.by_rows && ++at.column == D && j + 1 < V && i + j + 1 < count) {
+        at.column = 0;
+        g = scale * a.grad_kl[++at.row * a.grad_kl_stride];
+      }
+    }
+  }
+  if (!through_z && !through_kl) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) grad_mu[j] = grad_logvar[j] = 0.0f;
+  }
+  write_run<kPlain, V>(grad_mu, a.grad_mu, i, 0, count, true);
+  write_run<kPlain, V>(grad_logvar, a.grad_logvar, i, 0, count, true);
+}
+
+// ---- noise ----------------------------------------------------------------------------------------------------------
+
+__global__ void __launch_bounds__(kThreads) normal_runs(const Seeds seeds, int64_t count, float* __restrict__ eps) {
+  constexpr int V = kWidest<float>;
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
+  if (i >= count) return;
+  float x[V];
+  normals<false, V>(seeds, i, static_cast<int>(count - i < V ? count - i : V), x);
+  write_run<false, V>(x, eps, i, 0, count, true);
+}
+
+__global__ void __launch_bounds__(kThreads) mix_seeds(const MixSeedArgs a) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < a.n)
+    a.mixed[i] =
+        static_cast<int64_t>(aevb::mix_seed(static_cast<uint64_t>(a.seed[i]), static_cast<uint64_t>(a.index[i])));
+}
+
+// ---- which kernel ---------------------------------------------------------------------------------------------------
+
+template <class T>
+Reader<T> reader_of(const Rows& m, int64_t D) {
+  constexpr int64_t V = kWidest<T>;
+  const bool in_runs = m.stride == D || (D % V == 0 && m.stride % V == 0);
+  return {static_cast<const T*>(m.data), m.stride, in_runs && is_aligned(m.data, 16)};
+}
+
+Seeds seeds_of(const int64_t* seeds, int64_t block, int64_t count) {
+  return {seeds, Divider(block > 0 ? block : 1), block >= count};
+}
+
+struct Tiles {
+  int64_t rows, parts;
+};
+Tiles tiles_of(const GaussianArgs& a, int multiprocessors) {
+  if (a.D > kTile) return {1, (a.D + kTile - 1) / kTile};
+  const int64_t tile = a.B * a.D >= 4 * static_cast<int64_t>(multiprocessors) * kTile ? kTile : kSmallTile;
+  int64_t rows = tile / a.D;
+  if (rows > 8) rows &= ~int64_t{7};  // tiles begin where runs do
+  return {rows > 0 ? rows : 1, 1};
+}
+
+}  // namespace
+
+int64_t gaussian_scratch(const GaussianArgs& a) { return a.D > kTile ? a.B * tiles_of(a, 1).parts : 0; }
+
+const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch, void* stream) {
+  if (a.B == 0) return nullptr;
+  if (a.D == 0) return join(nullptr, a.B, 0, 0.5f, a.kl, stream);
+  const Tiles tiles = tiles_of(a, multiprocessors);
+  const bool cut = tiles.parts > 1;
+  const char* error = with_dtype(a.mu.dtype, [&](auto t) {
+    using T = decltype(t);
+    const ForwardArgs<T> args{reader_of<T>(a.mu, a.D),
+                              reader_of<T>(a.logvar, a.D),
+                              a.mu.stride != a.D || a.logvar.stride != a.D,
+                              Divider(a.D),
+                              Divider(tiles.parts),
+                              a.B,
+                              a.L,
+                              tiles.rows,
+                              seeds_of(a.seeds, a.seed_block, a.L * a.B * a.D),
+                              static_cast<T*>(a.z),
+                              cut ? scratch : a.kl,
+                              cut ? 1.0f : 0.5f};
+    constexpr int V = kWidest<T>;
+    const bool plain = args.mu.in_runs && args.logvar.in_runs && (a.B * a.D) % V == 0 && args.seeds.one &&
+                       (cut ? a.D : tiles.rows * a.D) % V == 0;
+    const unsigned grid = cut ? blocks(a.B * tiles.parts, 1) : blocks(a.B, tiles.rows);
+    const auto on = static_cast<cudaStream_t>(stream);
+    with_bool(a.z, [&](auto sample) {
+      with_bool(plain, [&](auto is_plain) {
+        AEVB_LAUNCH((gaussian_tile<T, sample.value, is_plain.value>), grid, kThreads, on, args);
+      });
+    });
+    return status();
+  });
+  if (error || !cut) return error;
+  return join(scratch, a.B, tiles.parts, 0.5f, a.kl, stream);
+}
+
+const char* gaussian_backward(const GaussianArgs& a, void* stream) {
+  const int64_t count = a.B * a.D;
+  if (count == 0) return nullptr;
+  return with_dtype(a.mu.dtype, [&](auto t) {
+    using T = decltype(t);
+    const BackwardArgs<T> args{reader_of<T>(a.mu, a.D),
+                               reader_of<T>(a.logvar, a.D),
+                               reader_of<T>(a.grad_z, a.D),
+                               a.mu.stride != a.D || a.logvar.stride != a.D || (a.grad_kl && a.grad_kl_stride),
+                               Divider(a.D),
+                               a.B,
+                               a.L,
+                               seeds_of(a.seeds, a.seed_block, a.L * count),
+                               a.grad_kl,
+                               a.beta,
+                               a.grad_kl_stride,
+                               a.grad_kl_scale,
+                               static_cast<T*>(a.grad_mu),
+                               static_cast<T*>(a.grad_logvar)};
+    const bool plain =
+        args.mu.in_runs && args.logvar.in_runs && args.grad_z.in_runs && count % kWidest<T> == 0 && args.seeds.one;
+    const unsigned grid = blocks(count, kThreads * kWidest<T>);
+    const auto on = static_cast<cudaStream_t>(stream);
+    with_bool(a.L >= 16, [&](auto many) {
+      with_bool(plain, [&](auto is_plain) {
+        AEVB_LAUNCH((gaussian_gradient<T, many.value, is_plain.value>), grid, kThreads, on, args);
+      });
+    });
+    return status();
+  });
+}
+
+const char* normal(const NormalArgs& a, void* stream) {
+  const int64_t count = a.blocks * a.n;
+  if (count == 0) return nullptr;
+  AEVB_LAUNCH(normal_runs, blocks(count, kThreads * kWidest<float>), kThreads, static_cast<cudaStream_t>(stream),
+              seeds_of(a.seeds, a.n, count), count, a.eps);
+  return status();
+}
+
+const char* mix_seed(const MixSeedArgs& a, void* stream) {
+  if (a.n == 0) return nullptr;
+  AEVB_LAUNCH(mix_seeds, blocks(a.n, kThreads), kThreads, static_cast<cudaStream_t>(stream), a);
+  return status();
+}
+
+}  // namespace aevb::cuda

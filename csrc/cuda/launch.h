@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launchers, torch-free: nvcc never sees a torch header, and g++ no kernel. Each puts its work on the stream and
+// returns null, or what CUDA says went wrong; none waits for the GPU.
+#pragma once
+#include <cstddef>
+
+#include "../args.h"
+
+namespace aevb::cuda {
+
+// Floats of scratch memory, for the sums of parts of rows: 0 where no row is cut.
+int64_t gaussian_scratch(const GaussianArgs& a);
+int64_t likelihood_scratch(const LikelihoodArgs& a, int multiprocessors);
+int64_t loss_scratch(const LossArgs& a);
+
+const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch, void* stream);
+const char* gaussian_backward(const GaussianArgs& a, void* stream);
+const char* likelihood(const LikelihoodArgs& a, int multiprocessors, float* scratch, void* stream);
+const char* likelihood_backward(const LikelihoodArgs& a, void* stream);
+const char* loss(const LossArgs& a, float* scratch, void* stream);
+const char* scale(const ScaleArgs& a, void* stream);
+const char* normal(const NormalArgs& a, void* stream);
+const char* mix_seed(const MixSeedArgs& a, void* stream);
+const char* elementary(const ElementaryArgs& a, void* stream);
+
+// out[row] = factor * the sum of the row whose parts, [rows, parts], are nodes of its tree.
+const char* join(const float* partial, int64_t rows, int64_t parts, float factor, float* out, void* stream);
+
+int multiprocessors(int device);  // of a GPU: how much work it takes to fill it
+
+}  // namespace aevb::cuda

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the launchers share: grids, dtypes as types, and CUDA's errors.
+#pragma once
+#include "launch.h"
+#include "platform.h"
+#include "vectors.cuh"
+
+namespace aevb::cuda {
+
+// The grid that covers `work` with so much of it a block.
+inline unsigned blocks(int64_t work, int64_t a_block) { return static_cast<unsigned>((work + a_block - 1) / a_block); }
+
+// Whether the launch just made was accepted.
+inline const char* status() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+// use(T{}) for the element type of a floating dtype.
+template <class Use>
+const char* with_dtype(Dtype dtype, const Use& use) {
+  switch (dtype) {
+    case Dtype::bfloat16: return use(BFloat16{});
+    case Dtype::float16: return use(Float16{});
+    default: return use(float{});
+  }
+}
+
+// use(Constant<true or false>{})
+template <class Use>
+void with_bool(bool value, const Use& use) {
+  if (value)
+    use(Constant<true>{});
+  else
+    use(Constant<false>{});
+}
+
+inline int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::uint8 ? 1 : 2; }
+
+inline bool is_aligned(const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
+
+}  // namespace aevb::cuda

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// A GPU as a device of ops.h: results from torch's allocator, kernels on torch's current stream, no waiting.
+//
+// The tests' emulation compiles this file too, for CPU tensors and a namespace of its own.
+#include "../ops.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+
+#include "../schemas.h"
+#include "launch.h"
+
+#ifndef AEVB_EMULATE
+// Absent in a torch without CUDA, into which this module loads all the same.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+#endif
+
+namespace aevb::cuda {
+namespace {
+
+#ifdef AEVB_EMULATE
+
+class Place {
+ public:
+  explicit Place(const Tensor&) {}
+  void* stream() const { return nullptr; }
+  int32_t type() const { return aoti_torch_device_type_cpu(); }
+  int32_t index() const { return 0; }
+  int size() const { return multiprocessors(0); }
+};
+
+#else
+
+// The tensor's GPU, made current for as long as this lives, and its current stream.
+class Place {
+ public:
+  explicit Place(const Tensor& t) : index_(t.get_device_index()), guard_(index_) {
+    if (!aoti_torch_get_current_cuda_stream) throw std::runtime_error("aevb: this PyTorch was built without CUDA");
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
+  }
+  void* stream() const { return stream_; }
+  int32_t type() const { return aoti_torch_device_type_cuda(); }
+  int32_t index() const { return index_; }
+
+  // Its multiprocessors, asked for once.
+  int size() const {
+    static std::atomic<int> known[64];
+    const auto at = static_cast<size_t>(index_);
+    if (at >= std::size(known)) return multiprocessors(index_);
+    int count = known[at].load(std::memory_order_relaxed);
+    if (!count) known[at].store(count = multiprocessors(index_), std::memory_order_relaxed);
+    return count;
+  }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  void* stream_ = nullptr;
+};
+
+#endif
+
+class Gpu {
+ public:
+  explicit Gpu(const Tensor& t) : place_(t) {}
+
+  Tensor empty(const Sizes& sizes, ScalarType dtype) {
+    const Sizes strides = contiguous_strides(sizes);
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                           strides.data(), dtype_code(dtype), place_.type(),
+                                                           place_.index(), &handle));
+    return Tensor(handle);
+  }
+
+  void gaussian(const GaussianArgs& a) {
+    const Scratch scratch(*this, gaussian_scratch(a));
+    check(cuda::gaussian(a, place_.size(), scratch.data(), place_.stream()));
+  }
+  void gaussian_backward(const GaussianArgs& a) { check(cuda::gaussian_backward(a, place_.stream())); }
+  void likelihood(const LikelihoodArgs& a) {
+    const Scratch scratch(*this, likelihood_scratch(a, place_.size()));
+    check(cuda::likelihood(a, place_.size(), scratch.data(), place_.stream()));
+  }
+  void likelihood_backward(const LikelihoodArgs& a) { check(cuda::likelihood_backward(a, place_.stream())); }
+  void loss(const LossArgs& a) {
+    const Scratch scratch(*this, loss_scratch(a));
+    check(cuda::loss(a, scratch.data(), place_.stream()));
+  }
+  void scale(const ScaleArgs& a) { check(cuda::scale(a, place_.stream())); }
+  void normal(const NormalArgs& a) { check(cuda::normal(a, place_.stream())); }
+  void mix_seed(const MixSeedArgs& a) { check(cuda::mix_seed(a, place_.stream())); }
+  void elementary(const ElementaryArgs& a) { check(cuda::elementary(a, place_.stream())); }
+
+ private:
+  // Memory for the length of an op. The allocator gives it out again only to work that comes later on this stream.
+  class Scratch {
+   public:
+    Scratch(Gpu& gpu, int64_t floats) {
+      if (floats) tensor_ = gpu.empty({floats}, ScalarType::Float);
+    }
+    float* data() const { return tensor_ ? const_cast<Tensor&>(*tensor_).mutable_data_ptr<float>() : nullptr; }
+
+   private:
+    OptionalTensor tensor_;
+  };
+
+  static void check(const char* error) {
+    if (error) throw std::runtime_error(std::string("aevb: CUDA reports an error: ") + error);
+  }
+
+  Place place_;
+};
+
+}  // namespace
+}  // namespace aevb::cuda
+
+#ifdef AEVB_EMULATE
+STABLE_TORCH_LIBRARY(aevb_emulated, m) { aevb::define_ops(m); }
+STABLE_TORCH_LIBRARY_IMPL(aevb_emulated, CPU, m) { AEVB_REGISTER(m, aevb::cuda::Gpu); }
+#else
+STABLE_TORCH_LIBRARY_IMPL(aevb, CUDA, m) { AEVB_REGISTER(m, aevb::cuda::Gpu); }
+#endif
