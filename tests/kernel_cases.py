@@ -1,0 +1,199 @@
+"""Calls of every kernel, for tests that hold one device's results to another's, bit for bit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from conftest import rand, randn
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# One element, rows shorter and longer than a run of 4 or 8, odd lengths, whole groups (512) and tiles (2048) and one
+# more, many parts; and nothing at all.
+LATENT_SHAPES = [
+    *[(1, 1), (7, 20), (1000, 3), (300, 2), (400, 50), (3, 5, 41), (9, 64), (9, 65), (5, 257), (5, 512), (3, 513)],
+    *[(33, 784), (2, 2048), (2, 2049), (3, 4097), (1, 100_003), (4, 0), (0, 4)],
+]
+PIXEL_SHAPES = [
+    *[(1, 1), (9, 7), (130, 8), (100, 33), (64, 784), (3, 1271), (2, 5, 513), (2, 4104), (5, 32_769), (1, 200_003)],
+    *[(1, 65_536), (3, 0), (0, 5)],
+]
+SEED = 2**40 + 5
+
+
+@dataclass
+class Case:
+    name: str
+    op: str  # of torch.ops.aevb
+    args: tuple[Any, ...]
+
+    def on(self, device: str) -> "Case":
+        """The same call with its tensors on another device, strides and offsets kept."""
+        return Case(self.name, self.op, tuple(_moved(a, device) for a in self.args))
+
+    def __str__(self) -> str:
+        shapes = [f"{tuple(a.shape)} {str(a.dtype)[6:]}" if isinstance(a, Tensor) else repr(a) for a in self.args]
+        return f"{self.op}({', '.join(shapes)}) {self.name}"
+
+
+def _moved(value, device: str):
+    if not isinstance(value, Tensor):
+        return value
+    whole = torch.empty(value.untyped_storage().nbytes() // value.element_size(), dtype=value.dtype)
+    whole.set_(value.untyped_storage())
+    moved = whole.to(device)
+    return moved.as_strided(value.shape, value.stride(), value.storage_offset())
+
+
+def with_edges(t: Tensor, seed: int) -> Tensor:
+    """t with some infinities, NaNs, zeros and numbers that over- and underflow in it."""
+    edges = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 1e4, -1e4, 88.8, -103.5, 1e38, 1e-40])
+    at = rand(seed, *t.shape)
+    return torch.where(at < 0.02, edges[(at * 1e6).long() % len(edges)], t)
+
+
+def views(t: Tensor) -> dict[str, Tensor]:
+    """The same numbers, laid out in other ways."""
+    wide = torch.cat([t, torch.zeros_like(t)], dim=-1)
+    odd = torch.cat([t, torch.zeros_like(t[..., :1])], dim=-1)
+    shifted = torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+    return {
+        "half of wider rows": wide[..., : t.shape[-1]],
+        "rows an odd distance apart": odd[..., : t.shape[-1]],
+        "not aligned": shifted,
+        "transposed": t.mT.contiguous().mT,
+    }
+
+
+def cases() -> Iterator[Case]:
+    yield from _noise()
+    for dtype in DTYPES:
+        yield from _latents(dtype)
+        yield from _likelihoods(dtype)
+        yield from _losses(dtype)
+
+
+def _noise() -> Iterator[Case]:
+    for seed in (0, -1, SEED):
+        yield Case("one seed", "normal", (torch.tensor(seed), [10_007]))
+    for size in ([100, 5], [100, 8], [7, 3, 4], [50, 1], [0, 3]):
+        seeds = torch.arange(size[0]) * 2**35 - 7
+        yield Case("seeds", "normal", (seeds, size))
+    yield Case("", "mix_seed", (torch.arange(5000) * 2**50, torch.arange(5000) - 1000))
+    x = torch.arange(-(2**31), 2**31, 99_991).to(torch.int32).view(torch.float32)
+    in_range = x[(x.abs() >= 2.0**-60) & (x.abs() <= 2.0**60)].abs()
+    for name in ("exp", "expm1", "expm1_minus_x", "log", "log_one_minus", "bfloat16", "float16"):
+        yield Case(name, "elementary", (name, x))
+    yield Case("exp_minus", "elementary", ("exp_minus", x[~(x < 0)]))
+    for name in ("log1p", "rcp", "sqrt"):
+        yield Case(name, "elementary", (name, in_range))
+
+
+def _latents(dtype) -> Iterator[Case]:
+    def sample(name, mu, logvar, seed, num_samples):
+        z = mu.shape if num_samples is None else (num_samples, *mu.shape)
+        args = (mu, logvar, seed, num_samples)
+        yield Case(name, "sample_gaussian_forward", args)
+        grad_z, grad_kl = (3 * randn(5, *z)).to(dtype), 3 * randn(6, *mu.shape[:-1])
+        for grads in ((grad_z, grad_kl), (grad_z, None), (None, grad_kl), (None, None)):
+            which = " and ".join(n for n, g in zip(("z", "kl"), grads, strict=True) if g is not None)
+            yield Case(f"{name}, through {which or 'nothing'}", "sample_gaussian_backward", (*args, *grads))
+
+    def kl(name, mu, logvar):
+        yield Case(name, "gaussian_kl_forward", (mu, logvar))
+        grads = {"": 3 * randn(7, *mu.shape[:-1]), ", one gradient": torch.tensor(0.3).expand(mu.shape[:-1])}
+        for which, grad in grads.items():
+            yield Case(name + which, "gaussian_kl_backward", (mu, logvar, grad))
+
+    for shape in LATENT_SHAPES:
+        mu, logvar = randn(1, *shape), 2 * randn(2, *shape)
+        for name, m, v in (("", mu, logvar), ("edges", with_edges(mu, 3), with_edges(logvar, 4))):
+            yield from sample(name, m.to(dtype), v.to(dtype), torch.tensor(SEED), None)
+            yield from kl(name, m.to(dtype), v.to(dtype))
+    for shape in ((7, 20), (3, 5, 41), (9, 50), (2, 3), (3, 2050)):
+        mu, logvar = randn(8, *shape).to(dtype), randn(9, *shape).to(dtype)
+        for num_samples in (0, 1, 3, 4, 16, 17, 40) if shape[-1] < 100 else (3, 20):
+            z = (num_samples, *shape)
+            for dims in range(len(z)):
+                seeds = torch.ops.aevb.mix_seed(torch.full(z[:dims], SEED), torch.arange(torch.Size(z[:dims]).numel()).view(z[:dims]))
+                yield from sample(f"seeds {tuple(z[:dims])}", mu, logvar, seeds, num_samples)
+        yield from sample("a seed each", mu, logvar, torch.arange(shape[0]), None)
+        for name, view in views(mu).items():
+            yield from sample(name, view, logvar, torch.tensor(SEED), None)
+            yield from sample(name, view, views(logvar)[name], torch.tensor(SEED), 2)
+            yield from kl(name, view, logvar)
+        grad_z = views(randn(10, *shape).to(dtype))
+        for name, grad in grad_z.items():
+            args = (mu, logvar, torch.tensor(SEED), None, grad, None)
+            yield Case(f"grad_z {name}", "sample_gaussian_backward", args)
+
+
+def targets(shape: tuple[int, ...]) -> dict[str, tuple[Tensor, float | None]]:
+    """By name: targets and x_scale."""
+    u = rand(11, *shape)
+    return {
+        "soft": (u, None),
+        "bool": (u < 0.4, None),
+        "uint8": ((256 * u).to(torch.uint8), 1 / 255),
+        "bfloat16": (u.bfloat16(), None),
+        "float16": (u.half(), None),
+        "scaled": (100 * u, 0.01),
+    }
+
+
+def _likelihoods(dtype) -> Iterator[Case]:
+    def log_prob(name, output, x, x_scale, from_probs=False):
+        args = (output, x, x_scale, from_probs)
+        yield Case(name, "bernoulli_log_prob_forward", args)
+        yield Case(name, "bernoulli_log_prob_backward", (*args, 3 * randn(12, *output.shape[:-1])))
+
+    for shape in PIXEL_SHAPES:
+        logits = 4 * randn(13, *shape)
+        for name, (x, x_scale) in targets(shape).items():
+            yield from log_prob(name, logits.to(dtype), x, x_scale)
+        x = targets(shape)["soft"][0]
+        yield from log_prob("edges", with_edges(logits, 14).to(dtype), with_edges(x, 15), None)
+        u = rand(16, *shape)
+        probs = torch.where(u < 0.05, (u < 0.03).float(), rand(17, *shape)).to(dtype)
+        yield from log_prob("probs", probs, x, None, True)
+        yield from log_prob("probs, uint8", probs, *targets(shape)["uint8"], True)
+    for shape in ((6, 24), (5, 50), (3, 784)):  # of x; several samples of logits for each
+        for name, (x, x_scale) in targets(shape).items():
+            yield from log_prob(f"samples, {name}", randn(18, 7, *shape).to(dtype), x, x_scale)
+        logits, x = randn(19, *shape).to(dtype), rand(20, *shape)
+        for name, view in views(logits).items():
+            yield from log_prob(f"logits {name}", view, x, None)
+            yield from log_prob(f"x {name}", logits, views(x)[name], None)
+            yield from log_prob(f"logits and uint8 x {name}", view, views((255 * x).to(torch.uint8))[name], 1 / 255)
+
+
+def _losses(dtype) -> Iterator[Case]:
+    def loss(name, recon, x, mu, logvar, beta, reduction, from_probs=False):
+        kl = torch.ops.aevb.gaussian_kl(mu, logvar)
+        grad = randn(21, *(mu.shape[:-1] if reduction == 0 else ()))
+        options = (beta, 0.7, reduction, from_probs, None)
+        for op, args in (("negative_elbo", (recon, x, mu, logvar)), ("negative_elbo_with_kl", (recon, x, kl))):
+            yield Case(name, f"{op}_forward", (*args, *options))
+            yield Case(name, f"{op}_backward", (*args, *options, grad))
+
+    for samples, batch, pixels in (
+        ((), (1,), 7),
+        ((), (100,), 784),
+        ((), (0,), 4),
+        ((), (2048,), 5),
+        ((), (2049,), 8),
+        ((), (5000,), 3),
+        ((), (3, 5), 33),
+        ((1,), (9,), 16),
+        ((4,), (9,), 17),
+        ((600,), (2,), 12),
+        ((3, 2), (5,), 24),
+    ):
+        recon, x = 4 * randn(22, *samples, *batch, pixels), rand(23, *batch, pixels)
+        mu, logvar = randn(24, *batch, 6).to(dtype), randn(25, *batch, 6).to(dtype)
+        for beta in (None, torch.tensor(0.3)):
+            for reduction in (0, 1, 2):
+                name = f"{samples} samples, {'no beta' if beta is None else 'beta'}, reduction {reduction}"
+                yield from loss(name, recon.to(dtype), x, mu, logvar, beta, reduction)
+        yield from loss("probs", recon.sigmoid().to(dtype), x, mu, logvar, None, 1, True)

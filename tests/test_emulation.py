@@ -1,0 +1,67 @@
+"""The CUDA kernels, compiled for the CPU by g++ and tests/emulation/cuda_shim.h, against the CPU kernels: bit for bit."""
+
+import pytest
+import torch
+from conftest import randn, same_bits
+from emulation.build import emulated_control, emulated_ops
+from kernel_cases import SEED, cases
+
+
+def run(ops, case):
+    results = getattr(ops, case.op).default(*case.args)
+    return results if isinstance(results, tuple) else (results,)
+
+
+def differing(gpus=(132,)):
+    """The cases whose results on the emulated kernels are not those of the CPU kernels, and how many there were."""
+    wrong, number = [], 0
+    for number, case in enumerate(cases(), 1):
+        expected = run(torch.ops.aevb, case)
+        for size in gpus:
+            with emulated_control().multiprocessors(size):
+                if not all(map(same_bits, run(emulated_ops(), case), expected)):
+                    wrong.append(f"{case}, {size} multiprocessors")
+    return wrong, number
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
+def test_same_bits(order):
+    """In every order of threads and blocks, and as work is cut for a small GPU and a large one."""
+    with emulated_control().order(order, seed=7):
+        wrong, number = differing((1, 132) if order == "forward" else (132,))
+    assert wrong == []
+    assert number > 3000
+
+
+def test_the_comparison_can_fail():
+    """Kernels under another seed give other bits."""
+    mu, logvar = randn(1, 7, 20), randn(2, 7, 20)
+    here, there = (
+        ops.sample_gaussian_forward(mu, logvar, torch.tensor(seed), None)
+        for ops, seed in ((torch.ops.aevb, SEED), (emulated_ops(), SEED + 1))
+    )
+    assert not same_bits(here[0], there[0])
+    assert same_bits(here[1], there[1])
+
+
+def test_long_rows_are_shared_between_blocks():
+    x, logits = torch.rand(1, 1_000_000), randn(3, 1, 1_000_000)
+    with emulated_control().record() as launches:
+        emulated_ops().bernoulli_log_prob_forward(logits, x, None, False)
+    assert launches[0].grid * launches[0].threads >= 10_000
+    with emulated_control().record() as launches:
+        emulated_ops().sample_gaussian_forward(logits, logits, torch.tensor(1), None)
+    assert launches[0].grid >= 400
+
+
+def test_short_rows_take_one_launch_each():
+    """Sums are joined in a second launch only where rows are long."""
+    logits, x = randn(4, 100, 784), torch.rand(100, 784)
+    mu, logvar = randn(5, 100, 20), randn(6, 100, 20)
+    with emulated_control().record() as launches:
+        emulated_ops().bernoulli_log_prob_forward(logits, x, None, False)
+        emulated_ops().sample_gaussian_forward(mu, logvar, torch.tensor(1), 5)
+    assert len(launches) == 2
+    with emulated_control().record() as launches:
+        emulated_ops().negative_elbo_forward(logits, x, mu, logvar, None, 1.0, 1, False, None)
+    assert len(launches) == 3
