@@ -1,7 +1,6 @@
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 def build_info() -> dict[str, str]: ...
 def cpu_isa() -> str: ...

@@ -11,8 +11,10 @@ No single way of giving a custom op a gradient keeps all of PyTorch's promises, 
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
+import platform
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -26,18 +28,26 @@ _functorch_active = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
 
 
-def _no_cpu_kernels() -> bool:
-    """True on an x86 CPU without AVX2 and FMA, where the reference is faster than the plain kernels."""
-    import platform
-
+def _without_kernels() -> dict[str, str]:
+    """The types of devices on which aevb.reference computes, and why: their kernels are slower, or not there."""
+    found = {}
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return x86 and _C.cpu_isa() == "plain" and not os.environ.get("AEVB_ISA")
+    if x86 and _C.cpu_isa() == "plain" and not os.environ.get("AEVB_ISA"):
+        found["cpu"] = "this CPU lacks AVX2 and FMA"
+    cuda = _C.build_info()["cuda"]
+    if not cuda.startswith("built"):
+        found["cuda"] = f"this installation's CUDA kernels are {cuda}"
+    return found
 
 
-_reference_on_cpu = _no_cpu_kernels()
-if _reference_on_cpu:
+_reference_on = _without_kernels()
+
+
+@functools.cache
+def _say_why(device_type: str) -> None:
     warnings.warn(
-        "this CPU lacks AVX2 and FMA, so aevb computes with aevb.reference (plain PyTorch) on it", stacklevel=2
+        f"{_reference_on[device_type]}, so aevb computes with aevb.reference (plain PyTorch) on {device_type} tensors",
+        stacklevel=4,
     )
 
 
@@ -127,10 +137,12 @@ def _differentiable(name: str, num_tensors: int, fused: tuple[int, ...], formula
     def call(*args):
         if _functorch_active():
             return formula(*args)
+        if _reference_on and args[0].device.type in _reference_on:
+            if not _is_compiling():
+                _say_why(args[0].device.type)
+            return formula(*args)
         if _is_compiling():
             return op(*args)
-        if _reference_on_cpu and args[0].device.type == "cpu":
-            return formula(*args)
         return apply(*args)
 
     return call
@@ -197,8 +209,10 @@ def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
         z, kl = aevb.sample_gaussian(mu, logvar, seed=seeds)       # noise that belongs to the datapoint
     """
     device = next((t.device for t in (index, seed) if isinstance(t, Tensor)), None)
-    seed, index = torch.broadcast_tensors(_int64(seed, "seed", device), _int64(index, "index", device))
-    return _ops.mix_seed.default(seed, index)
+    seeds, indices = torch.broadcast_tensors(_int64(seed, "seed", device), _int64(index, "index", device))
+    if seeds.is_cuda and "cuda" in _reference_on:
+        return reference.mix_seed(seeds, indices)
+    return _ops.mix_seed.default(seeds, indices)
 
 
 # ---- the Gaussian posterior -----------------------------------------------------------------------------------------
@@ -209,7 +223,9 @@ def _sample_size(mu: Tensor, num_samples: int | None) -> tuple[int, ...]:
 
 
 def _sample_formula(mu, logvar, seed, num_samples):
-    eps = _ops.normal.default(seed, _sample_size(mu, num_samples))
+    size = _sample_size(mu, num_samples)
+    no_kernel = seed.is_cuda and "cuda" in _reference_on
+    eps = reference.normal(seed, size, torch.float32) if no_kernel else _ops.normal.default(seed, size)
     return reference.sample_gaussian(mu, logvar, num_samples, eps=eps)
 
 

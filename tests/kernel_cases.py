@@ -116,7 +116,9 @@ def _latents(dtype) -> Iterator[Case]:
         for num_samples in (0, 1, 3, 4, 16, 17, 40) if shape[-1] < 100 else (3, 20):
             z = (num_samples, *shape)
             for dims in range(len(z)):
-                seeds = torch.ops.aevb.mix_seed(torch.full(z[:dims], SEED), torch.arange(torch.Size(z[:dims]).numel()).view(z[:dims]))
+                seeds = torch.ops.aevb.mix_seed(
+                    torch.full(z[:dims], SEED), torch.arange(torch.Size(z[:dims]).numel()).view(z[:dims])
+                )
                 yield from sample(f"seeds {tuple(z[:dims])}", mu, logvar, seeds, num_samples)
         yield from sample("a seed each", mu, logvar, torch.arange(shape[0]), None)
         for name, view in views(mu).items():

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import aevb
 from aevb import reference
@@ -489,10 +491,37 @@ def test_cpu_without_vector_instructions_runs_the_reference(monkeypatch):
     monkeypatch.delenv("AEVB_ISA", raising=False)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(ops._C, "cpu_isa", lambda: "plain")
-    assert ops._no_cpu_kernels()
+    assert "lacks AVX2" in ops._without_kernels()["cpu"]
     monkeypatch.setenv("AEVB_ISA", "plain")
-    assert not ops._no_cpu_kernels()
-    monkeypatch.setattr(ops, "_reference_on_cpu", True)
+    assert "cpu" not in ops._without_kernels()
+    monkeypatch.setattr(ops, "_reference_on", {"cpu": "this CPU is slow"})
+    ops._say_why.cache_clear()
+    with pytest.warns(UserWarning, match="this CPU is slow, so aevb computes with aevb.reference"):
+        aevb.gaussian_kl(MU, LOGVAR)
     for case in CASES:
         assert_close(case.fused(*case.inputs), case.plain(*case.inputs))
     assert "gaussian_kl" not in aevb.gaussian_kl(MU.clone().requires_grad_(), LOGVAR).grad_fn.name()
+
+
+def test_cuda_tensors_without_cuda_kernels_run_the_reference(monkeypatch):
+    """Found out from the build; the ops then ask for no kernel."""
+    ops = aevb.ops
+    monkeypatch.setattr(ops._C, "build_info", lambda: {"cuda": "not built (no nvcc found)"})
+    assert ops._without_kernels()["cuda"] == "this installation's CUDA kernels are not built (no nvcc found)"
+    monkeypatch.setattr(ops._C, "build_info", lambda: {"cuda": "built for sm_90 by nvcc 13.0"})
+    assert "cuda" not in ops._without_kernels()
+    monkeypatch.setattr(ops, "_reference_on", {"cuda": "there are no kernels"})
+    ops._say_why.cache_clear()
+    with FakeTensorMode():
+        mu = torch.empty(3, 4, device="cuda")
+        with pytest.warns(UserWarning, match="there are no kernels.* on cuda tensors"):
+            kl = aevb.gaussian_kl(mu, mu)
+    assert (kl.device.type, kl.shape) == ("cuda", (3,))
+    asked = []
+    for name in ("normal", "mix_seed"):
+        monkeypatch.setattr(ops.reference, name, lambda *args, name=name: asked.append(name) or torch.zeros(3, 4))
+    there = types.SimpleNamespace(is_cuda=True)
+    ops._sample_formula(MU[:3, :4], LOGVAR[:3, :4], there, None)
+    monkeypatch.setattr(torch, "broadcast_tensors", lambda *_: (there, there))
+    aevb.mix_seed(torch.tensor(1), torch.tensor(2))
+    assert asked == ["normal", "mix_seed"]

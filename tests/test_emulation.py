@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled for the CPU by g++ and tests/emulation/cuda_shim.h, against the CPU kernels: bit for bit."""
+"""The CUDA kernels, compiled for the CPU by tests/emulation, against the CPU kernels: bit for bit."""
 
 import pytest
 import torch
@@ -12,25 +12,29 @@ def run(ops, case):
     return results if isinstance(results, tuple) else (results,)
 
 
-def differing(gpus=(132,)):
-    """The cases whose results on the emulated kernels are not those of the CPU kernels, and how many there were."""
-    wrong, number = [], 0
-    for number, case in enumerate(cases(), 1):
+@pytest.fixture(scope="module")
+def every_case():
+    return list(cases())
+
+
+def differing(every_case, gpus=(132,)):
+    """The cases whose results on the emulated kernels are not those of the CPU kernels."""
+    wrong = []
+    for case in every_case:
         expected = run(torch.ops.aevb, case)
         for size in gpus:
             with emulated_control().multiprocessors(size):
                 if not all(map(same_bits, run(emulated_ops(), case), expected)):
                     wrong.append(f"{case}, {size} multiprocessors")
-    return wrong, number
+    return wrong
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
-def test_same_bits(order):
+def test_same_bits(order, every_case):
     """In every order of threads and blocks, and as work is cut for a small GPU and a large one."""
+    assert len(every_case) > 3000
     with emulated_control().order(order, seed=7):
-        wrong, number = differing((1, 132) if order == "forward" else (132,))
-    assert wrong == []
-    assert number > 3000
+        assert differing(every_case, (1, 132) if order == "forward" else (132,)) == []
 
 
 def test_the_comparison_can_fail():
