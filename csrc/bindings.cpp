@@ -39,7 +39,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("release_memory", &aevb::cpu::release_memory, "Frees cached result buffers; gives their bytes.");
 
   m.def("philox", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
-    const aevb::Philox w = aevb::philox({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+    const aevb::Philox w =
+        aevb::philox({{counter[0], counter[1], counter[2], counter[3]}}, aevb::philox_keys(key[0], key[1]));
     return std::array<uint32_t, 4>{w.word[0], w.word[1], w.word[2], w.word[3]};
   });
   m.def("row_sum", [](const FloatArray& x) { return aevb::cpu::kernels().sum(x.data(), x.size(), 1); });

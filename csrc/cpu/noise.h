@@ -16,14 +16,11 @@ struct KeySchedule {
 };
 
 AEVB_FORMULA KeySchedule key_schedule(uint64_t seed) {
+  const PhiloxKeys narrow = philox_keys(seed);
   KeySchedule keys;
   for (int r = 0; r < kPhiloxRounds; ++r) {
-    keys.k0[r] = static_cast<uint32_t>(seed) + kPhiloxW0 * static_cast<uint32_t>(r);
-    keys.k1[r] = static_cast<uint32_t>(seed >> 32) + kPhiloxW1 * static_cast<uint32_t>(r);
-  }
-  for (int r = 0; r < kPhiloxRounds; ++r) {
-    keys.k0[r] &= 0xffffffffu;
-    keys.k1[r] &= 0xffffffffu;
+    keys.k0[r] = narrow.key0[r];
+    keys.k1[r] = narrow.key1[r];
   }
   return keys;
 }
@@ -100,9 +97,9 @@ AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t
 #else
 
 AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t* word, int stride) {
-  const uint64_t seed = (keys.k1[0] << 32) | keys.k0[0];
+  const PhiloxKeys narrow = philox_keys((keys.k1[0] << 32) | keys.k0[0]);
   for (int i = 0; i < kCounters; ++i) {
-    const Philox w = noise_words(seed, index + static_cast<uint64_t>(i));
+    const Philox w = noise_words(narrow, index + static_cast<uint64_t>(i));
     for (int j = 0; j < 4; ++j) word[j * stride + i] = w.word[j];
   }
 }

@@ -13,7 +13,7 @@ namespace aevb::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTile = 2048;       // elements of a tile: whole rows, or a part of one long row
+constexpr int kTile = 4096;       // elements of a tile: whole rows, or a part of one long row
 constexpr int kSmallTile = 1024;  // of a tensor too small to fill the GPU with the other
 
 // A matrix [rows, D] read by runs of elements.
@@ -59,16 +59,12 @@ AEVB_DEVICE void read_run(const Reader<T>& reader, int64_t i, Place at, int64_t 
 }
 
 // Writes those of elements [i, i + V) that lie in [begin, end); `data` is contiguous and aligned to 16 bytes.
-template <bool kPlain, int V, class T>
+template <int V, class T>
 AEVB_DEVICE void write_run(const float* x, T* data, int64_t i, int64_t begin, int64_t end, bool aligned) {
-  if constexpr (kPlain) {
-    store<V>(x, data + i);
-  } else {
-    if (aligned && i >= begin && i + V <= end) return store<V>(x, data + i);
+  if (aligned && i >= begin && i + V <= end) return store<V>(x, data + i);
 #pragma unroll
-    for (int j = 0; j < V; ++j)
-      if (i + j >= begin && i + j < end) store_one(x[j], data + i + j);
-  }
+  for (int j = 0; j < V; ++j)
+    if (i + j >= begin && i + j < end) store_one(x[j], data + i + j);
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -78,7 +74,7 @@ struct ForwardArgs {
   Reader<T> mu, logvar;  // [B, D]
   bool by_rows;          // rows of mu or logvar are not adjacent
   Divider D, parts;      // a long row is cut into `parts` tiles
-  int64_t B, L, tile_rows;
+  int64_t B, L, tile_rows, part;
   Seeds seeds;
   T* z;           // [L, B, D]
   float* result;  // [B] KL, or [B, parts] twice the KL of each part
@@ -100,68 +96,90 @@ AEVB_DEVICE Tile tile_of(const ForwardArgs<T>& a, int64_t number) {
     return {row * D, (row + rows) * D, row, rows, static_cast<int>(D)};
   }
   const int64_t row = a.parts.divide(number), part = number - row * a.parts.divisor();
-  const int64_t begin = row * D + part * kTile, end = part + 1 == a.parts.divisor() ? (row + 1) * D : begin + kTile;
+  const int64_t begin = row * D + part * a.part, end = part + 1 == a.parts.divisor() ? (row + 1) * D : begin + a.part;
   return {begin, end, number, 1, static_cast<int>(end - begin)};
 }
 
 template <class T, bool kSample, bool kPlain>
-__global__ void __launch_bounds__(kThreads) gaussian_tile(const ForwardArgs<T> a) {
+__global__ void __launch_bounds__(kThreads, 2) gaussian_tile(const ForwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   AEVB_SHARED(float4, tile_vectors, kTile / 4 + V / 2);  // twice the KL of each element
-  AEVB_SHARED(float, group_sum, kTile / kGroup + 4);
+  AEVB_SHARED(float, group_sum, 2 * kTile / kGroup);
   const int64_t D = a.D.divisor(), count = a.B * D;
   const Tile tile = tile_of(a, blockIdx.x);
   const int64_t first = tile.begin / V * V;  // of the first run; tile.begin itself where plain
 
-  const auto compute = [&](int64_t i, const float* mu, const float* logvar) {
-    float sd[V], two_kl[V];
+  const auto to_tile = [&](int k, const float* two_kl) {
+#pragma unroll
+    for (int j = 0; j < V; j += 4)
+      tile_vectors[static_cast<unsigned>(k + j) / 4] =
+          make_float4(two_kl[j], two_kl[j + 1], two_kl[j + 2], two_kl[j + 3]);
+  };
+  float mu[V], logvar[V], sd[V], two_kl[V], eps[V], z[V];
+  const auto latent = [&] {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       sd[j] = gaussian_sd(logvar[j]);
       two_kl[j] = gaussian_two_kl(mu[j], logvar[j]);
     }
+  };
+  const auto sample = [&] {
 #pragma unroll
-    for (int j = 0; j < V; j += 4)
-      tile_vectors[(i - first + j) / 4] = make_float4(two_kl[j], two_kl[j + 1], two_kl[j + 2], two_kl[j + 3]);
-    if constexpr (kSample) {
-      for (int64_t l = 0; l < a.L; ++l) {
-        const int64_t sample = l * count;
-        float eps[V], z[V];
-        normals<kPlain, V>(a.seeds, sample + i, static_cast<int>(tile.end - i < V ? tile.end - i : V), eps);
-#pragma unroll
-        for (int j = 0; j < V; ++j) z[j] = gaussian_sample(mu[j], sd[j], eps[j]);
-        write_run<kPlain, V>(z, a.z + sample, i, tile.begin, tile.end, sample % V == 0);
-      }
-    }
+    for (int j = 0; j < V; ++j) z[j] = gaussian_sample(mu[j], sd[j], eps[j]);
   };
 
   if constexpr (kPlain) {
-    constexpr int kRuns = kTile / (kThreads * V);  // of a thread: all under way before the first is used
-    Loaded<T, V> mu[kRuns], logvar[kRuns];
+    constexpr int kAtOnce = 2;
+    const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(kSample ? *a.seeds.seeds : 0));
+    const int n = tile.rows * tile.columns;
+    for (int k0 = threadIdx.x * V; k0 < n; k0 += kAtOnce * kThreads * V) {
+      Loaded<T, V> loaded_mu[kAtOnce], loaded_logvar[kAtOnce];  // both under way before the first is used
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r) {
-      const int64_t i = first + (r * kThreads + threadIdx.x) * V;
-      if (i >= tile.end) break;
-      const Place at = a.by_rows ? place_of(i, a.D) : Place{};
-      mu[r] = load<V>(address(a.mu, i, at, D));
-      logvar[r] = load<V>(address(a.logvar, i, at, D));
-    }
+      for (int r = 0; r < kAtOnce; ++r) {
+        const int k = k0 + r * kThreads * V;
+        if (k >= n) break;
+        const T *mu_run = a.mu.data + first + k, *logvar_run = a.logvar.data + first + k;
+        if (a.by_rows) {
+          const Place at = place_of(first + k, a.D);
+          mu_run = a.mu.data + at.row * a.mu.stride + at.column;
+          logvar_run = a.logvar.data + at.row * a.logvar.stride + at.column;
+        }
+        loaded_mu[r] = load<V>(mu_run);
+        loaded_logvar[r] = load<V>(logvar_run);
+      }
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r) {
-      const int64_t i = first + (r * kThreads + threadIdx.x) * V;
-      if (i >= tile.end) break;
-      float m[V], v[V];
-      mu[r].unpack_to(m);
-      logvar[r].unpack_to(v);
-      compute(i, m, v);
+      for (int r = 0; r < kAtOnce; ++r) {
+        const int k = k0 + r * kThreads * V;
+        if (k >= n) break;
+        loaded_mu[r].unpack_to(mu);
+        loaded_logvar[r].unpack_to(logvar);
+        latent();
+        to_tile(k, two_kl);
+        if constexpr (kSample) {
+          int64_t at = first + k;  // of the run in the sample's z
+          for (int64_t l = 0; l < a.L; ++l, at += count) {
+            normals_of<V>(keys, at, eps);
+            sample();
+            store<V>(z, a.z + at);
+          }
+        }
+      }
     }
   } else {
     for (int64_t i = first + threadIdx.x * V; i < tile.end; i += kThreads * V) {
       const Place at = a.by_rows ? place_of(i, a.D) : Place{};
-      float mu[V], logvar[V];
       read_run<V>(a.mu, i, at, D, count, mu);
       read_run<V>(a.logvar, i, at, D, count, logvar);
-      compute(i, mu, logvar);
+      latent();
+      to_tile(static_cast<int>(i - first), two_kl);
+      if constexpr (kSample) {
+        for (int64_t l = 0; l < a.L; ++l) {
+          const int64_t before = l * count;
+          normals<V>(a.seeds, before + i, static_cast<int>(tile.end - i < V ? tile.end - i : V), eps);
+          sample();
+          write_run<V>(z, a.z + before, i, tile.begin, tile.end, before % V == 0);
+        }
+      }
     }
   }
   __syncthreads();
@@ -202,8 +220,8 @@ AEVB_DEVICE void join_block(const float* block, float* total, float* lost) {
 }
 
 template <bool kPlain, int V, class T>
-AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, int64_t i, int64_t count, int64_t first, int64_t last,
-                             SampleSums<V>& sums) {
+AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, const PhiloxKeys& keys, int64_t i, int64_t count, int64_t first,
+                             int64_t last, SampleSums<V>& sums) {
   const int64_t D = a.D.divisor();
   for (int64_t l = first; l < last; ++l) {
     float grad_z[V], eps[V];
@@ -211,12 +229,13 @@ AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, int64_t i, int64_t count,
     const Place place = a.grad_z.stride == D ? Place{} : place_of(at, a.D);
     if constexpr (kPlain) {
       load<V>(address(a.grad_z, at, place, D)).unpack_to(grad_z);
+      normals_of<V>(keys, at, eps);
     } else {
       Reader<T> reader = a.grad_z;
       reader.in_runs = reader.in_runs && at % V == 0;
       read_run<V>(reader, at, place, D, a.L * count, grad_z);
+      normals<V>(a.seeds, at, static_cast<int>(count - i < V ? count - i : V), eps);
     }
-    normals<kPlain, V>(a.seeds, at, static_cast<int>(count - i < V ? count - i : V), eps);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       sums.grad_z_eps[j] = l == first ? grad_z[j] * eps[j] : fmadd(grad_z[j], eps[j], sums.grad_z_eps[j]);
@@ -243,10 +262,11 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardA
   }
   if (through_z) {
     SampleSums<V> sums;
+    const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(*a.seeds.seeds));
     if constexpr (kManySamples) {
       SampleSums<V> total, lost;
       for (int64_t l = 0; l < a.L; l += kBlock) {
-        add_samples<kPlain, V>(a, i, count, l, l + kBlock < a.L ? l + kBlock : a.L, sums);
+        add_samples<kPlain, V>(a, keys, i, count, l, l + kBlock < a.L ? l + kBlock : a.L, sums);
         join_block<V>(sums.grad_z, total.grad_z, lost.grad_z);
         join_block<V>(sums.grad_z_eps, total.grad_z_eps, lost.grad_z_eps);
       }
@@ -257,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardA
             lost.grad_z_eps[j] == lost.grad_z_eps[j] ? total.grad_z_eps[j] + lost.grad_z_eps[j] : total.grad_z_eps[j];
       }
     } else {
-      add_samples<kPlain, V>(a, i, count, 0, a.L, sums);
+      add_samples<kPlain, V>(a, keys, i, count, 0, a.L, sums);
     }
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -283,8 +303,13 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardA
 #pragma unroll
     for (int j = 0; j < V; ++j) grad_mu[j] = grad_logvar[j] = 0.0f;
   }
-  write_run<kPlain, V>(grad_mu, a.grad_mu, i, 0, count, true);
-  write_run<kPlain, V>(grad_logvar, a.grad_logvar, i, 0, count, true);
+  if constexpr (kPlain) {
+    store<V>(grad_mu, a.grad_mu + i);
+    store<V>(grad_logvar, a.grad_logvar + i);
+  } else {
+    write_run<V>(grad_mu, a.grad_mu, i, 0, count, true);
+    write_run<V>(grad_logvar, a.grad_logvar, i, 0, count, true);
+  }
 }
 
 // ---- noise ----------------------------------------------------------------------------------------------------------
@@ -294,8 +319,8 @@ __global__ void __launch_bounds__(kThreads) normal_runs(const Seeds seeds, int64
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
   if (i >= count) return;
   float x[V];
-  normals<false, V>(seeds, i, static_cast<int>(count - i < V ? count - i : V), x);
-  write_run<false, V>(x, eps, i, 0, count, true);
+  normals<V>(seeds, i, static_cast<int>(count - i < V ? count - i : V), x);
+  write_run<V>(x, eps, i, 0, count, true);
 }
 
 __global__ void __launch_bounds__(kThreads) mix_seeds(const MixSeedArgs a) {
@@ -319,19 +344,21 @@ Seeds seeds_of(const int64_t* seeds, int64_t block, int64_t count) {
 }
 
 struct Tiles {
-  int64_t rows, parts;
+  int64_t rows, parts, part;  // rows of a tile, parts of a row, elements of a part
 };
 Tiles tiles_of(const GaussianArgs& a, int multiprocessors) {
-  if (a.D > kTile) return {1, (a.D + kTile - 1) / kTile};
   const int64_t tile = a.B * a.D >= 4 * static_cast<int64_t>(multiprocessors) * kTile ? kTile : kSmallTile;
+  if (a.D > kTile) return {1, (a.D + tile - 1) / tile, tile};
   int64_t rows = tile / a.D;
   if (rows > 8) rows &= ~int64_t{7};  // tiles begin where runs do
-  return {rows > 0 ? rows : 1, 1};
+  return {rows > 0 ? rows : 1, 1, 0};
 }
 
 }  // namespace
 
-int64_t gaussian_scratch(const GaussianArgs& a) { return a.D > kTile ? a.B * tiles_of(a, 1).parts : 0; }
+int64_t gaussian_scratch(const GaussianArgs& a, int multiprocessors) {
+  return a.D > kTile ? a.B * tiles_of(a, multiprocessors).parts : 0;
+}
 
 const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch, void* stream) {
   if (a.B == 0) return nullptr;
@@ -348,6 +375,7 @@ const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch,
                               a.B,
                               a.L,
                               tiles.rows,
+                              tiles.part,
                               seeds_of(a.seeds, a.seed_block, a.L * a.B * a.D),
                               static_cast<T*>(a.z),
                               cut ? scratch : a.kl,

@@ -9,7 +9,7 @@
 namespace aevb::cuda {
 
 // Floats of scratch memory, for the sums of parts of rows: 0 where no row is cut.
-int64_t gaussian_scratch(const GaussianArgs& a);
+int64_t gaussian_scratch(const GaussianArgs& a, int multiprocessors);
 int64_t likelihood_scratch(const LikelihoodArgs& a, int multiprocessors);
 int64_t loss_scratch(const LossArgs& a);
 

@@ -76,7 +76,7 @@ class Gpu {
   }
 
   void gaussian(const GaussianArgs& a) {
-    const Scratch scratch(*this, gaussian_scratch(a));
+    const Scratch scratch(*this, gaussian_scratch(a, place_.size()));
     check(cuda::gaussian(a, place_.size(), scratch.data(), place_.stream()));
   }
   void gaussian_backward(const GaussianArgs& a) { check(cuda::gaussian_backward(a, place_.stream())); }

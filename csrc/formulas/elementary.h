@@ -8,8 +8,10 @@
 
 #ifdef __CUDACC__
 #define AEVB_FORMULA __host__ __device__ __forceinline__
+#define AEVB_UNROLL _Pragma("unroll")
 #else
 #define AEVB_FORMULA inline __attribute__((always_inline))
+#define AEVB_UNROLL
 #endif
 
 // The formulas are compiled once for every instruction set. The unnamed namespace keeps the linker from folding these
@@ -100,38 +102,42 @@ AEVB_FORMULA float quiet_nan() { return float_of(0x7fc00000u); }
 
 // x = n ln 2 + r with |r| <= ln(2) / 2 and e^r = 1 + r + r^2 q(r), for |x| <= 110. NaN gives r = NaN, n arbitrary.
 struct ExpReduction {
-  float n;
   uint32_t n_bits;  // 0x4b400000 + n: the low 23 bits hold n in two's complement
   float r, q;
 };
 
-constexpr float kLn2High = 0.693145752f, kLn2Low = 1.42860677e-6f;  // n times the first is exact
-
 AEVB_FORMULA ExpReduction reduce_exp(float x) {
   const float shifted = fmadd(x, 1.44269504f, 12582912.0f);  // adding 1.5 * 2^23 rounds x / ln 2 to an integer
   const float n = shifted - 12582912.0f;
-  const float r = fmadd(n, -kLn2Low, fmadd(n, -kLn2High, x));
+  float r = fmadd(n, -0.693145752f, x);  // ln 2 in two pieces; n times the first is exact
+  r = fmadd(n, -1.42860677e-6f, r);
   float q = 0x1.6c8654p-10f;
   q = fmadd(q, r, 0x1.1209b8p-7f);
   q = fmadd(q, r, 0x1.55558ap-5f);
   q = fmadd(q, r, 0x1.5554e0p-3f);
   q = fmadd(q, r, 0.5f);
-  return {n, bits_of(shifted), r, q};
+  return {bits_of(shifted), r, q};
 }
+
+// 2^n for n in [-150, 128], of which the ends are not floats: two factors, to be multiplied one after the other, so
+// that a product with them rounds only once.
+struct PowerOf2 {
+  float first, second;
+};
 
 AEVB_FORMULA float pow2(uint32_t n) { return float_of((n + 127u) << 23); }  // n in [-126, 127], two's complement
 
-// e^r 2^n for n in [-150, 128]. Two factors reach past the exponents of float; the second rounds, and only once.
-AEVB_FORMULA float scale_exp(float exp_r, uint32_t n_bits) {
+AEVB_FORMULA PowerOf2 power_of_2(uint32_t n_bits) {
   const uint32_t n = n_bits - 0x4b400000u;
   const uint32_t half = static_cast<uint32_t>(static_cast<int32_t>(n) >> 1);
-  return exp_r * pow2(half) * pow2(n - half);
+  return {pow2(half), pow2(n - half)};
 }
 
 // e^x, for every float.
 AEVB_FORMULA float exp_of(float x) {
   const ExpReduction e = reduce_exp(at_least(at_most(x, 89.0f), -104.0f));
-  return scale_exp(fmadd(fmadd(e.q, e.r, 1.0f), e.r, 1.0f), e.n_bits);
+  const PowerOf2 s = power_of_2(e.n_bits);
+  return fmadd(fmadd(e.q, e.r, 1.0f), e.r, 1.0f) * s.first * s.second;
 }
 
 // e^-a for a >= 0 (or NaN): cheaper than exp_of, since only one end can leave the range of float.
@@ -148,18 +154,16 @@ struct ExpDifferences {
 
 AEVB_FORMULA ExpDifferences exp_differences(float x) {
   const ExpReduction e = reduce_exp(at_least(at_most(x, 89.0f), -104.0f));
+  const PowerOf2 power = power_of_2(e.n_bits);
+  const float s = power.first * power.second, t = s - 1.0f;
   const float w = e.q * (e.r * e.r);
   const float expm1_r = e.r + w;
-  const float exp = scale_exp(1.0f + expm1_r, e.n_bits);
-  // With s = 2^n: e^x - 1 = s (e^r - 1) + (s - 1), and e^x - 1 - x = s w + (s - 1) r + (s - 1) - n ln 2, which cancel
-  // least where they are small. Elsewhere plain differences are as good, and s - 1 might not be exact.
-  const uint32_t k = e.n_bits - 0x4b400000u;
-  const bool near = k + 24u <= 48u;
-  const float s = pow2(near ? k : 0u), t = s - 1.0f;
-  float rest = fmadd(t, e.r, fmadd(e.n, -kLn2High, t));
-  rest = fmadd(e.n, -kLn2Low, rest);
-  const float expm1 = near ? fmadd(expm1_r, s, t) : exp - 1.0f;
-  return {exp, expm1, near ? fmadd(w, s, rest) : expm1 - x};
+  const float exp = (1.0f + expm1_r) * power.first * power.second;
+  // e^x - 1 = s (e^r - 1) + (s - 1), and e^x - 1 - x = s w + (s r + (s - 1) - x): where n = 0, r is x, and the bracket
+  // 0.
+  const float expm1 = fmadd(expm1_r, s, t), expm1_minus_x = fmadd(w, s, fmadd(e.r, s, t) - x);
+  const bool large = x > 22.0f;  // the rest is lost in rounding; and inf - inf does not come up
+  return {exp, large ? exp : expm1, large ? exp : expm1_minus_x};
 }
 
 // ---- logarithms -----------------------------------------------------------------------------------------------------

@@ -16,31 +16,47 @@ struct Philox {
   uint32_t word[4];
 };
 
-AEVB_FORMULA Philox philox(Philox counter, uint32_t key0, uint32_t key1) {
+// The keys of the rounds: the same for every counter of a seed.
+struct PhiloxKeys {
+  uint32_t key0[kPhiloxRounds], key1[kPhiloxRounds];
+};
+
+AEVB_FORMULA PhiloxKeys philox_keys(uint32_t key0, uint32_t key1) {
+  PhiloxKeys keys;
+  AEVB_UNROLL
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    keys.key0[round] = key0 + static_cast<uint32_t>(round) * kPhiloxW0;
+    keys.key1[round] = key1 + static_cast<uint32_t>(round) * kPhiloxW1;
+  }
+  return keys;
+}
+AEVB_FORMULA PhiloxKeys philox_keys(uint64_t seed) {
+  return philox_keys(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+}
+
+AEVB_FORMULA Philox philox(Philox counter, const PhiloxKeys& keys) {
   uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
+  AEVB_UNROLL
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * c0;
     const uint64_t p1 = static_cast<uint64_t>(kPhiloxM1) * c2;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ key0;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ keys.key0[round];
     c1 = static_cast<uint32_t>(p1);
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ key1;
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ keys.key1[round];
     c3 = static_cast<uint32_t>(p0);
-    key0 += kPhiloxW0;
-    key1 += kPhiloxW1;
   }
   return {{c0, c1, c2, c3}};
 }
 
 // The four words behind elements 4 * index .. 4 * index + 3.
-AEVB_FORMULA Philox noise_words(uint64_t seed, uint64_t index) {
-  return philox({{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0u, 0u}},
-                static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+AEVB_FORMULA Philox noise_words(const PhiloxKeys& keys, uint64_t index) {
+  return philox({{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0u, 0u}}, keys);
 }
 
 // An independent seed for each index. The third counter word sets these blocks apart from every block of noise.
 AEVB_FORMULA uint64_t mix_seed(uint64_t seed, uint64_t index) {
-  const Philox w = philox({{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 1u, 0u}},
-                          static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  const Philox w =
+      philox({{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 1u, 0u}}, philox_keys(seed));
   return (static_cast<uint64_t>(w.word[1]) << 32) | w.word[0];
 }
 
@@ -62,9 +78,10 @@ struct NormalPair {
 // Two independent N(0, 1) from two words: radius sqrt(-2 log u), angle 2 pi v.
 AEVB_FORMULA NormalPair box_muller(uint32_t radius_word, uint32_t angle_word) {
   const float radius = sqrt_in_range(-2.0f * log_unit_interval(radius_word));
-  // The angle is quadrant * pi/2 + y * pi/2 with y in [-1/2, 1/2), split exactly in integers.
-  const uint32_t quadrant = (angle_word + 0x20000000u) >> 30;
-  const float y = static_cast<float>(static_cast<int32_t>(angle_word - (quadrant << 30))) * 0x1p-30f;
+  // The angle is quadrant * pi/2 + y * pi/2 with y in [-1/2, 1/2), split exactly in integers: the quadrant is in the
+  // top two bits of `turned`, and a shift drops it from the rest.
+  const uint32_t turned = angle_word + 0x20000000u;
+  const float y = static_cast<float>(static_cast<int32_t>(angle_word << 2)) * 0x1p-32f;
   const float y2 = y * y;
   float sine = fmadd(-0x1.30333cp-8f, y2, 0x1.467030p-4f);
   sine = fmadd(sine, y2, -0x1.4abbfap-1f);
@@ -73,9 +90,8 @@ AEVB_FORMULA NormalPair box_muller(uint32_t radius_word, uint32_t angle_word) {
   cosine = fmadd(cosine, y2, 0x1.03c1b0p-2f);
   cosine = fmadd(cosine, y2, -0x1.3bd3ccp+0f);
   cosine = fmadd(cosine, y2, 1.0f);
-  const bool odd = quadrant & 1u;
-  const uint32_t cosine_sign = ((quadrant + 1u) << 30) & 0x80000000u;
-  const uint32_t sine_sign = (quadrant << 30) & 0x80000000u;
+  const bool odd = turned & 0x40000000u;
+  const uint32_t cosine_sign = (turned + 0x40000000u) & 0x80000000u, sine_sign = turned & 0x80000000u;
   return {radius * float_of(bits_of(odd ? sine : cosine) ^ cosine_sign),
           radius * float_of(bits_of(odd ? cosine : sine) ^ sine_sign)};
 }
