@@ -182,7 +182,7 @@ def _int64(value, name: str, device) -> Tensor:
         return value
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} is {value}; expected a 64-bit signed integer")
-    return torch.tensor(value, dtype=torch.int64, device=device)
+    return torch.full((), value, dtype=torch.int64, device=device)  # a fill: a copy would wait for a GPU
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:

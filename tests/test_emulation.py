@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import randn, same_bits
-from emulation.build import emulated_control, emulated_ops
+from emulation.build import SANITIZED, emulated_control, emulated_ops
 from kernel_cases import SEED, cases
 
 
@@ -33,6 +33,8 @@ def differing(every_case, gpus=(132,)):
 def test_same_bits(order, every_case):
     """In every order of threads and blocks, and as work is cut for a small GPU and a large one."""
     assert len(every_case) > 3000
+    if SANITIZED:  # ten times slower; what an order may change is seen without
+        every_case = every_case[:: 3 if order == "forward" else 31]
     with emulated_control().order(order, seed=7):
         assert differing(every_case, (1, 132) if order == "forward" else (132,)) == []
 
