@@ -71,3 +71,12 @@ def test_short_rows_take_one_launch_each():
     with emulated_control().record() as launches:
         emulated_ops().negative_elbo_forward(logits, x, mu, logvar, None, 1.0, 1, False, None)
     assert len(launches) == 3
+
+
+def test_many_samples_are_shared_between_blocks():
+    mu, logvar = randn(7, 20, 20), randn(8, 20, 20)
+    args = (mu, logvar, torch.tensor(SEED), 5000)
+    with emulated_control().record() as launches:
+        z, kl = emulated_ops().sample_gaussian_forward(*args)
+    assert launches[0].grid >= 400
+    assert all(map(same_bits, (z, kl), torch.ops.aevb.sample_gaussian_forward(*args)))

@@ -74,6 +74,9 @@ struct ForwardArgs {
   Reader<T> mu, logvar;  // [B, D]
   bool by_rows;          // rows of mu or logvar are not adjacent
   Divider D, parts;      // a long row is cut into `parts` tiles
+  Divider tiles;         // samples are shared between blocks too: block s * tiles + t takes `samples` of tile t
+  bool shared;           // whether they are
+  int samples;
   int64_t B, L, tile_rows, part;
   Seeds seeds;
   T* z;           // [L, B, D]
@@ -106,7 +109,10 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_tile(const ForwardArgs<T
   AEVB_SHARED(float4, tile_vectors, kTile / 4 + V / 2);  // twice the KL of each element
   AEVB_SHARED(float, group_sum, 2 * kTile / kGroup);
   const int64_t D = a.D.divisor(), count = a.B * D;
-  const Tile tile = tile_of(a, blockIdx.x);
+  const int64_t share = a.shared ? a.tiles.divide(blockIdx.x) : 0, first_sample = share * a.samples;
+  const int64_t number = blockIdx.x - (a.shared ? share * a.tiles.divisor() : 0);
+  const int samples = static_cast<int>(first_sample + a.samples < a.L ? a.samples : a.L - first_sample);
+  const Tile tile = tile_of(a, number);
   const int64_t first = tile.begin / V * V;  // of the first run; tile.begin itself where plain
 
   const auto to_tile = [&](int k, const float* two_kl) {
@@ -156,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_tile(const ForwardArgs<T
         latent();
         to_tile(k, two_kl);
         if constexpr (kSample) {
-          int64_t at = first + k;  // of the run in the sample's z
-          for (int64_t l = 0; l < a.L; ++l, at += count) {
+          int64_t at = first_sample * count + first + k;  // of the run in z
+          for (int l = 0; l < samples; ++l, at += count) {
             normals_of<V>(keys, at, eps);
             sample();
             store<V>(z, a.z + at);
@@ -173,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_tile(const ForwardArgs<T
       latent();
       to_tile(static_cast<int>(i - first), two_kl);
       if constexpr (kSample) {
-        for (int64_t l = 0; l < a.L; ++l) {
-          const int64_t before = l * count;
+        for (int l = 0; l < samples; ++l) {
+          const int64_t before = (first_sample + l) * count;
           normals<V>(a.seeds, before + i, static_cast<int>(tile.end - i < V ? tile.end - i : V), eps);
           sample();
           write_run<V>(z, a.z + before, i, tile.begin, tile.end, before % V == 0);
@@ -182,6 +188,7 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_tile(const ForwardArgs<T
       }
     }
   }
+  if (share > 0) return;  // the whole block
   __syncthreads();
   sum_rows<kThreads>(reinterpret_cast<const float*>(tile_vectors) + (tile.begin - first), tile.rows, tile.columns,
                      group_sum, [&](int row, float sum) { a.result[tile.first_row + row] = a.factor * sum; });
@@ -365,6 +372,14 @@ const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch,
   if (a.D == 0) return join(nullptr, a.B, 0, 0.5f, a.kl, stream);
   const Tiles tiles = tiles_of(a, multiprocessors);
   const bool cut = tiles.parts > 1;
+  const int64_t number = cut ? a.B * tiles.parts : (a.B + tiles.rows - 1) / tiles.rows;
+  // Where tiles are too few to fill the GPU, and there are samples enough to be worth reading mu and logvar again.
+  constexpr int64_t kFewest = 8, kMostSamples = int64_t{1} << 30;
+  const bool sampling = a.z && a.L > 0;
+  int64_t samples = a.L < kMostSamples ? a.L : kMostSamples;
+  while (samples >= 2 * kFewest && number * ((a.L + samples - 1) / samples) < 4 * static_cast<int64_t>(multiprocessors))
+    samples = (samples + 1) / 2;
+  const int64_t shares = sampling ? (a.L + samples - 1) / samples : 1;
   const char* error = with_dtype(a.mu.dtype, [&](auto t) {
     using T = decltype(t);
     const ForwardArgs<T> args{reader_of<T>(a.mu, a.D),
@@ -372,6 +387,9 @@ const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch,
                               a.mu.stride != a.D || a.logvar.stride != a.D,
                               Divider(a.D),
                               Divider(tiles.parts),
+                              Divider(number),
+                              shares > 1,
+                              static_cast<int>(samples),
                               a.B,
                               a.L,
                               tiles.rows,
@@ -383,9 +401,9 @@ const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch,
     constexpr int V = kWidest<T>;
     const bool plain = args.mu.in_runs && args.logvar.in_runs && (a.B * a.D) % V == 0 && args.seeds.one &&
                        (cut ? a.D : tiles.rows * a.D) % V == 0;
-    const unsigned grid = cut ? blocks(a.B * tiles.parts, 1) : blocks(a.B, tiles.rows);
+    const unsigned grid = blocks(number * shares, 1);
     const auto on = static_cast<cudaStream_t>(stream);
-    with_bool(a.z, [&](auto sample) {
+    with_bool(sampling, [&](auto sample) {
       with_bool(plain, [&](auto is_plain) {
         AEVB_LAUNCH((gaussian_tile<T, sample.value, is_plain.value>), grid, kThreads, on, args);
       });
