@@ -86,7 +86,7 @@ WORK = [
         "mu:T logvar:T >z:T",
         whole=16,
         shared=(16, 16),
-        floor={"fp32": 80, "bf16": 40},
+        floor={"fp32": 78, "bf16": 40},
     ),
     Work(r"gaussian_tile<(?P<T>\w+),true,true>", ">z:T", note=" +1 sample"),
     Work(r"gaussian_tile<(?P<T>\w+),false,true>", "mu:T logvar:T", whole=16, shared=(16, 16)),

@@ -104,7 +104,7 @@ AEVB_DEVICE Tile tile_of(const ForwardArgs<T>& a, int64_t number) {
 }
 
 template <class T, bool kSample, bool kPlain>
-__global__ void __launch_bounds__(kThreads, 2) gaussian_tile(const ForwardArgs<T> a) {
+__global__ void __launch_bounds__(kThreads, 3) gaussian_tile(const ForwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   AEVB_SHARED(float4, tile_vectors, kTile / 4 + V / 2);  // twice the KL of each element
   AEVB_SHARED(float, group_sum, 2 * kTile / kGroup);
