@@ -1,0 +1,327 @@
+"""What the build decides: which nvcc compiles the CUDA kernels, for what, and which packages pip is asked for. No
+compiler runs: an nvcc here is a shell script."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = str(Path(__file__).parent.parent / "tools")
+ALL = "75 80 86 87 89 90 100 120"
+
+NVCC = """#!/bin/sh
+echo "$@" >> '{root}/calls'
+case "$1" in
+  --version) echo 'Cuda compilation tools, release {version}, V{version}.88'; exit ;;
+  --list-gpu-arch) printf 'compute_%s\\n' {architectures}; exit ;;
+  --dryrun) echo '#$ TOP={root}/bin/..' >&2; exit ;;
+esac
+case "$*" in *{fails_on}*) echo 'error: no such thing'; exit 1 ;; esac
+while [ $# -gt 0 ]; do
+  case "$1" in -c) source=$2 ;; -o) target=$2 ;; -MF) rule=$2 ;; esac
+  shift
+done
+echo machine code > "$target"
+if [ "$rule" ]; then printf '%s : %s \\\\\\n  header.cuh\\n' "$target" "$source" > "$rule"; fi
+"""
+
+
+def put_toolkit(root, version="13.0", architectures=ALL, fails_on="nothing.cu"):
+    """A CUDA toolkit in `root`; gives its nvcc."""
+    (root / "bin").mkdir(parents=True)
+    (root / "lib").mkdir()
+    (root / "lib" / "libcudart_static.a").touch()
+    nvcc = root / "bin" / "nvcc"
+    nvcc.write_text(NVCC.format(root=root, version=version, architectures=architectures, fails_on=fails_on))
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+@pytest.fixture
+def toolkit(monkeypatch, tmp_path):
+    """tools/cuda_toolkit.py on a machine without CUDA, whose site-packages are tmp_path / "site"."""
+    monkeypatch.syspath_prepend(TOOLS)
+    import cuda_toolkit
+
+    for name in ("AEVB_CUDA", "AEVB_CUDA_ARCHS", "AEVB_SANITIZE", "CUDA_HOME", "CUDA_PATH", "CXX", "NVCC_CCBIN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cuda_toolkit, "LAST_GUESS", str(tmp_path / "usual" / "bin" / "nvcc"))
+    monkeypatch.setattr(cuda_toolkit, "site_folders", lambda: [str(tmp_path / "site")])
+    monkeypatch.setattr(cuda_toolkit, "driver_version", lambda: None)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.setattr(shutil, "which", lambda name, which=shutil.which: None if name == "nvcc" else which(name))
+    return cuda_toolkit
+
+
+@pytest.fixture
+def on_path(monkeypatch):
+    """Puts an nvcc on PATH."""
+    return lambda nvcc: monkeypatch.setattr(shutil, "which", lambda name: str(nvcc))
+
+
+def test_search_order(toolkit, monkeypatch, tmp_path, on_path):
+    assert toolkit.find() == (None, "no nvcc found")
+    expected = [put_toolkit(tmp_path / "usual")]
+    expected.insert(0, put_toolkit(tmp_path / "site" / "nvidia" / "cu13"))
+    expected.insert(0, put_toolkit(tmp_path / "path"))
+    on_path(expected[0])
+    assert toolkit.candidates() == [str(nvcc) for nvcc in expected]
+    assert toolkit.find()[0].nvcc == str(expected[0])
+
+    for name in ("CUDA_PATH", "CUDA_HOME"):
+        home = put_toolkit(tmp_path / name)
+        monkeypatch.setenv(name, str(tmp_path / name))
+        assert toolkit.candidates() == [str(home), str(expected[1])]
+
+
+def test_a_cuda_home_without_nvcc_hides_the_toolkits_of_the_machine(toolkit, monkeypatch, tmp_path, on_path):
+    on_path(put_toolkit(tmp_path / "path"))
+    put_toolkit(tmp_path / "usual")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nothing"))
+    assert toolkit.decide(False) == (None, "not built (no nvcc found in CUDA_HOME)")
+    nvcc = put_toolkit(tmp_path / "site" / "nvidia" / "cu13")
+    assert toolkit.find()[0].nvcc == str(nvcc)
+
+
+def test_nvcc_says_where_its_toolkit_is(toolkit, tmp_path, on_path):
+    """A script in another folder that calls nvcc."""
+    nvcc = put_toolkit(tmp_path / "cuda")
+    script = tmp_path / "nvcc"
+    script.write_text(f'#!/bin/sh\nexec {nvcc} "$@"\n')
+    script.chmod(0o755)
+    on_path(script)
+    found, _ = toolkit.find()
+    assert (found.nvcc, found.runtime) == (str(script), str(tmp_path / "cuda" / "lib"))
+    (tmp_path / "cuda" / "lib" / "libcudart_static.a").unlink()
+    assert toolkit.find() == (None, "nvcc 13.0 has no libcudart_static.a")
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ({"version": "11.8"}, "nvcc 11.8 is older than 12.0"),
+        ({"fails_on": "empty.cu"}, "nvcc 13.0 cannot compile an empty kernel"),
+        ({"architectures": ""}, "nvcc 13.0 --list-gpu-arch fails"),
+        ({"version": "?"}, "nvcc --version fails"),
+    ],
+)
+def test_an_nvcc_that_does_not_work_is_passed_over(toolkit, monkeypatch, tmp_path, on_path, what, reason):
+    bad = put_toolkit(tmp_path / "path", **what)
+    on_path(bad)
+    assert toolkit.decide(False) == (None, f"not built ({reason})")
+    monkeypatch.setenv("AEVB_CUDA", "1")
+    with pytest.raises(SystemExit, match=f"cannot be built: {reason.replace('?', '.')}"):
+        toolkit.decide(False)
+    good = put_toolkit(tmp_path / "usual")
+    assert toolkit.find()[0].nvcc == str(good)
+
+
+def test_what_nvcc_printed_is_shown(toolkit, tmp_path, on_path, capsys):
+    on_path(put_toolkit(tmp_path / "path", fails_on="empty.cu"))
+    toolkit.find()
+    assert "error: no such thing" in capsys.readouterr().out
+
+
+def test_switch(toolkit, monkeypatch, tmp_path):
+    put_toolkit(tmp_path / "usual")
+    decision = "built for sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 by nvcc 13.0"
+    for value, expected in [("", decision), ("1", decision), ("0", "not built (AEVB_CUDA=0)")]:
+        monkeypatch.setenv("AEVB_CUDA", value)
+        assert toolkit.decide(False)[1] == expected
+    monkeypatch.setenv("AEVB_CUDA", "yes")
+    with pytest.raises(SystemExit, match="AEVB_CUDA is 'yes'; it takes 0"):
+        toolkit.decide(False)
+
+
+def test_no_path_of_the_machine_in_the_decision(toolkit, monkeypatch, tmp_path, on_path):
+    """It is compiled into the binary."""
+    on_path(put_toolkit(tmp_path / "path", fails_on="empty.cu"))
+    assert "/" not in toolkit.decide(False)[1]
+    put_toolkit(tmp_path / "usual")
+    assert "/" not in toolkit.decide(False)[1]
+
+
+def architectures(toolkit, monkeypatch, text, known=ALL):
+    monkeypatch.setenv("AEVB_CUDA_ARCHS", text)
+    return toolkit.choose_architectures(toolkit.Toolkit("nvcc", "13.0", tuple(known.split()), "lib"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "75 80 86 89 90 100 120"),
+        (" ; ", "75 80 86 89 90 100 120"),
+        ("90", "90"),
+        ("100;90", "90 100"),
+        ("80, 90 87;80", "80 87 90"),
+    ],
+)
+def test_architectures(toolkit, monkeypatch, text, expected):
+    assert architectures(toolkit, monkeypatch, text) == expected.split()
+
+
+@pytest.mark.parametrize("text", ["91", "sm_90", "9.0", "90;all"])
+def test_wrong_architectures(toolkit, monkeypatch, text):
+    with pytest.raises(
+        SystemExit, match=r"AEVB_CUDA_ARCHS is '.*does not compile for '.*': it takes .* of 75 80 86 87"
+    ):
+        architectures(toolkit, monkeypatch, text)
+
+
+def test_native_architectures(toolkit, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match="nvidia-smi names no GPU here"):
+        architectures(toolkit, monkeypatch, "native")
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '9.0\\n8.0\\n9.0\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert architectures(toolkit, monkeypatch, "native") == ["80", "90"]
+
+
+def test_an_older_nvcc_leaves_out_what_it_does_not_know(toolkit, tmp_path, on_path):
+    on_path(put_toolkit(tmp_path / "path", version="12.4", architectures="70 75 80 86 87 89 90"))
+    kernels, decision = toolkit.decide(False)
+    assert kernels.architectures == ["75", "80", "86", "89", "90"]
+    assert decision == "built for sm_75 sm_80 sm_86 sm_89 sm_90 by nvcc 12.4, which is too old for sm_100 sm_120"
+
+
+@pytest.mark.parametrize(
+    ("machine_code", "ptx"),
+    [("75 80 86 89 90 100 120", "90 120"), ("75 80 86 89 90", "90"), ("80", "80"), ("90 100", "90 100")],
+)
+def test_ptx(toolkit, machine_code, ptx):
+    expected = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in machine_code.split()]
+    expected += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in ptx.split()]
+    assert toolkit.architecture_flags(machine_code.split()) == expected
+
+
+@pytest.mark.parametrize(
+    ("cxx", "ccbin", "expected"),
+    [
+        (None, None, ["-ccbin", "c++"]),
+        ("g++-12 -m64", None, ["-ccbin", "g++-12"]),
+        ("/usr/bin/ccache g++", None, ["-ccbin", "g++"]),
+        ("g++", "g++-11", []),
+    ],
+)
+def test_the_kernels_have_the_compiler_of_the_rest(toolkit, monkeypatch, cxx, ccbin, expected):
+    for name, value in [("CXX", cxx), ("NVCC_CCBIN", ccbin)]:
+        if value:
+            monkeypatch.setenv(name, value)
+    command = toolkit.Toolkit("nvcc", "13.0", ("90",), "lib").compile_command("-O3")
+    assert command == ["nvcc", "-std=c++17", *expected, "-O3"]
+
+
+@pytest.fixture
+def tree(monkeypatch, tmp_path):
+    """The sources of two kernels, in the current folder."""
+    (tmp_path / "tree").mkdir()
+    monkeypatch.chdir(tmp_path / "tree")
+    for name in ("a.cu", "b.cu", "header.cuh"):
+        Path(name).touch()
+    return ["a.cu", "b.cu"]
+
+
+def test_only_what_changed_is_compiled(toolkit, monkeypatch, tmp_path, on_path, tree):
+    on_path(put_toolkit(tmp_path / "path"))
+    calls = tmp_path / "path" / "calls"
+
+    def compiled(touched=None, jobs=2, **variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        kernels, _ = toolkit.decide(False)
+        if touched:
+            Path(touched).touch()
+        calls.unlink()
+        objects = kernels.compile(tree, "objects", jobs)
+        assert objects == ["objects/a.cu.o", "objects/b.cu.o"]
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        return [source for source in tree if any(f"-c {source} " in line for line in lines)]
+
+    assert compiled() == tree
+    assert compiled() == []
+    assert compiled(jobs=7) == []
+    assert compiled(touched="b.cu") == ["b.cu"]
+    assert compiled(touched="header.cuh") == tree
+    assert compiled(AEVB_CUDA_ARCHS="90") == tree
+    Path("objects/a.cu.o").unlink()
+    assert compiled() == ["a.cu"]
+    Path("objects/b.cu.o.command").unlink()  # as an interrupted nvcc leaves it
+    assert compiled() == ["b.cu"]
+
+
+def test_a_failing_kernel_stops_the_build(toolkit, tmp_path, on_path, tree, capsys):
+    on_path(put_toolkit(tmp_path / "path", fails_on="b.cu"))
+    kernels, _ = toolkit.decide(False)
+    with pytest.raises(SystemExit, match="AEVB_CUDA=0 builds without the CUDA kernels"):
+        kernels.compile(tree, "objects", 1)
+    assert "error: no such thing" in capsys.readouterr().out
+    assert not Path("objects/b.cu.o.command").exists()
+
+
+@pytest.fixture
+def backend(toolkit, monkeypatch):
+    pytest.importorskip("setuptools", minversion="64")
+    import backend
+
+    yield backend
+    sys.modules.pop("backend", None)
+
+
+def put_torch(site, version, cuda):
+    (site / "torch" / "include").mkdir(parents=True)
+    (site / "torch" / "version.py").write_text(
+        f"from typing import Optional\ncuda: Optional[str] = {cuda!r}\nhip = None\n"
+    )
+    (site / f"torch-{version}.dist-info").mkdir()
+    (site / f"torch-{version}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+
+
+TOOLKIT = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl]"
+TORCH = ["torch>=2.11", "numpy"]
+
+
+@pytest.mark.parametrize(
+    ("torch", "cuda", "driver", "switch", "expected"),
+    [
+        ("2.13.0+cpu", None, None, "", []),
+        ("2.13.0+cpu", None, (13, 0), "", []),
+        ("2.13.0+cpu", None, None, "1", [TOOLKIT + "==13.0.*"]),
+        ("2.13.0", "13.0", None, "", [TOOLKIT + "==13.0.*"]),
+        ("2.15.0", "13.2", (13, 1), "1", [TOOLKIT + "==13.0.*"]),
+        ("2.13.0", "13.0", (13, 0), "0", []),
+        ("2.11.0", "12.8", None, "", []),
+        ("2.11.0", "12.8", (12, 8), "", []),
+        ("2.11.0", "12.8", (13, 0), "", [TOOLKIT + "==13.0.*"]),
+        ("2.11.0", "12.8", (12, 8), "1", [TOOLKIT + "==13.0.*"]),
+        ("2.10.0", "13.0", None, "", TORCH),
+        (None, None, None, "", TORCH),
+        (None, None, (12, 8), "", TORCH),
+        (None, None, (13, 0), "", [*TORCH, TOOLKIT + ">=13,<14"]),
+        (None, None, (13, 0), "0", TORCH),
+        (None, None, None, "1", [*TORCH, TOOLKIT + ">=13,<14"]),
+    ],
+)
+def test_requirements(backend, toolkit, monkeypatch, tmp_path, torch, cuda, driver, switch, expected):
+    if torch:
+        put_torch(tmp_path / "site", torch, cuda)
+    monkeypatch.setattr(toolkit, "driver_version", lambda: driver)
+    monkeypatch.setenv("AEVB_CUDA", switch)
+    assert backend._requirements(["pybind11"]) == ["pybind11", *expected]
+
+
+def test_no_nvcc_is_asked_for_where_one_works(backend, monkeypatch, tmp_path, on_path):
+    put_torch(tmp_path / "site", "2.13.0", "13.0")
+    on_path(put_toolkit(tmp_path / "path"))
+    assert backend._requirements([]) == []
+    on_path(put_toolkit(tmp_path / "old", version="11.8"))
+    assert backend._requirements([]) == [TOOLKIT + "==13.0.*"]
+    monkeypatch.setenv("AEVB_SANITIZE", "1")
+    assert backend._requirements([]) == []
+
+
+def test_torch_for_an_older_cuda_is_told_what_to_do(backend, tmp_path, capsys):
+    put_torch(tmp_path / "site", "2.11.0", "12.8")
+    assert backend._requirements([]) == []
+    assert "torch is built for CUDA 12.8, for which PyPI has no nvcc" in capsys.readouterr().out

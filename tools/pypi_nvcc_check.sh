@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Builds and imports the package with the nvcc that PyPI has, as on a GPU machine without a CUDA toolkit:
+#
+#   tools/pypi_nvcc_check.sh
+#
+# It uses the python on PATH, or $PYTHON, which needs torch and the packages that aevb imports, CPU builds or not. It
+# compiles for AEVB_CUDA_ARCHS (90 by default, which is quick), with nvcc's warnings as errors.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python}
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+# A copy, so that nothing here is replaced by this build.
+mkdir "$folder/tree"
+cp -r aevb csrc tools setup.py pyproject.toml README.md LICENSE "$folder/tree"
+rm -f "$folder"/tree/aevb/*.so
+
+# A CUDA_HOME that is none hides the machine's own toolkits.
+export CUDA_HOME=$folder/no-toolkit AEVB_CUDA=1 AEVB_CUDA_ARCHS=${AEVB_CUDA_ARCHS:-90}
+export NVCC_APPEND_FLAGS="-Werror all-warnings"
+"$python" -m pip install -v --no-deps --target "$folder/site" "$folder/tree" >"$folder/log" 2>&1 ||
+  { cat "$folder/log" && exit 1; }
+grep -q '/nvidia/cu13/bin/nvcc .* -c csrc/cuda/' "$folder/log" ||
+  { cat "$folder/log" && echo "The kernels were not compiled by the nvcc of PyPI's packages." && exit 1; }
+
+cd "$folder"
+PYTHONPATH=$folder/site "$python" -c '
+import aevb
+from aevb import _C
+assert aevb.__file__.startswith("'"$folder"'/site"), aevb.__file__
+decision = _C.build_info()["cuda"]
+assert decision.startswith("built for "), decision
+print("nvcc from PyPI: CUDA kernels", decision)'
