@@ -63,8 +63,8 @@ class Work:
     whole    Elements that a thread handles in all, to count what is outside of loops. 0: not counted.
     shared   Where a loop reads the elements back from shared memory: how many a thread handles in a pass of it, and of
              the loops around it, as in `around`. Their cost is added.
-    floor    Percent of the H200's bandwidth that the instructions must leave room for, by the type T: what is reached, so
-             that it is not lost.
+    floor    Percent of the H200's bandwidth that the instructions must leave room for, by the type T: about what they
+             do now, so that it is not lost.
     note     What sets the entry apart from others of the same kernel.
 
     The hot loop is the innermost one of which a pass reads and writes whole streams, or the whole kernel; so the
