@@ -55,7 +55,7 @@ class FusedELBO(nn.Module):
         super().__init__()
         if reduction not in ops.REDUCTIONS:
             raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(map(repr, ops.REDUCTIONS))}")
-        self.beta = beta
+        self._set_beta(beta)  # not by the property, which torch 2.11 cannot trace here
         self.reduction = reduction
         self.from_probs = from_probs
         self.x_scale = x_scale
@@ -68,6 +68,9 @@ class FusedELBO(nn.Module):
 
     @beta.setter
     def beta(self, value: Tensor | float) -> None:
+        self._set_beta(value)
+
+    def _set_beta(self, value: Tensor | float) -> None:
         if isinstance(value, Tensor) and value.dim() != 0:
             raise ValueError(f"beta has shape {tuple(value.shape)}; expected a number or a 0-d tensor")
         if hasattr(self, "_beta"):

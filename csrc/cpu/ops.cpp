@@ -56,8 +56,8 @@ class Cpu {
     const size_t bytes = static_cast<size_t>(numel * item_size(dtype));
     AtenTensorHandle handle;
     if (bytes < kCachedBytes) {
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-          dimensions, sizes.data(), strides.data(), dtype_code(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+      TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, sizes.data(), strides.data(), dtype_code(dtype),
+                                                      aoti_torch_device_type_cpu(), 0, &handle));
       return Tensor(handle);
     }
     void* data = acquire_buffer(bytes);
@@ -65,7 +65,7 @@ class Cpu {
         data, dimensions, sizes.data(), strides.data(), 0, dtype_code(dtype), aoti_torch_device_type_cpu(), -1, &handle,
         aoti_torch_layout_strided(), nullptr, 0, [](void* buffer, void*) { release_buffer(buffer); }, nullptr);
     if (error != AOTI_TORCH_SUCCESS) release_buffer(data);
-    STABLE_TORCH_ERROR_CODE_CHECK(error);
+    TORCH_ERROR_CODE_CHECK(error);
     return Tensor(handle);
   }
 

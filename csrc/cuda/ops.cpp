@@ -38,7 +38,7 @@ class Place {
  public:
   explicit Place(const Tensor& t) : index_(t.get_device_index()), guard_(index_) {
     if (!aoti_torch_get_current_cuda_stream) throw std::runtime_error("aevb: this PyTorch was built without CUDA");
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream_));
   }
   void* stream() const { return stream_; }
   int32_t type() const { return aoti_torch_device_type_cuda(); }
@@ -69,9 +69,8 @@ class Gpu {
   Tensor empty(const Sizes& sizes, ScalarType dtype) {
     const Sizes strides = contiguous_strides(sizes);
     AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                           strides.data(), dtype_code(dtype), place_.type(),
-                                                           place_.index(), &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                    dtype_code(dtype), place_.type(), place_.index(), &handle));
     return Tensor(handle);
   }
 
