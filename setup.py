@@ -37,7 +37,6 @@ def check_machine():
     if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         stop("Python.h is missing: install Python's development files (Debian: apt install python3-dev).")
     try:
-        import pybind11  # noqa: F401
         import torch
     except ModuleNotFoundError as e:
         stop(f"{e.name} is missing in the build environment: pip install 'torch>=2.11' pybind11 ninja setuptools.")
@@ -67,11 +66,19 @@ def compiler_flags(include_dirs):
     return [*flags, "-O3", "-g0"], ["-s"]
 
 
+def pybind11_headers():
+    """pybind11's own, or where it is not installed the copy among torch's headers."""
+    try:
+        import pybind11
+    except ModuleNotFoundError:
+        return []
+    return [pybind11.get_include()]
+
+
 def extension(kernels, decision):
-    import pybind11
     from torch.utils import cpp_extension
 
-    include_dirs = [pybind11.get_include(), *cpp_extension.include_paths()]
+    include_dirs = [*pybind11_headers(), *cpp_extension.include_paths()]
     compile_flags, link_flags = compiler_flags(include_dirs)
     sources = sorted([*glob.glob("csrc/*.cpp"), *glob.glob("csrc/cpu/*.cpp")])
     macros = [("AEVB_CUDA_DECISION", f'"{decision}"')]

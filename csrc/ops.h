@@ -156,6 +156,7 @@ struct Ops {
                               std::optional<double> x_scale) {
     const char* op = "FusedELBO";
     const LatentShape latents = check_latents(op, mu, logvar);
+    check_same_device(op, "recon", recon, "mu", mu);
     const LikelihoodShape shape = check_reconstruction(op, recon, x, latents.batch, "mu", x_scale);
     check_beta(op, beta, recon);
     const Reduction how = check_reduction(op, reduction);
@@ -169,6 +170,7 @@ struct Ops {
                                        bool from_probs, std::optional<double> x_scale, const Tensor& grad) {
     const char* op = "negative_elbo_backward";
     const LatentShape shape = check_latents(op, mu, logvar);
+    check_same_device(op, "recon", recon, "mu", mu);
     const LikelihoodShape decoded = check_reconstruction(op, recon, x, shape.batch, "mu", x_scale);
     const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, shape.batch);
     Device device(recon);

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from aevb import _C
 
-HAS_CUDA = torch.cuda.is_available() and "not built" not in str(_C.build_info().get("cuda", "not built"))
-DEVICES = ["cpu", *(["cuda"] if HAS_CUDA else [])]
+HAS_CUDA = torch.cuda.is_available() and _C.build_info()["cuda"].startswith("built")
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.cuda)] if HAS_CUDA else [])]
 HALF_DTYPES = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *HALF_DTYPES]
 

@@ -1,0 +1,142 @@
+"""tools/gpu_check.sh and benchmarks/gpu.py without a GPU: a dry run, and what happens when things fail."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+STEPS = ("machine", "tests", "memcheck", "benchmarks")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import gpu
+
+    return gpu
+
+
+def gpu_check(out, *args, python=sys.executable, **environment):
+    environment = {**os.environ, "OUT": str(out), "PYTHON": python, **environment}
+    command = [ROOT / "tools/gpu_check.sh", *args]
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_dry_run(tmp_path, gpu):
+    process = gpu_check(tmp_path, "--dry")
+    assert process.returncode == 0, process.stdout[-3000:]
+    summary = process.stdout.partition("== Summary")[2]
+    for step in STEPS:
+        assert any(line.startswith(step) and " ok, " in line for line in summary.splitlines()), summary
+    assert (tmp_path / "gpu_check.log").read_text() == process.stdout
+    results = json.loads((tmp_path / "results/dry-run.json").read_text())
+    assert results["wrong"] == []
+    assert results["skipped"] == []
+    measured = {(r["op"], r["dtype"], r["targets"]): r["directions"] for r in results["ops"]}
+    assert measured.keys() == {*gpu.KINDS, *gpu.ALONE}
+    for kind in gpu.KINDS:
+        assert measured[kind].keys() >= {"forward", "backward"}
+    compared = [r["directions"]["forward+backward"] for r in results["ops"] if "forward+backward" in r["directions"]]
+    assert len(compared) == len(gpu.KINDS)
+    assert all(timing["peers"].keys() == {"eager", "compile"} for timing in compared)
+    assert results["steps"][0]["providers"].keys() == {"eager", "aevb", "compile"}
+    unmeasured = [v["target"] for v in results["targets"] if v["measured"] is None]
+    assert all("captured" in target for target in unmeasured)
+    assert len(unmeasured) == 4 < len(results["targets"])
+
+
+def test_failing_steps_do_not_stop_the_others(tmp_path):
+    process = gpu_check(tmp_path, "--dry", python="false")
+    assert process.returncode == 1
+    for step in STEPS:
+        assert f"-- {step}: FAILED with exit status 1" in process.stdout
+    assert process.stdout.endswith(f"{len(STEPS)} of the steps FAILED\n")
+
+
+def test_steps_end_in_time(tmp_path):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    process = gpu_check(tmp_path / "out", "--dry", python=str(slow), AEVB_GPU_CHECK_SECONDS="5")
+    assert process.returncode == 1
+    assert "-- machine: FAILED: stopped after " in process.stdout
+    assert "-- benchmarks: FAILED: no time was left for it" in process.stdout
+
+
+def test_usage(tmp_path):
+    process = gpu_check(tmp_path, "--wet")
+    assert process.returncode == 2
+    assert "usage: tools/gpu_check.sh [--dry]" in process.stdout
+
+
+def test_bytes_that_must_move(gpu):
+    """Per row of 784 pixels, or of 128 latents, by hand."""
+    latents, pixels = 10 * 128, 10 * 784
+    assert gpu.Work("sample_gaussian", "float32", None, latents).bytes("forward") == 10 * (3 * 128 * 4 + 4)
+    assert gpu.Work("sample_gaussian", "bfloat16", None, latents).bytes("backward") == 10 * (5 * 128 * 2 + 4)
+    assert gpu.Work("gaussian_kl", "float32", None, latents).bytes("backward") == 10 * (4 * 128 * 4 + 4)
+    work = gpu.Work("bernoulli_log_prob", "bfloat16", "uint8", pixels)
+    assert work.bytes("forward") == 10 * (784 * (2 + 1) + 4)
+    assert work.bytes("backward") == 10 * (784 * (2 + 1 + 2) + 4)
+    assert work.bytes("forward+backward") == work.bytes("forward") + work.bytes("backward")
+    loss = gpu.Work("FusedELBO", "float32", "float32", pixels).bytes("forward+backward")
+    assert loss == pytest.approx(10 * 4 * (784 * (2 + 3) + 20 * (2 + 4)))
+
+
+@pytest.mark.parametrize("op", ["sample_gaussian", "gaussian_kl", "bernoulli_log_prob", "FusedELBO"])
+def test_wrong_providers_are_found_out(op, gpu):
+    """Before anything is timed, by their values and by their gradients."""
+    torch.manual_seed(1)
+    work = gpu.Work(op, "float32", "float32" if op in ("bernoulli_log_prob", "FusedELBO") else None, 20 * 784)
+    inputs, upstream = work.inputs("cpu"), work.upstream("cpu")
+    right = work.aevb()
+    gpu.check(work, right, inputs, upstream)
+
+    def wrong_value(*tensors):
+        found = right(*tensors)
+        return (found[0], found[1] + 0.1) if isinstance(found, tuple) else found * 1.001
+
+    def wrong_gradient(*tensors):
+        found = right(*(t.detach() if t is inputs[0] else t for t in tensors))
+        factor = 1 + 1e-3 * (inputs[0] - inputs[0].detach()).sum()
+        return tuple(f * factor for f in found) if isinstance(found, tuple) else found * factor
+
+    for function in (wrong_value, wrong_gradient):
+        with pytest.raises(AssertionError, match="off by"):
+            gpu.check(work, function, inputs, upstream)
+    for way in work.peers().values():
+        gpu.check(work, way, inputs, upstream)
+
+
+def test_noise_that_is_not_normal_is_found_out(gpu):
+    torch.manual_seed(1)
+    work = gpu.Work("sample_gaussian", "float32", None, 100 * 128)
+    inputs, upstream = work.inputs("cpu"), work.upstream("cpu")
+
+    def narrow(mu, logvar):
+        return mu + 0.9 * torch.exp(0.5 * logvar) * torch.randn_like(mu), 0.5 * gpu.cases.kl_terms(mu, logvar).sum(-1)
+
+    with pytest.raises(AssertionError, match="variance"):
+        gpu.check(work, narrow, inputs, upstream)
+
+
+def test_what_fails_is_noted_and_the_rest_goes_on(gpu, tmp_path, capsys):
+    run = gpu.Run("cpu", 60, True, tmp_path / "results.json")
+
+    def fails():
+        raise ValueError("it is broken\nin two lines")
+
+    run.attempt("a part", fails)
+    run.until = 0
+    run.attempt("another", lambda: run.need(1))
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["wrong"] == ["a part: ValueError: it is broken"]
+    assert found["skipped"] == ["another: no time left for what takes about 1 s"]
+    assert "WRONG: a part" in gpu.table(found)
+    assert "not measured" in gpu.table(found)
+    capsys.readouterr()
