@@ -123,6 +123,18 @@ def test_what_nvcc_printed_is_shown(toolkit, tmp_path, on_path, capsys):
     assert "error: no such thing" in capsys.readouterr().out
 
 
+def test_kernels_that_the_driver_could_not_run_are_not_built(toolkit, monkeypatch, tmp_path):
+    """Unless they are asked for: torch then goes on with the reference, and nothing fails."""
+    put_toolkit(tmp_path / "usual")
+    monkeypatch.setattr(toolkit, "driver_version", lambda: (12, 4))
+    assert toolkit.decide(False) == (None, "not built (nvcc is 13.0, and the GPU's driver is for CUDA 12.4)")
+    monkeypatch.setenv("AEVB_CUDA", "1")
+    assert toolkit.decide(False)[1].startswith("built for sm_75")
+    monkeypatch.delenv("AEVB_CUDA")
+    monkeypatch.setattr(toolkit, "driver_version", lambda: (13, 0))
+    assert toolkit.decide(False)[1].startswith("built for sm_75")
+
+
 def test_switch(toolkit, monkeypatch, tmp_path):
     put_toolkit(tmp_path / "usual")
     decision = "built for sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 by nvcc 13.0"

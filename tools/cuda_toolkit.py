@@ -252,6 +252,9 @@ def decide(debug):
     if asked == "0":
         return None, "not built (AEVB_CUDA=0)"
     toolkit, reason = find()
+    driver = driver_version()
+    if toolkit and not asked and driver and driver[0] < int(toolkit.version.split(".")[0]):
+        return None, f"not built (nvcc is {toolkit.version}, and the GPU's driver is for CUDA {driver[0]}.{driver[1]})"
     if toolkit:
         kernels = Kernels(toolkit, choose_architectures(toolkit), debug)
         return kernels, kernels.decision()

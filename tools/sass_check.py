@@ -112,7 +112,7 @@ WORK = [
     Work(r"log_prob_gradient<BernoulliProbs,[48],(?P<T>\w+),AnyDtype>", "output:T x:4! >grad:T"),
     # Unaligned rows, sums of a few numbers a row, and what only tests call.
     Work(r"gaussian_(tile|gradient)<\w+,\w+,false>|log_prob_(rows|gradient)<\w+,1,\w+,\w+>", ""),
-    Work(r"join_parts|mix_seeds|datapoint_losses<\w+>|elementary_function|scale_elements", ""),
+    Work(r"join_parts|mix_seeds|datapoint_losses<\w+,\w+>|elementary_function|scale_elements", ""),
 ]
 
 

@@ -104,7 +104,7 @@ AEVB_DEVICE Tile tile_of(const ForwardArgs<T>& a, int64_t number) {
 }
 
 template <class T, bool kSample, bool kPlain>
-__global__ void __launch_bounds__(kThreads, 3) gaussian_tile(const ForwardArgs<T> a) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) gaussian_tile(const ForwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   AEVB_SHARED(float4, tile_vectors, kTile / 4 + V / 2);  // twice the KL of each element
   AEVB_SHARED(float, group_sum, 2 * kTile / kGroup);
@@ -433,8 +433,8 @@ const char* gaussian_backward(const GaussianArgs& a, void* stream) {
                                a.grad_kl_scale,
                                static_cast<T*>(a.grad_mu),
                                static_cast<T*>(a.grad_logvar)};
-    const bool plain =
-        args.mu.in_runs && args.logvar.in_runs && args.grad_z.in_runs && count % kWidest<T> == 0 && args.seeds.one;
+    const bool plain = args.mu.in_runs && args.logvar.in_runs && (!a.grad_z.data || args.grad_z.in_runs) &&
+                       count % kWidest<T> == 0 && args.seeds.one;
     const unsigned grid = blocks(count, kThreads * kWidest<T>);
     const auto on = static_cast<cudaStream_t>(stream);
     with_bool(a.L >= 16, [&](auto many) {

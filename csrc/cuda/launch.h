@@ -26,6 +26,6 @@ const char* elementary(const ElementaryArgs& a, void* stream);
 // out[row] = factor * the sum of the row whose parts, [rows, parts], are nodes of its tree.
 const char* join(const float* partial, int64_t rows, int64_t parts, float factor, float* out, void* stream);
 
-int multiprocessors(int device);  // of a GPU: how much work it takes to fill it
+int multiprocessors(int device);  // of a GPU: how much work it takes to fill it; 0 where it does not answer
 
 }  // namespace aevb::cuda

@@ -10,10 +10,20 @@ namespace aevb::cuda {
 // The grid that covers `work` with so much of it a block.
 inline unsigned blocks(int64_t work, int64_t a_block) { return static_cast<unsigned>((work + a_block - 1) / a_block); }
 
-// Whether the launch just made was accepted.
+// What is wrong with the launch just made, or null.
 inline const char* status() {
   const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  switch (error) {
+    case cudaSuccess: return nullptr;
+    case cudaErrorInsufficientDriver:
+      return "the NVIDIA driver is older than the CUDA toolkit that aevb was built with; update the driver, or "
+             "reinstall "
+             "aevb with an nvcc of the driver's CUDA version on PATH, or with AEVB_CUDA=0 for plain PyTorch";
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
+      return "aevb was not built for this GPU; reinstall it on this machine with AEVB_CUDA_ARCHS=native";
+    default: return cudaGetErrorString(error);
+  }
 }
 
 template <int kValue>

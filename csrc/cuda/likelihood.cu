@@ -73,7 +73,7 @@ struct ForwardArgs {
 
 // kLanes / V threads share a unit: each adds up V neighbouring lanes of every group.
 template <class L, int V, class T, class X>
-__global__ void __launch_bounds__(kThreads, 2) log_prob_rows(const ForwardArgs<T, X> a) {
+__global__ void __launch_bounds__(kThreads, V > 4 ? 2 : 3) log_prob_rows(const ForwardArgs<T, X> a) {
   constexpr int kSharing = kLanes / V;
   constexpr int kAtOnce = Targets<X>::kAtRunTime ? 1 : (V > 4 ? 2 : 4);  // vectors under way: as registers allow
   const int64_t unit = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kSharing;

@@ -63,7 +63,7 @@ struct LossKernelArgs {
   float factor;   // multiplies the sums
 };
 
-template <bool kReduce>
+template <bool kReduce, bool kOneSample>
 __global__ void __launch_bounds__(kThreads) datapoint_losses(const LossKernelArgs a) {
   AEVB_SHARED(float, tile, kTile);
   AEVB_SHARED(float, group_sum, kTile / kGroup);
@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(kThreads) datapoint_losses(const LossKernelArg
   const float beta = a.loss.beta ? a.loss.beta_scale * *a.loss.beta : a.loss.beta_scale;
   for (int i = threadIdx.x; i < n; i += kThreads) {
     const float* log_prob = a.loss.log_prob + first + i;
-    const float mean = a.loss.L == 1 ? *log_prob : sum_elements(log_prob, a.loss.L, B) * a.one_over_L;
+    float mean = *log_prob;
+    if constexpr (!kOneSample) mean = sum_elements(log_prob, a.loss.L, B) * a.one_over_L;
     const float loss = fmadd(beta, a.loss.kl[first + i], -mean);
     if constexpr (kReduce)
       tile[i] = loss;
@@ -132,14 +133,19 @@ const char* loss(const LossArgs& a, float* scratch, void* stream) {
   const float one_over_L = 1.0f / static_cast<float>(a.L);
   if (a.reduction == Reduction::none) {
     if (tiles == 0) return nullptr;
-    AEVB_LAUNCH(datapoint_losses<false>, blocks(tiles, 1), kThreads, on, LossKernelArgs{a, one_over_L, a.loss, 1.0f});
+    const LossKernelArgs args{a, one_over_L, a.loss, 1.0f};
+    with_bool(a.L == 1, [&](auto one_sample) {
+      AEVB_LAUNCH((datapoint_losses<false, one_sample.value>), blocks(tiles, 1), kThreads, on, args);
+    });
     return status();
   }
   const float factor = a.reduction == Reduction::mean ? 1.0f / static_cast<float>(a.B) : 1.0f;
   if (tiles == 0) return join(nullptr, 1, 0, factor, a.loss, stream);
   const bool cut = tiles > 1;
   const LossKernelArgs args{a, one_over_L, cut ? scratch : a.loss, cut ? 1.0f : factor};
-  AEVB_LAUNCH(datapoint_losses<true>, blocks(tiles, 1), kThreads, on, args);
+  with_bool(a.L == 1, [&](auto one_sample) {
+    AEVB_LAUNCH((datapoint_losses<true, one_sample.value>), blocks(tiles, 1), kThreads, on, args);
+  });
   const char* error = status();
   return error || !cut ? error : join(scratch, 1, tiles, factor, a.loss, stream);
 }
@@ -159,7 +165,9 @@ const char* elementary(const ElementaryArgs& a, void* stream) {
 #ifndef AEVB_EMULATE
 int multiprocessors(int device) {
   int count = 0;
-  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
+  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess) return count;
+  cudaGetLastError();  // the launch will say what is wrong
+  return 0;
 }
 #endif
 

@@ -48,10 +48,12 @@ class Place {
   int size() const {
     static std::atomic<int> known[64];
     const auto at = static_cast<size_t>(index_);
-    if (at >= std::size(known)) return multiprocessors(index_);
-    int count = known[at].load(std::memory_order_relaxed);
-    if (!count) known[at].store(count = multiprocessors(index_), std::memory_order_relaxed);
-    return count;
+    int count = at < std::size(known) ? known[at].load(std::memory_order_relaxed) : 0;
+    if (!count) {
+      count = multiprocessors(index_);
+      if (at < std::size(known)) known[at].store(count, std::memory_order_relaxed);
+    }
+    return std::max(count, 1);
   }
 
  private:

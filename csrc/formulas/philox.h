@@ -34,16 +34,29 @@ AEVB_FORMULA PhiloxKeys philox_keys(uint64_t seed) {
   return philox_keys(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
+// The low half of the product, and the high half.
+AEVB_FORMULA uint32_t wide_product(uint32_t a, uint32_t b, uint32_t& high) {
+#ifdef __CUDA_ARCH__
+  uint32_t low;  // one instruction, which nvcc does not find by itself
+  asm("{ .reg .u64 p; mul.wide.u32 p, %2, %3; mov.b64 {%0, %1}, p; }" : "=r"(low), "=r"(high) : "r"(a), "r"(b));
+  return low;
+#else
+  const uint64_t product = static_cast<uint64_t>(a) * b;
+  high = static_cast<uint32_t>(product >> 32);
+  return static_cast<uint32_t>(product);
+#endif
+}
+
 AEVB_FORMULA Philox philox(Philox counter, const PhiloxKeys& keys) {
   uint32_t c0 = counter.word[0], c1 = counter.word[1], c2 = counter.word[2], c3 = counter.word[3];
   AEVB_UNROLL
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(kPhiloxM0) * c0;
-    const uint64_t p1 = static_cast<uint64_t>(kPhiloxM1) * c2;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ keys.key0[round];
-    c1 = static_cast<uint32_t>(p1);
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ keys.key1[round];
-    c3 = static_cast<uint32_t>(p0);
+    uint32_t high0, high1;
+    const uint32_t low0 = wide_product(kPhiloxM0, c0, high0), low1 = wide_product(kPhiloxM1, c2, high1);
+    c0 = high1 ^ c1 ^ keys.key0[round];
+    c1 = low1;
+    c2 = high0 ^ c3 ^ keys.key1[round];
+    c3 = low0;
   }
   return {{c0, c1, c2, c3}};
 }

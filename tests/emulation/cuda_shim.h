@@ -84,7 +84,12 @@ AEVB_VECTOR2(unsigned long long, ulonglong)
 #undef AEVB_VECTOR4
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0 };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInsufficientDriver,
+  cudaErrorNoKernelImageForDevice,
+  cudaErrorUnsupportedPtxVersion
+};
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }  // errors of a launch are thrown instead
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 
