@@ -260,15 +260,13 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardA
   Place at = a.by_rows ? place_of(i, a.D) : Place{};
   const bool through_z = a.grad_z.data && a.L > 0, through_kl = a.grad_kl;
   float mu[V] = {}, logvar[V], grad_mu[V], grad_logvar[V];
+  Loaded<T, V> mu_run, logvar_run;  // under way while the samples are added
   if constexpr (kPlain) {
-    load<V>(address(a.logvar, i, at, D)).unpack_to(logvar);
-    if (through_kl) load<V>(address(a.mu, i, at, D)).unpack_to(mu);
-  } else {
-    read_run<V>(a.logvar, i, at, D, count, logvar);
-    if (through_kl) read_run<V>(a.mu, i, at, D, count, mu);
+    logvar_run = load<V>(address(a.logvar, i, at, D));
+    if (through_kl) mu_run = load<V>(address(a.mu, i, at, D));
   }
+  SampleSums<V> sums;
   if (through_z) {
-    SampleSums<V> sums;
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(*a.seeds.seeds));
     if constexpr (kManySamples) {
       SampleSums<V> total, lost;
@@ -286,11 +284,18 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardA
     } else {
       add_samples<kPlain, V>(a, keys, i, count, 0, a.L, sums);
     }
+  }
+  if constexpr (kPlain) {
+    logvar_run.unpack_to(logvar);
+    if (through_kl) mu_run.unpack_to(mu);
+  } else {
+    read_run<V>(a.logvar, i, at, D, count, logvar);
+    if (through_kl) read_run<V>(a.mu, i, at, D, count, mu);
+  }
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      grad_mu[j] = sums.grad_z[j];
-      grad_logvar[j] = gaussian_sample_grad_logvar(logvar[j], sums.grad_z_eps[j]);
-    }
+  for (int j = 0; j < V; ++j) {
+    grad_mu[j] = sums.grad_z[j];
+    grad_logvar[j] = through_z ? gaussian_sample_grad_logvar(logvar[j], sums.grad_z_eps[j]) : 0.0f;
   }
   if (through_kl) {
     const float scale = a.beta ? a.grad_kl_scale * *a.beta : a.grad_kl_scale;
@@ -305,10 +310,6 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardA
         g = scale * a.grad_kl[++at.row * a.grad_kl_stride];
       }
     }
-  }
-  if (!through_z && !through_kl) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) grad_mu[j] = grad_logvar[j] = 0.0f;
   }
   if constexpr (kPlain) {
     store<V>(grad_mu, a.grad_mu + i);

@@ -191,12 +191,13 @@ Targets<X> targets_of(const Rows& x, X) {
 }
 
 // Calls use(L, T, V, X): the likelihood, the output's element, the elements of one access, the targets' element.
+// `narrow` asks for accesses of one element.
 template <class Use>
-const char* with_types(const LikelihoodArgs& a, const Use& use) {
+const char* with_types(const LikelihoodArgs& a, bool narrow, const Use& use) {
   return with_dtype(a.output.dtype, [&](auto t) {
     using T = decltype(t);
     constexpr int V = kWidest<T>;
-    const bool vectors = in_vectors<V>(a.output, a.D, a.R) && in_vectors<V>(a.x, a.D, a.x_rows);
+    const bool vectors = !narrow && in_vectors<V>(a.output, a.D, a.R) && in_vectors<V>(a.x, a.D, a.x_rows);
     if (a.likelihood == Likelihood::bernoulli_probs) {
       if (vectors) return use(BernoulliProbs{}, t, Constant<V>{}, AnyDtype{});
       return use(BernoulliProbs{}, t, Constant<1>{}, AnyDtype{});
@@ -234,7 +235,10 @@ const char* likelihood(const LikelihoodArgs& a, int multiprocessors, float* scra
   const Parts parts = parts_of(a, multiprocessors);
   const int64_t units = a.R * parts.parts;
   const bool cut = parts.parts > 1;
-  const char* error = with_types(a, [&](auto likelihood, auto t, auto v, auto x) {
+  // A small batch is a matter of latency: more threads a row, each with less to do.
+  const bool narrow = units * (kLanes / 4) < 64 * static_cast<int64_t>(multiprocessors) &&
+                      a.output.dtype == Dtype::float32 && a.x.dtype == Dtype::float32;
+  const char* error = with_types(a, narrow, [&](auto likelihood, auto t, auto v, auto x) {
     using T = decltype(t);
     using X = decltype(x);
     constexpr int V = decltype(v)::value;
@@ -259,7 +263,7 @@ const char* likelihood(const LikelihoodArgs& a, int multiprocessors, float* scra
 
 const char* likelihood_backward(const LikelihoodArgs& a, void* stream) {
   if (a.R == 0 || a.D == 0) return nullptr;
-  return with_types(a, [&](auto likelihood, auto t, auto v, auto x) {
+  return with_types(a, false, [&](auto likelihood, auto t, auto v, auto x) {
     using T = decltype(t);
     using X = decltype(x);
     constexpr int V = decltype(v)::value;
