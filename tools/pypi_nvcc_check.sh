@@ -19,6 +19,7 @@ rm -f "$folder"/tree/aevb/*.so
 # A CUDA_HOME that is none hides the machine's own toolkits.
 export CUDA_HOME=$folder/no-toolkit AEVB_CUDA=1 AEVB_CUDA_ARCHS=${AEVB_CUDA_ARCHS:-90}
 export NVCC_APPEND_FLAGS="-Werror all-warnings"
+unset PIP_QUIET  # the log must show the commands
 "$python" -m pip install -v --no-deps --target "$folder/site" "$folder/tree" >"$folder/log" 2>&1 ||
   { cat "$folder/log" && exit 1; }
 grep -q '/nvidia/cu13/bin/nvcc .* -c csrc/cuda/' "$folder/log" ||
