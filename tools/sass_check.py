@@ -91,8 +91,9 @@ WORK = [
     Work(r"gaussian_tile<(?P<T>\w+),true,true>", ">z:T", note=" +1 sample"),
     Work(r"gaussian_tile<(?P<T>\w+),false,true>", "mu:T logvar:T", whole=16, shared=(16, 16)),
     Work(
-        r"gaussian_gradient<(?P<T>\w+),false,true>",
+        r"gaussian_gradient<(?P<T>\w+),false,true>",  # the branch for the KL's gradient is not on the shortest path
         "mu:T logvar:T grad_z:T >grad_mu:T >grad_logvar:T",
+        note=" of z",
         floor={"fp32": 90, "bf16": 60},
     ),
     Work(r"gaussian_gradient<(?P<T>\w+),true,true>", "grad_z:T", note=" +1 sample"),
