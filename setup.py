@@ -84,7 +84,6 @@ def extension(kernels, decision):
     macros = [("AEVB_CUDA_DECISION", f'"{decision}"')]
     if kernels:
         sources += sorted(glob.glob("csrc/cuda/*.cpp"))
-        macros += [("AEVB_WITH_CUDA", None)]
         link_flags += kernels.link_flags()
     return Extension(
         "aevb._C",
