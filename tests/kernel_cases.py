@@ -9,11 +9,11 @@ from conftest import rand, randn
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# One element, rows shorter and longer than a run of 4 or 8, odd lengths, whole groups (512) and tiles (2048) and one
+# One element, rows shorter and longer than a run of 4 or 8, odd lengths, whole groups (512) and tiles (4096) and one
 # more, many parts; and nothing at all.
 LATENT_SHAPES = [
     *[(1, 1), (7, 20), (1000, 3), (300, 2), (400, 50), (3, 5, 41), (9, 64), (9, 65), (5, 257), (5, 512), (3, 513)],
-    *[(33, 784), (2, 2048), (2, 2049), (3, 4097), (1, 100_003), (4, 0), (0, 4)],
+    *[(33, 784), (2, 2048), (2, 2049), (2, 4096), (3, 4097), (1, 100_003), (4, 0), (0, 4)],
 ]
 PIXEL_SHAPES = [
     *[(1, 1), (9, 7), (130, 8), (100, 33), (64, 784), (3, 1271), (2, 5, 513), (2, 4104), (5, 32_769), (1, 200_003)],

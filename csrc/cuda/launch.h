@@ -2,8 +2,6 @@
 // The launchers, torch-free: nvcc never sees a torch header, and g++ no kernel. Each puts its work on the stream and
 // returns null, or what CUDA says went wrong; none waits for the GPU.
 #pragma once
-#include <cstddef>
-
 #include "../args.h"
 
 namespace aevb::cuda {

@@ -198,13 +198,16 @@ const char* with_types(const LikelihoodArgs& a, bool narrow, const Use& use) {
     using T = decltype(t);
     constexpr int V = kWidest<T>;
     const bool vectors = !narrow && in_vectors<V>(a.output, a.D, a.R) && in_vectors<V>(a.x, a.D, a.x_rows);
-    if (a.likelihood == Likelihood::bernoulli_probs) {
-      if (vectors) return use(BernoulliProbs{}, t, Constant<V>{}, AnyDtype{});
-      return use(BernoulliProbs{}, t, Constant<1>{}, AnyDtype{});
+    switch (a.likelihood) {
+      case Likelihood::bernoulli_probs:
+        if (vectors) return use(BernoulliProbs{}, t, Constant<V>{}, AnyDtype{});
+        return use(BernoulliProbs{}, t, Constant<1>{}, AnyDtype{});
+      case Likelihood::bernoulli_logits:
+        if (!vectors) return use(BernoulliLogits{}, t, Constant<1>{}, AnyDtype{});
+        if (a.x.dtype == Dtype::uint8) return use(BernoulliLogits{}, t, Constant<V>{}, uint8_t{});
+        return with_dtype(a.x.dtype, [&](auto x) { return use(BernoulliLogits{}, t, Constant<V>{}, x); });
     }
-    if (!vectors) return use(BernoulliLogits{}, t, Constant<1>{}, AnyDtype{});
-    if (a.x.dtype == Dtype::uint8) return use(BernoulliLogits{}, t, Constant<V>{}, uint8_t{});
-    return with_dtype(a.x.dtype, [&](auto x) { return use(BernoulliLogits{}, t, Constant<V>{}, x); });
+    return static_cast<const char*>("a likelihood that has no CUDA kernels");
   });
 }
 

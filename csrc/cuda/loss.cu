@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is left once every row has its log-likelihood and its KL: the loss, sums of parts, and small elementwise work.
-#include "../formulas/gaussian.h"
+#include "../formulas/elementary.h"
 #include "launch.h"
 #include "launching.h"
 #include "sums.cuh"
