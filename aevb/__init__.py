@@ -17,7 +17,7 @@ from . import reference
 from .elbo import FusedELBO
 from .info import build_info
 from .models import VAE
-from .ops import bernoulli_log_prob, gaussian_kl, mix_seed, sample_gaussian
+from .ops import bernoulli_log_prob, gaussian_kl, mix_seed, sample_gaussian, sample_gaussian_log_ratio
 from .train import TrainConfig, Trainer
 
 __version__ = "0.1.0"
@@ -32,4 +32,5 @@ __all__ = [
     "mix_seed",
     "reference",
     "sample_gaussian",
+    "sample_gaussian_log_ratio",
 ]

@@ -76,11 +76,19 @@ def _reference_gradients(
     return tuple(next(found) if need else None for need in needs)
 
 
-def _differentiable(name: str, num_tensors: int, fused: tuple[int, ...], formula: Callable, fake: Callable) -> Callable:
+def _differentiable(
+    name: str,
+    num_tensors: int,
+    fused: tuple[int, ...],
+    formula: Callable,
+    fake: Callable,
+    for_kernel: Callable | None = None,
+) -> Callable:
     """Arranges the op `name`, whose arguments are `num_tensors` tensors (or None) and then plain options.
 
     `fused` are the positions whose gradients `name_backward` returns; `formula` is the op in plain PyTorch; `fake`
-    gives its results' shapes.
+    gives its results' shapes. `name_backward` takes the op's arguments and the gradients of its results, or what
+    `for_kernel(options, gradients)` makes of them.
     """
     op = getattr(_ops, name).default
     kernel = getattr(_ops, f"{name}_forward").default
@@ -95,6 +103,8 @@ def _differentiable(name: str, num_tensors: int, fused: tuple[int, ...], formula
         if torch.is_grad_enabled() or _functorch_active() or any([needs[i] for i in rare]):
             found = _reference_gradients(formula, ctx.saved_tensors, ctx.options, needs[:num_tensors], grads)
             return *found, *(None,) * len(ctx.options)
+        if for_kernel is not None:
+            grads = for_kernel(ctx.options, grads)
         found = backward_kernel(*ctx.saved_tensors, *ctx.options, *grads)
         return by_position((*found, None) if len(fused) > 1 else (found, None))
 
@@ -222,11 +232,13 @@ def _sample_size(mu: Tensor, num_samples: int | None) -> tuple[int, ...]:
     return tuple(mu.shape) if num_samples is None else (num_samples, *mu.shape)
 
 
-def _sample_formula(mu, logvar, seed, num_samples):
-    size = _sample_size(mu, num_samples)
+def _noise(seed: Tensor, size: tuple[int, ...]) -> Tensor:
     no_kernel = seed.is_cuda and "cuda" in _reference_on
-    eps = reference.normal(seed, size, torch.float32) if no_kernel else _ops.normal.default(seed, size)
-    return reference.sample_gaussian(mu, logvar, num_samples, eps=eps)
+    return reference.normal(seed, size, torch.float32) if no_kernel else _ops.normal.default(seed, size)
+
+
+def _sample_formula(mu, logvar, seed, num_samples):
+    return reference.sample_gaussian(mu, logvar, num_samples, eps=_noise(seed, _sample_size(mu, num_samples)))
 
 
 def _sample_fake(mu, logvar, seed, num_samples):
@@ -234,6 +246,32 @@ def _sample_fake(mu, logvar, seed, num_samples):
 
 
 _sample_gaussian = _differentiable("sample_gaussian", 3, (0, 1), _sample_formula, _sample_fake)
+
+
+def _log_ratio_formula(mu, logvar, seed, num_samples, gradient):
+    size = _sample_size(mu, num_samples)
+    eps = _noise(seed, size)
+    return reference.sample_gaussian_log_ratio(mu, logvar, num_samples, gradient=GRADIENTS[gradient], eps=eps)
+
+
+def _log_ratio_fake(mu, logvar, seed, num_samples, gradient):
+    size = _sample_size(mu, num_samples)
+    return mu.new_empty(size), mu.new_empty(size[:-1], dtype=torch.float32)
+
+
+def _weigh_samples(options, grads):
+    _, gradient = options
+    grad_z, grad_log_ratio = grads
+    if GRADIENTS[gradient] != "doubly_reparameterized" or grad_log_ratio is None:
+        return grad_z, grad_log_ratio, None
+    weight = reference.sample_weights(grad_log_ratio)
+    return grad_z, weight * grad_log_ratio, weight
+
+
+GRADIENTS = ("total", "path", "doubly_reparameterized")  # by the op's code
+_sample_gaussian_log_ratio = _differentiable(
+    "sample_gaussian_log_ratio", 3, (0, 1), _log_ratio_formula, _log_ratio_fake, _weigh_samples
+)
 _gaussian_kl = _differentiable(
     "gaussian_kl",
     2,
@@ -274,30 +312,81 @@ def sample_gaussian(
         RuntimeError: shapes, dtypes or devices that do not fit.
         ValueError: a generator on another device, or together with a seed.
     """
+    return _sample_gaussian(mu, logvar, _seed(mu, seed, generator), num_samples)
+
+
+def _seed(mu: Tensor, seed: Tensor | int | None, generator: torch.Generator | None) -> Tensor:
     if seed is None:
-        seed = draw_seed(mu.device, generator)
-    elif generator is not None:
+        return draw_seed(mu.device, generator)
+    if generator is not None:
         raise ValueError("seed and generator are both given; the seed is all the noise depends on, so pass one of them")
-    elif not isinstance(seed, Tensor):
-        seed = _int64(seed, "seed", mu.device)
-    return _sample_gaussian(mu, logvar, seed, num_samples)
+    return seed if isinstance(seed, Tensor) else _int64(seed, "seed", mu.device)
 
 
-def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, I)), summed over the last dimension.
+def sample_gaussian_log_ratio(
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int | None = None,
+    *,
+    gradient: str = "total",
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A reparameterised sample z of q = N(mu, exp(logvar)), and log q(z) - log p(z) for p = N(0, I), in one pass.
+
+    ``z = mu + exp(logvar / 2) * eps``, the z of `sample_gaussian` for the same seed, and
+    ``log_ratio = 0.5 * sum_j (z_j^2 - eps_j^2 - logvar_j)``, computed so that nothing cancels where the posterior is
+    close to the prior. Its expectation is the KL divergence: the Monte Carlo KL of SGVB-A (Kingma & Welling 2013,
+    eq. 6), and with log p(x|z) the logarithm of an importance weight, ``log p(x|z) - log_ratio`` (Burda et al. 2015).
+
+    Args:
+        mu, logvar, num_samples, seed, generator: as for `sample_gaussian`.
+        gradient: what flows back to mu and logvar.
+
+            * "total": all of it.
+            * "path": only what comes by way of z; as parameters of log q(z), mu and logvar count as constants, which
+              leaves out a term of expectation zero ("sticking the landing", Roeder et al. 2017, eq. 7).
+            * "doubly_reparameterized": the path's, and each sample's part times its normalised importance weight: with
+              `importance_weighted_bound` the gradient of Tucker et al. 2018 (DReG, eq. 8). The weights are read from
+              the gradient that flows into log_ratio, which must be the weights times a number for each datapoint, as
+              that of the bound is; where it is 0 for all samples of a datapoint, nothing flows back.
+
+    Returns:
+        z: (..., D), or (L, ..., D) with num_samples=L, in mu's dtype; log_ratio: z's shape without D, float32, in nats.
+        It belongs to the z of float32 arithmetic, before a half-precision z is rounded.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit.
+        ValueError: another gradient, "doubly_reparameterized" without num_samples, or what `sample_gaussian` raises.
+    """
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient is {gradient!r}; expected one of {', '.join(map(repr, GRADIENTS))}")
+    if gradient == "doubly_reparameterized" and num_samples is None:
+        raise ValueError("the doubly reparameterized gradient weighs samples against each other; give num_samples")
+    return _sample_gaussian_log_ratio(mu, logvar, _seed(mu, seed, generator), num_samples, GRADIENTS.index(gradient))
+
+
+def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, I)), summed over the last dimension, or over groups of it.
 
     ``0.5 * sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)`` (Kingma & Welling 2013, appendix B), computed so that
     nothing cancels where the posterior is close to the prior.
 
     Args:
         mu, logvar: (..., D), float32, bfloat16 or float16, of one dtype.
+        groups: None, or into how many groups of neighbouring dimensions D is divided; D for the KL of each dimension.
 
     Returns:
-        (...,), float32, in nats.
+        (...,), or (..., groups), float32, in nats.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit.
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: groups that do not divide D.
     """
+    if groups is not None:
+        D = mu.shape[-1] if mu.dim() else 0
+        if groups < 1 or D % groups:
+            raise ValueError(f"groups is {groups}; expected a divisor of the {D} dimensions of mu")
+        mu, logvar = (t.unflatten(-1, (groups, D // groups)) for t in (mu, logvar))
     return _gaussian_kl(mu, logvar)
 
 

@@ -88,10 +88,67 @@ def sample_gaussian(
     return z.to(mu.dtype), gaussian_kl(mu, logvar)
 
 
-def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
+def sample_gaussian_log_ratio(
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int | None = None,
+    *,
+    gradient: str = "total",
+    seed: Tensor | int | None = None,
+    generator: torch.Generator | None = None,
+    eps: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `aevb.sample_gaussian_log_ratio`: log N(z; mu, exp(logvar)) - log N(z; 0, I)."""
+    m, v = _compute(mu), _compute(logvar)
+    size = mu.shape if num_samples is None else (num_samples, *mu.shape)
+    if eps is None and seed is None:
+        eps = torch.randn(size, dtype=m.dtype, device=mu.device, generator=generator)
+    elif eps is None:
+        eps = normal(torch.as_tensor(seed, dtype=torch.int64, device=mu.device), size, m.dtype)
+    eps = eps.to(m.dtype)
+    z = m + torch.exp(0.5 * v) * eps
+    if gradient == "total":
+        two_log_q = -(eps * eps) - v
+    else:  # mu and logvar in log q(z), but not in z, are constants
+        v_q = v.detach()
+        eps_q = eps + (z - z.detach()) * torch.exp(-0.5 * v_q)  # (z - mu) / sd, without its rounding
+        two_log_q = -(eps_q * eps_q) - v_q
+    log_ratio = 0.5 * (two_log_q + z * z).sum(-1)
+    if gradient == "doubly_reparameterized":
+        z, log_ratio = _DoublyReparameterized.apply(z, log_ratio)
+    return z.to(mu.dtype), log_ratio
+
+
+def sample_weights(grad: Tensor) -> Tensor:
+    """(L, ...) weights that sum to 1 over the samples, from a multiple of them; 0 where all are 0."""
+    total = grad.sum(0, keepdim=True)
+    return torch.where(total == 0, 0.0, grad / total)
+
+
+class _DoublyReparameterized(torch.autograd.Function):
+    """The identity, whose gradient weighs each sample with what flows into its log_ratio (Tucker et al. 2018)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z, log_ratio):
+        return z.view_as(z), log_ratio.view_as(log_ratio)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_log_ratio):
+        weight = sample_weights(grad_log_ratio)
+        return weight.unsqueeze(-1) * grad_z, weight * grad_log_ratio
+
+
+def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
     """As `aevb.gaussian_kl`: 0.5 sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)."""
     m, v = _compute(mu), _compute(logvar)
-    return 0.5 * (m * m + (torch.expm1(v) - v)).sum(-1)
+    kl = 0.5 * (m * m + (torch.expm1(v) - v))
+    return (kl if groups is None else kl.unflatten(-1, (groups, kl.shape[-1] // groups))).sum(-1)
 
 
 def _targets(x: Tensor, x_scale: float | None, dtype: torch.dtype) -> Tensor:

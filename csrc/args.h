@@ -26,7 +26,11 @@ struct GaussianArgs {
   int64_t seed_block;           // elements of z that one seed numbers from 0
   void* z;                      // [L, B, D], mu's dtype; null: KL only
   float* kl;                    // [B]
+  float* log_ratio;             // [L, B], log q(z|x) - log p(z), by kernels of its own; null: not asked for
   Rows grad_z;                  // [L * B, D], mu's dtype, or absent
+  const float* grad_log_ratio;  // [L, B], or null: none
+  const float* sample_weight;   // [L, B], multiplies grad_z (grad_log_ratio has it already); null: 1
+  bool path_only;               // q's own mu and logvar count as constants in log q(z|x)
   const float* grad_kl;         // [B], or [1] with stride 0; null: none
   int64_t grad_kl_stride;       // 1 or 0
   float grad_kl_scale;          // multiplies grad_kl

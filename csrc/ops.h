@@ -3,8 +3,8 @@
 //
 // A Device is made from a tensor on it, and is where results are allocated and kernels run:
 //   Tensor empty(const Sizes&, ScalarType)
-//   void gaussian(const GaussianArgs&), gaussian_backward(..), likelihood(const LikelihoodArgs&),
-//   likelihood_backward(..),
+//   void gaussian(const GaussianArgs&), gaussian_backward(..), gaussian_log_ratio(..),
+//        gaussian_log_ratio_backward(..), likelihood(const LikelihoodArgs&), likelihood_backward(..),
 //        loss(const LossArgs&), scale(const ScaleArgs&), normal(const NormalArgs&), mix_seed(const MixSeedArgs&),
 //        elementary(const ElementaryArgs&)
 #pragma once
@@ -63,6 +63,50 @@ struct Ops {
     const OptionalTensor gkl = grad_kl ? OptionalTensor(dense(*grad_kl)) : std::nullopt;
     if (gkl) a.grad_kl = floats(*gkl);
     return gaussian_gradients(device, a, mu);
+  }
+
+  static Pair sample_gaussian_log_ratio(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
+                                        std::optional<int64_t> num_samples, int64_t) {
+    const LatentShape shape = check_latents("sample_gaussian_log_ratio", mu, logvar);
+    const SampleShape samples = check_samples("sample_gaussian_log_ratio", mu, seed, num_samples);
+    Device device(mu);
+    const Latents latents(mu, logvar, shape);
+    const Tensor seeds = dense(seed);
+    Tensor z = device.empty(samples.z, mu.scalar_type());
+    Tensor log_ratio = device.empty(Sizes(samples.z.begin(), samples.z.end() - 1), ScalarType::Float);
+    GaussianArgs a = latents.args(&samples, &seeds);
+    a.z = z.mutable_data_ptr();
+    a.log_ratio = floats(log_ratio);
+    device.gaussian_log_ratio(a);
+    return {z, log_ratio};
+  }
+
+  static Pair sample_gaussian_log_ratio_backward(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
+                                                 std::optional<int64_t> num_samples, int64_t gradient,
+                                                 const OptionalTensor& grad_z, const OptionalTensor& grad_log_ratio,
+                                                 const OptionalTensor& sample_weight) {
+    const char* op = "sample_gaussian_log_ratio_backward";
+    const LatentShape shape = check_latents(op, mu, logvar);
+    const SampleShape samples = check_samples(op, mu, seed, num_samples);
+    const Sizes rows(samples.z.begin(), samples.z.end() - 1);
+    if (grad_z) check_grad(op, "grad_z", *grad_z, samples.z, mu.scalar_type(), mu);
+    if (grad_log_ratio) check_grad(op, "grad_log_ratio", *grad_log_ratio, rows, ScalarType::Float, mu);
+    if (sample_weight) check_grad(op, "sample_weight", *sample_weight, rows, ScalarType::Float, mu);
+    Device device(mu);
+    const Latents latents(mu, logvar, shape);
+    const Tensor seeds = dense(seed);
+    GaussianArgs a = latents.args(&samples, &seeds);
+    std::optional<Matrix> gz;
+    if (grad_z) {
+      gz = matrix(*grad_z, shape.D);
+      a.grad_z = gz->rows;
+    }
+    const OptionalTensor ratio = grad_log_ratio ? OptionalTensor(dense(*grad_log_ratio)) : std::nullopt;
+    const OptionalTensor weight = sample_weight ? OptionalTensor(dense(*sample_weight)) : std::nullopt;
+    if (ratio) a.grad_log_ratio = floats(*ratio);
+    if (weight) a.sample_weight = floats(*weight);
+    a.path_only = gradient != 0;
+    return gaussian_gradients(device, a, mu, &Device::gaussian_log_ratio_backward);
   }
 
   static Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar) {
@@ -277,12 +321,13 @@ struct Ops {
     return kl;
   }
 
-  static Pair gaussian_gradients(Device& device, GaussianArgs& a, const Tensor& mu) {
+  static Pair gaussian_gradients(Device& device, GaussianArgs& a, const Tensor& mu,
+                                 void (Device::*backward)(const GaussianArgs&) = &Device::gaussian_backward) {
     Tensor grad_mu = device.empty(sizes_of(mu), mu.scalar_type());
     Tensor grad_logvar = device.empty(sizes_of(mu), mu.scalar_type());
     a.grad_mu = grad_mu.mutable_data_ptr();
     a.grad_logvar = grad_logvar.mutable_data_ptr();
-    device.gaussian_backward(a);
+    (device.*backward)(a);
     return {grad_mu, grad_logvar};
   }
 
@@ -350,14 +395,15 @@ struct Ops {
 }  // namespace aevb
 
 // Registers every op for one device: `library` is the argument of a STABLE_TORCH_LIBRARY_IMPL block.
-#define AEVB_REGISTER(library, Device)                                  \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian);       \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_kl);           \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, bernoulli_log_prob);    \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);         \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo_with_kl); \
-  library.impl("normal", TORCH_BOX(&aevb::Ops<Device>::normal));        \
-  library.impl("mix_seed", TORCH_BOX(&aevb::Ops<Device>::mix_seed));    \
+#define AEVB_REGISTER(library, Device)                                      \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian);           \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian_log_ratio); \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_kl);               \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, bernoulli_log_prob);        \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);             \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo_with_kl);     \
+  library.impl("normal", TORCH_BOX(&aevb::Ops<Device>::normal));            \
+  library.impl("mix_seed", TORCH_BOX(&aevb::Ops<Device>::mix_seed));        \
   library.impl("elementary", TORCH_BOX(&aevb::Ops<Device>::elementary))
 
 // An op, its bare twin and its gradient.

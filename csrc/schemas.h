@@ -18,6 +18,14 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
       "sample_gaussian_backward(Tensor mu, Tensor logvar, Tensor seed, int? num_samples, Tensor? grad_z,"
       " Tensor? grad_kl) -> (Tensor grad_mu, Tensor grad_logvar)");
 
+  // The same z, and log q(z|x) - log p(z) of each sample. gradient: 0 all of it, 1 of the path through z only, 2 that
+  // with the samples weighed once more (aevb/ops.py gives the backward op the weights).
+  AEVB_DEF("sample_gaussian_log_ratio",
+           "(Tensor mu, Tensor logvar, Tensor seed, int? num_samples, int gradient) -> (Tensor z, Tensor log_ratio)");
+  m.def(
+      "sample_gaussian_log_ratio_backward(Tensor mu, Tensor logvar, Tensor seed, int? num_samples, int gradient,"
+      " Tensor? grad_z, Tensor? grad_log_ratio, Tensor? sample_weight) -> (Tensor grad_mu, Tensor grad_logvar)");
+
   AEVB_DEF("gaussian_kl", "(Tensor mu, Tensor logvar) -> Tensor");
   m.def("gaussian_kl_backward(Tensor mu, Tensor logvar, Tensor grad) -> (Tensor grad_mu, Tensor grad_logvar)");
 

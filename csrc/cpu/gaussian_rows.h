@@ -67,7 +67,9 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
       sd[i] = gaussian_sd(v);
       two_kl[i] = gaussian_two_kl(m, v);
     }
-    if (a.kl && t.columns == a.D) {
+    if (a.kl && a.D == 1) {  // a KL for each dimension
+      for (int i = 0; i < n; ++i) a.kl[t.row + i] = half * (0.0f + two_kl[i]);
+    } else if (a.kl && t.columns == a.D) {
       for (int64_t r = 0; r < t.rows; ++r) a.kl[t.row + r] = half * sum_group(two_kl + r * a.D, static_cast<int>(a.D));
     } else if (a.kl) {
       if (t.column % kChunk == 0) kl = RowSum();
@@ -88,10 +90,21 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   });
 }
 
-// sum_l grad_z and sum_l grad_z eps of a tile: blocks of 16 samples, joined with what their addition rounds away.
+// sum_l grad_z and sum_l grad_z eps of a tile, or of any two numbers a sample: blocks of 16 samples, joined with what
+// their addition rounds away.
 class SampleSums {
  public:
   float grad_z[kTile], grad_z_eps[kTile];  // the sums, after finish()
+
+  inline void add_pair(const float* first, const float* second, int n) {
+    const bool begins = in_block_++ == 0;
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      grad_z[i] = begins ? first[i] : grad_z[i] + first[i];
+      grad_z_eps[i] = begins ? second[i] : grad_z_eps[i] + second[i];
+    }
+    if (in_block_ == kBlock) close_block(n);
+  }
 
   inline void add(const float* g, const float* eps, int n) {
     if (in_block_++ == 0) {
@@ -144,6 +157,111 @@ class SampleSums {
   int in_block_ = 0, blocks_ = 0;
   float total_[2][kTile], lost_[2][kTile];
 };
+
+// z, and log q(z|x) - log p(z) for each sample.
+inline void gaussian_log_ratio_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
+  alignas(64) float mu_buffer[kTile], logvar_buffer[kTile], sd[kTile], sd_less_1[kTile];
+  alignas(64) float z_buffer[kTile], eps_buffer[kTile], two_ratio[kTile + kLanes] = {};
+  const float *mu = nullptr, *logvar = nullptr;  // [n]
+  Noise<kTile> noise;
+  const bool in_place = a.mu.dtype == Dtype::float32;
+  const auto latents = [&](const Tile& t) {
+    mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);
+    logvar = read_rows(a.logvar, t.row, t.rows, t.column, t.columns, logvar_buffer);
+    const int n = t.n();
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      const ExpDifferences e = exp_differences(0.5f * logvar[i]);
+      sd[i] = e.exp;
+      sd_less_1[i] = e.expm1;
+    }
+  };
+  const auto sample = [&](const Tile& t, int64_t l) {
+    const int n = t.n();
+    const int64_t first = (l * a.B + t.row) * a.D + t.column;
+    const float* eps = noise_of(a, first, n, noise, eps_buffer);
+    void* out = element(a.z, a.mu.dtype, first);
+    float* z = in_place ? static_cast<float*>(out) : z_buffer;
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      z[i] = gaussian_sample(mu[i], sd[i], eps[i]);
+      two_ratio[i] = gaussian_two_log_ratio(mu[i], logvar[i], sd_less_1[i], eps[i]);
+    }
+    if (!in_place) write_floats(z, n, a.mu.dtype, out);
+  };
+  if (a.D <= kTile) {
+    for_tiles(a.D, begin, end, [&](const Tile& t) {
+      latents(t);
+      for (int64_t l = 0; l < a.L; ++l) {
+        sample(t, l);
+        float* ratio = a.log_ratio + l * a.B + t.row;  // [t.rows]
+        for (int64_t r = 0; r < t.rows; ++r) ratio[r] = 0.5f * sum_group(two_ratio + r * a.D, static_cast<int>(a.D));
+      }
+    });
+    return;
+  }
+  // A long row keeps one running sum, so it is gone through once a sample.
+  const int64_t per_row = chunks(a.D);
+  const float half = per_row == 1 ? 0.5f : 1.0f;  // chunks are joined before they are halved
+  for (int64_t unit = begin; unit < end; ++unit) {
+    for (int64_t l = 0; l < a.L; ++l) {
+      RowSum sum;
+      for_tiles(a.D, unit, unit + 1, [&](const Tile& t) {
+        latents(t);
+        sample(t, l);
+        sum.add(two_ratio, t.n());
+      });
+      a.log_ratio[l * a.B * per_row + unit] = half * sum.total();
+    }
+  }
+}
+
+inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
+  alignas(64) float mu_buffer[kTile], logvar_buffer[kTile], grad_buffer[kTile], eps_buffer[kTile];
+  alignas(64) float sd[kTile], slope[kTile], no_grad[kTile] = {}, grad_mu[kTile], grad_logvar[kTile];
+  SampleSums sums;
+  Noise<kTile> noise;
+  const Dtype dtype = a.mu.dtype;
+  const bool path_only = a.path_only;
+  for_tiles(a.D, begin, end, [&](const Tile& t) {
+    const int n = t.n();
+    const int64_t offset = t.row * a.D + t.column;
+    const float* mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);              // [n]
+    const float* logvar = read_rows(a.logvar, t.row, t.rows, t.column, t.columns, logvar_buffer);  // [n]
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      sd[i] = gaussian_sd(logvar[i]);
+      slope[i] = gaussian_ratio_slope(logvar[i], path_only);
+    }
+    for (int64_t l = 0; l < a.L; ++l) {
+      const int64_t row = l * a.B + t.row;
+      const float* eps = noise_of(a, row * a.D + t.column, n, noise, eps_buffer);
+      const float* grad_z =
+          a.grad_z.data ? read_rows(a.grad_z, row, t.rows, t.column, t.columns, grad_buffer) : no_grad;
+      for (int64_t r = 0; r < t.rows; ++r) {
+        const float g = a.grad_log_ratio ? a.grad_log_ratio[row + r] : 0.0f;
+        const float weight = a.sample_weight ? a.sample_weight[row + r] : 1.0f;
+        const int64_t from = r * t.columns, to = from + t.columns;
+#pragma omp simd
+        for (int64_t i = from; i < to; ++i) {
+          const RatioGradient found =
+              gaussian_ratio_gradient(mu[i], sd[i], slope[i], eps[i], weight * grad_z[i], g, path_only);
+          grad_mu[i] = found.z;
+          grad_logvar[i] = found.two_logvar;
+        }
+      }
+      sums.add_pair(grad_mu, grad_logvar, n);
+    }
+    sums.finish(n);
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      grad_mu[i] = a.L > 0 ? sums.grad_z[i] : 0.0f;
+      grad_logvar[i] = a.L > 0 ? 0.5f * sums.grad_z_eps[i] : 0.0f;
+    }
+    write_floats(grad_mu, n, dtype, element(a.grad_mu, dtype, offset));
+    write_floats(grad_logvar, n, dtype, element(a.grad_logvar, dtype, offset));
+  });
+}
 
 // grad_mu = sum_l grad_z + grad_kl mu;  grad_logvar = sd / 2 sum_l grad_z eps + grad_kl (exp(logvar) - 1) / 2.
 inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t end) {

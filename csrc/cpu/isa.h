@@ -14,6 +14,9 @@ struct Kernels {
   // Where rows have several chunks, kl is [B, chunks(D)], each twice the KL, and log_prob [R, chunks(D)].
   void (*gaussian)(const GaussianArgs&, int64_t begin, int64_t end);
   void (*gaussian_backward)(const GaussianArgs&, int64_t begin, int64_t end);
+  // As kl: where rows have several chunks, log_ratio is [L, B, chunks(D)], each twice the ratio.
+  void (*gaussian_log_ratio)(const GaussianArgs&, int64_t begin, int64_t end);
+  void (*gaussian_log_ratio_backward)(const GaussianArgs&, int64_t begin, int64_t end);
   void (*likelihood)(const LikelihoodArgs&, int64_t begin, int64_t end);
   void (*likelihood_backward)(const LikelihoodArgs&, int64_t begin, int64_t end);
   float (*sum)(const float* x, int64_t n, int64_t stride);  // in the order of csrc/README.md

@@ -61,6 +61,8 @@ const Kernels AEVB_KERNELS = {
     AEVB_ISA_NAME,
     gaussian_rows,
     gaussian_backward_rows,
+    gaussian_log_ratio_rows,
+    gaussian_log_ratio_backward_rows,
     likelihood_rows,
     likelihood_backward_rows,
     sum_elements,

@@ -81,6 +81,17 @@ class Cpu {
     run(kernels().gaussian_backward, a, a.B, a.D, grain);
   }
 
+  void gaussian_log_ratio(GaussianArgs a) {
+    const RowResults results(a.log_ratio, a.L * a.B, a.D);
+    a.log_ratio = results.target();
+    run(kernels().gaussian_log_ratio, a, a.B, a.D, kGaussianGrain / std::max<int64_t>(a.L, 1));
+    results.join(0.5f);
+  }
+
+  void gaussian_log_ratio_backward(const GaussianArgs& a) {
+    run(kernels().gaussian_log_ratio_backward, a, a.B, a.D, kGaussianGrain / std::max<int64_t>(a.L, 1));
+  }
+
   void likelihood(LikelihoodArgs a) {
     const RowResults results(a.log_prob, a.R, a.D);
     a.log_prob = results.target();

@@ -447,6 +447,10 @@ const char* gaussian_backward(const GaussianArgs& a, void* stream) {
   });
 }
 
+int64_t gaussian_log_ratio_scratch(const GaussianArgs&, int) { return 0; }
+const char* gaussian_log_ratio(const GaussianArgs&, int, float*, void*) { return "TODO"; }
+const char* gaussian_log_ratio_backward(const GaussianArgs&, void*) { return "TODO"; }
+
 const char* normal(const NormalArgs& a, void* stream) {
   const int64_t count = a.blocks * a.n;
   if (count == 0) return nullptr;

@@ -8,11 +8,14 @@ namespace aevb::cuda {
 
 // Floats of scratch memory, for the sums of parts of rows: 0 where no row is cut.
 int64_t gaussian_scratch(const GaussianArgs& a, int multiprocessors);
+int64_t gaussian_log_ratio_scratch(const GaussianArgs& a, int multiprocessors);
 int64_t likelihood_scratch(const LikelihoodArgs& a, int multiprocessors);
 int64_t loss_scratch(const LossArgs& a);
 
 const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch, void* stream);
 const char* gaussian_backward(const GaussianArgs& a, void* stream);
+const char* gaussian_log_ratio(const GaussianArgs& a, int multiprocessors, float* scratch, void* stream);
+const char* gaussian_log_ratio_backward(const GaussianArgs& a, void* stream);
 const char* likelihood(const LikelihoodArgs& a, int multiprocessors, float* scratch, void* stream);
 const char* likelihood_backward(const LikelihoodArgs& a, void* stream);
 const char* loss(const LossArgs& a, float* scratch, void* stream);

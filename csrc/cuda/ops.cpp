@@ -81,6 +81,13 @@ class Gpu {
     check(cuda::gaussian(a, place_.size(), scratch.data(), place_.stream()));
   }
   void gaussian_backward(const GaussianArgs& a) { check(cuda::gaussian_backward(a, place_.stream())); }
+  void gaussian_log_ratio(const GaussianArgs& a) {
+    const Scratch scratch(*this, gaussian_log_ratio_scratch(a, place_.size()));
+    check(cuda::gaussian_log_ratio(a, place_.size(), scratch.data(), place_.stream()));
+  }
+  void gaussian_log_ratio_backward(const GaussianArgs& a) {
+    check(cuda::gaussian_log_ratio_backward(a, place_.stream()));
+  }
   void likelihood(const LikelihoodArgs& a) {
     const Scratch scratch(*this, likelihood_scratch(a, place_.size()));
     check(cuda::likelihood(a, place_.size(), scratch.data(), place_.stream()));

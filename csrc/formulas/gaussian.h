@@ -33,5 +33,30 @@ AEVB_FORMULA float gaussian_sample_grad_logvar(float logvar, float grad_z_eps) {
   return 0.5f * (gaussian_sd(logvar) * grad_z_eps);
 }
 
+// 2 (log q(z|x) - log p(z)) = z^2 - eps^2 - logvar.  AEVB eq. 6.
+// As (z - eps) (z + eps) with z - eps = mu + (sd - 1) eps: nothing cancels where the posterior is close to the prior.
+AEVB_FORMULA float gaussian_two_log_ratio(float mu, float logvar, float sd_less_1, float eps) {
+  const float difference = fmadd(sd_less_1, eps, mu);
+  return fmadd(difference, fmadd(2.0f, eps, difference), -logvar);
+}
+
+// d (log q(z|x) - log p(z)) / dz is mu + slope eps: z - eps / sd where q's own mu and logvar count as constants (the
+// path derivative; Roeder et al. 2017, eq. 7), and z with what they add by themselves.
+AEVB_FORMULA float gaussian_ratio_slope(float logvar, bool path_only) {
+  const ExpDifferences e = exp_differences(0.5f * logvar);
+  return path_only ? e.expm1 - exp_differences(-0.5f * logvar).expm1 : e.exp;  // sd - 1 / sd, or sd
+}
+
+// Of one sample, from the gradients g_z of z and g of the log ratio: that of z, whose sum over samples is mu's; and
+// twice its part of logvar's.
+struct RatioGradient {
+  float z, two_logvar;
+};
+AEVB_FORMULA RatioGradient gaussian_ratio_gradient(float mu, float sd, float slope, float eps, float g_z, float g,
+                                                   bool path_only) {
+  const float grad_z = fmadd(g, fmadd(slope, eps, mu), g_z);
+  return {grad_z, fmadd(sd * eps, grad_z, path_only ? 0.0f : -g)};
+}
+
 }  // namespace
 }  // namespace aevb
