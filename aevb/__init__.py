@@ -14,8 +14,10 @@ except ImportError as error:
     ) from error
 
 from . import reference
+from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
 from .elbo import FusedELBO
 from .info import build_info
+from .linear import LinearLogits, linear_bernoulli_log_prob
 from .models import VAE
 from .ops import bernoulli_log_prob, gaussian_kl, mix_seed, sample_gaussian, sample_gaussian_log_ratio
 from .train import TrainConfig, Trainer
@@ -24,11 +26,19 @@ __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "FusedELBO",
+    "LinearLogits",
     "TrainConfig",
     "Trainer",
     "bernoulli_log_prob",
     "build_info",
+    "capacity",
+    "cyclical_warmup",
+    "elbo",
+    "free_bits",
     "gaussian_kl",
+    "importance_weighted_bound",
+    "linear_bernoulli_log_prob",
+    "linear_warmup",
     "mix_seed",
     "reference",
     "sample_gaussian",

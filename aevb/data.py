@@ -90,6 +90,19 @@ def load(source: str | os.PathLike[str]) -> Dataset:
     )
 
 
+BINARIZATIONS = ("dynamic", "threshold", "none")
+
+
+def targets(images: Tensor, binarize: str, max_value: int, generator: torch.Generator) -> Tensor:
+    """x of uint8 images with values 0..max_value: bool where binarized, else float32 in [0, 1]."""
+    if binarize == "dynamic":
+        # A uniform integer below max_value is less than the pixel with probability pixel / max_value, exactly.
+        return torch.empty_like(images).random_(0, max_value, generator=generator) < images
+    if binarize == "threshold":
+        return images > max_value // 2
+    return images * (1 / max_value)
+
+
 def _split(name: str, shape: tuple[int, int], max_value: int, images: Tensor, labels: Tensor | None, num_test: int):
     # RandomState's stream is frozen by numpy's compatibility policy: the split is the same for everyone, for ever.
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(images)))

@@ -1,10 +1,32 @@
-"""The drop-in loss."""
+"""The drop-in loss: `FusedELBO`, by any of the estimators."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import bounds, linear, ops
+from .linear import LinearLogits
+
+
+class Estimator(NamedTuple):
+    """How a bound and its gradient are estimated from samples."""
+
+    gradient: str | None  # of `sample_gaussian_log_ratio`; None: the KL is computed in closed form instead
+    importance_weighted: bool
+
+
+ESTIMATORS = {
+    "sgvb-b": Estimator(None, False),
+    "sgvb-a": Estimator("total", False),
+    "stl": Estimator("path", False),
+    "iwae": Estimator("total", True),
+    "dreg": Estimator("doubly_reparameterized", True),
+}
+# DReG reads the samples' weights from what flows back into the KL: not nothing, also where a warm-up begins with 0.
+SMALLEST_BETA = 1e-20
 
 
 class FusedELBO(nn.Module):
@@ -17,27 +39,46 @@ class FusedELBO(nn.Module):
     It is called in one of two ways::
 
         criterion(recon, x, mu, logvar)     # the KL is computed here, in the same autograd node
-        criterion(recon, x, kl=kl)          # after z, kl = aevb.sample_gaussian(mu, logvar)
 
-    Shapes. mu's leading dimensions (all but its last), or kl's dimensions, are the batch. x is (*batch, *datapoint) and
-    recon (*samples, *batch, *datapoint): everything after the batch is the datapoint, and may be laid out differently
-    in the two (recon (B, 784) goes with x (B, 1, 28, 28)). Extra leading dimensions of recon are samples, averaged.
+        z, kl = criterion.sample(mu, logvar)
+        criterion(decoder(z), x, kl=kl)     # the KL comes from the pass that samples; every estimator
+
+    Shapes. mu's leading dimensions (all but its last) are the batch. x is (*batch, *datapoint) and recon (*samples,
+    *batch, *datapoint): everything after the batch is the datapoint, and may be laid out differently in the two (recon
+    (B, 784) goes with x (B, 1, 28, 28)). Extra leading dimensions of recon are samples. recon may be a `LinearLogits`:
+    then the logits of a decoder with a linear last layer are never in memory.
+
+    Estimators, with log w_l = log p(x|z_l) - beta (log q(z_l|x) - log p(z_l)):
+
+        =========  ======================  ==============================================================
+        "sgvb-b"   the ELBO, KL in closed form, as above (Kingma & Welling 2013, eq. 7)
+        "sgvb-a"   the ELBO, 1/L sum_l log w_l (eq. 6)
+        "stl"      the same; its gradient by the path through z alone ("sticking the landing", Roeder et al. 2017)
+        "iwae"     the importance-weighted bound, log 1/L sum_l w_l (Burda et al. 2015)
+        "dreg"     the same; the encoder's gradient doubly reparameterized (Tucker et al. 2018)
+        =========  ======================  ==============================================================
 
     Args:
-        beta: weight of the KL: a number, or a 0-d float32 tensor. Change a tensor in place for a warm-up: a compiled
-            model then never recompiles.
+        beta: weight of the KL: a number, or a 0-d float32 tensor. Change a tensor in place for a warm-up (see
+            `linear_warmup`, `cyclical_warmup`): a compiled model then never recompiles.
         reduction: "mean" (over datapoints, of per-datapoint sums), "sum", or "none" for one value a datapoint.
         from_probs: recon holds probabilities (sigmoid outputs) instead of logits. Their logarithms are clamped at -100
             and the gradient is that of `F.binary_cross_entropy`; with reduction="sum" this is the loss of
             pytorch/examples' VAE.
         x_scale: multiplies x: 1/255 for uint8 pixels, 1 for uint8 in {0, 1}. uint8 targets need it.
         validate_args: check at each call that the targets lie in [0, 1]; it costs a pass over x.
+        estimator: one of the above.
+        num_samples: L, for `sample`: None for one sample without a dimension of its own.
+        free_bits: nats that are free in each group of latent dimensions (see `aevb.free_bits`); "sgvb-b" only.
+        groups: how many groups; by default each latent dimension is one.
+        capacity: nats of KL to aim for: the loss has ``beta |KL - capacity|`` (see `aevb.capacity`); "sgvb-b" only.
 
     The result is float32, in nats. recon, mu and logvar may be float32, bfloat16 or float16; x may be soft (in [0, 1]),
     bool, or uint8 with x_scale; the arithmetic is float32.
 
     Raises:
-        ValueError: an unknown reduction, neither or both of (mu, logvar) and kl, targets outside [0, 1] when validated.
+        ValueError: an unknown reduction or estimator, options that do not go together, neither or both of (mu, logvar)
+            and kl, targets outside [0, 1] when validated.
         RuntimeError: shapes, dtypes or devices that do not fit.
     """
 
@@ -51,15 +92,37 @@ class FusedELBO(nn.Module):
         x_scale: float | None = None,
         *,
         validate_args: bool = False,
+        estimator: str = "sgvb-b",
+        num_samples: int | None = None,
+        free_bits: float | None = None,
+        groups: int | None = None,
+        capacity: Tensor | float | None = None,
     ):
         super().__init__()
         if reduction not in ops.REDUCTIONS:
             raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(map(repr, ops.REDUCTIONS))}")
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(map(repr, ESTIMATORS))}")
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}; expected None or at least 1")
+        if ESTIMATORS[estimator].importance_weighted and num_samples is None:
+            raise ValueError(f"estimator {estimator!r} weighs samples against each other; give it num_samples")
+        if ESTIMATORS[estimator].gradient is not None and (free_bits is not None or capacity is not None):
+            raise ValueError(
+                f"free_bits and capacity need the KL in closed form: estimator 'sgvb-b', not {estimator!r}"
+            )
+        if groups is not None and free_bits is None:
+            raise ValueError(f"groups is {groups}, of free_bits, which are not given")
         self._set_beta(beta)  # not by the property, which torch 2.11 cannot trace here
         self.reduction = reduction
         self.from_probs = from_probs
         self.x_scale = x_scale
         self.validate_args = validate_args
+        self.estimator = estimator
+        self.num_samples = num_samples
+        self.free_bits = free_bits
+        self.groups = groups
+        self.capacity = capacity
 
     @property
     def beta(self) -> Tensor | float:
@@ -80,9 +143,35 @@ class FusedELBO(nn.Module):
         else:
             self._beta = float(value)
 
+    def sample(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`num_samples` samples of the posterior, and what the estimator needs of its KL: (z, kl), to be passed as
+        ``criterion(decoder(z), x, kl=kl)``.
+
+        z is (*samples, *batch, latent_dim). kl is, in nats and float32,
+
+        * for "sgvb-b" the KL of each datapoint, (*batch,), or with free_bits of each of its groups, (*batch, groups);
+        * else log q(z|x) - log p(z) of each sample, (*samples, *batch), whose expectation is the KL.
+
+        `seed` and `generator` are those of `aevb.sample_gaussian`.
+        """
+        gradient = ESTIMATORS[self.estimator].gradient
+        if gradient is not None:
+            return ops.sample_gaussian_log_ratio(
+                mu, logvar, self.num_samples, gradient=gradient, seed=seed, generator=generator
+            )
+        z, kl = ops.sample_gaussian(mu, logvar, self.num_samples, seed=seed, generator=generator)
+        return z, kl if self.free_bits is None else self._closed_form_kl(mu, logvar)
+
     def forward(
         self,
-        recon: Tensor,
+        recon: Tensor | LinearLogits,
         x: Tensor,
         mu: Tensor | None = None,
         logvar: Tensor | None = None,
@@ -92,16 +181,88 @@ class FusedELBO(nn.Module):
         if kl is None:
             if mu is None or logvar is None:
                 raise ValueError("FusedELBO needs mu and logvar, or kl=: criterion(recon, x, mu, logvar)")
+            if ESTIMATORS[self.estimator].gradient is not None:
+                raise ValueError(
+                    f"estimator {self.estimator!r} needs the kl of its own samples: z, kl = criterion.sample(mu, "
+                    "logvar); criterion(decoder(z), x, kl=kl)"
+                )
         elif mu is not None or logvar is not None:
             raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
         if self.validate_args:
             ops.check_targets(x, self.x_scale)
+        if ESTIMATORS[self.estimator].importance_weighted:
+            assert kl is not None
+            return self._importance_weighted(recon, x, kl)
+        if kl is None and isinstance(recon, Tensor) and self.free_bits is None and self.capacity is None:
+            return self._loss(recon, x, mu, logvar, None)
+        if kl is None:
+            assert mu is not None
+            assert logvar is not None
+            kl = self._closed_form_kl(mu, logvar)
+        kl = self.kl_term(kl)
+        return self._loss(recon, x, None, None, kl) if isinstance(recon, Tensor) else self._of_linear(recon, x, kl)
+
+    def kl_term(self, kl: Tensor) -> Tensor:
+        """What beta multiplies in the loss of each datapoint, (*batch,), given the kl of `sample`: the mean over its
+        samples, with free_bits and capacity applied. Of the estimators of the ELBO; "iwae" and "dreg" have none."""
+        if ESTIMATORS[self.estimator].gradient is not None and self.num_samples is not None:
+            return kl.mean(0)
+        if self.free_bits is not None:
+            kl = bounds.free_bits(kl, self.free_bits)
+        return kl if self.capacity is None else bounds.capacity(kl, self.capacity)
+
+    def _closed_form_kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        if self.free_bits is None:
+            return ops.gaussian_kl(mu, logvar)
+        return ops.gaussian_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
+
+    def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
         return ops.negative_elbo(
             recon, x, mu, logvar, kl, self._beta, ops.REDUCTIONS[self.reduction], self.from_probs, self.x_scale
         )
+
+    def _of_linear(self, logits: LinearLogits, x: Tensor, kl: Tensor) -> Tensor:
+        logits, x = self._rows(logits, x, kl.dim())
+        if self.reduction == "none":
+            log_prob = linear.linear_bernoulli_log_prob(*logits, x, self.x_scale)
+            return self._beta * kl - log_prob.reshape(-1, *kl.shape).mean(0)
+        rows = logits.h.shape[:-1].numel()
+        datapoints, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
+        samples = rows // max(x.shape[:-1].numel(), 1)
+        factor = 1.0 / (samples * datapoints) if rows else float("nan")
+        return self._beta * kl - linear.sum_log_prob(logits, x, self.x_scale, factor)
+
+    def _importance_weighted(self, recon: Tensor | LinearLogits, x: Tensor, log_ratio: Tensor) -> Tensor:
+        batch = log_ratio.dim() - 1
+        beta = self._beta
+        if self.estimator == "dreg":
+            beta = beta.clamp_min(SMALLEST_BETA) if isinstance(beta, Tensor) else max(beta, SMALLEST_BETA)
+        if isinstance(recon, Tensor):
+            log_prob = ops.reconstruction_log_prob(recon, x, batch, self.from_probs, self.x_scale)
+            loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
+        else:
+            logits, x = self._rows(recon, x, batch)
+            if self.reduction != "none":
+                count = x.shape[:-1].numel() if self.reduction == "mean" else 1
+                factor = -1.0 / count if count else float("nan")
+                return linear.sum_importance_weighted_bound(logits, x, self.x_scale, log_ratio, beta, factor)
+            log_prob = linear.linear_bernoulli_log_prob(*logits, x, self.x_scale)
+            loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
+        return loss if self.reduction == "none" else loss.mean() if self.reduction == "mean" else loss.sum()
+
+    def _rows(self, logits: LinearLogits, x: Tensor, batch: int) -> tuple[LinearLogits, Tensor]:
+        """The logits, and x with each datapoint flat."""
+        if self.from_probs:
+            raise ValueError("from_probs is set, but LinearLogits are logits; leave it out")
+        return logits, x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
 
     def extra_repr(self) -> str:
         beta = f"tensor({self._beta.item()})" if isinstance(self._beta, Tensor) else self._beta
         text = f"beta={beta}, reduction={self.reduction!r}"
         text += ", from_probs=True" if self.from_probs else ""
-        return text + (f", x_scale={self.x_scale}" if self.x_scale is not None else "")
+        text += f", x_scale={self.x_scale}" if self.x_scale is not None else ""
+        text += f", estimator={self.estimator!r}" if self.estimator != "sgvb-b" else ""
+        for name in ("num_samples", "free_bits", "groups", "capacity"):
+            value = getattr(self, name)
+            text += f", {name}={value}" if value is not None else ""
+        return text

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
+from .linear import LinearLogits, linear_bernoulli_log_prob
 from .ops import sample_gaussian
+from .products import product
 
 
 class VAE(nn.Module):
-    """A variational autoencoder with one tanh hidden layer on each side (Kingma & Welling 2013, appendix C).
+    """A variational autoencoder with tanh hidden layers on each side (Kingma & Welling 2013, appendix C).
 
-    The encoder gives the posterior q(z|x) = N(mu(x), exp(logvar(x))), the decoder the logits of a Bernoulli p(x|z)::
+    The encoder gives the posterior q(z|x) = N(mu(x), exp(logvar(x))), the decoder the logits of a Bernoulli p(x|z);
+    with one hidden layer::
 
         mu, logvar = W2 tanh(W1 x + b1) + b2            logits = W4 tanh(W3 z + b3) + b4
 
@@ -24,7 +29,8 @@ class VAE(nn.Module):
 
     Args:
         data_dim: values a datapoint has: 784 for 28x28 images.
-        hidden_dim: units of each hidden layer.
+        hidden_dims: units of the encoder's hidden layers, from x on: a number for one layer, or a sequence. The decoder
+            has the same in reverse.
         latent_dim: dimensions of z.
         generator: where the initial weights (Xavier-uniform; zero biases) are drawn; by default PyTorch's own.
 
@@ -35,18 +41,21 @@ class VAE(nn.Module):
     def __init__(
         self,
         data_dim: int,
-        hidden_dim: int = 500,
+        hidden_dims: int | Sequence[int] = 500,
         latent_dim: int = 20,
         *,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        for name, size in (("data_dim", data_dim), ("hidden_dim", hidden_dim), ("latent_dim", latent_dim)):
+        hidden = (hidden_dims,) if isinstance(hidden_dims, int) else tuple(hidden_dims)
+        for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim), *(("hidden_dims", h) for h in hidden)):
             if size < 1:
                 raise ValueError(f"{name} is {size}; expected at least 1")
-        self.data_dim, self.hidden_dim, self.latent_dim = data_dim, hidden_dim, latent_dim
-        self.encoder = _mlp(data_dim, hidden_dim, 2 * latent_dim, generator)
-        self.decoder = _mlp(latent_dim, hidden_dim, data_dim, generator)
+        if not hidden:
+            raise ValueError("hidden_dims is empty; expected the units of at least one hidden layer")
+        self.data_dim, self.hidden_dims, self.latent_dim = data_dim, hidden, latent_dim
+        self.encoder = _mlp([data_dim, *hidden, 2 * latent_dim], generator)
+        self.decoder = _mlp([latent_dim, *reversed(hidden), data_dim], generator)
 
     def forward(
         self, x: Tensor, num_samples: int | None = None, *, seed: Tensor | int | None = None
@@ -64,13 +73,26 @@ class VAE(nn.Module):
         _check_last(x, "x", self.data_dim, ": flatten each datapoint, x.flatten(1)")
         if not (x.is_floating_point() or x.dtype == torch.bool):
             raise ValueError(f"x is {x.dtype}; expected values in [0, 1], floating or bool: for pixels, x / 255")
-        mu, logvar = self.encoder(x.to(next(self.parameters()).dtype)).chunk(2, dim=-1)
+        x = x.to(next(self.parameters()).dtype)
+        mu, logvar = _output(self.encoder, _hidden(self.encoder, x)).chunk(2, dim=-1)
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor:
         """The logits, (..., data_dim), of p(x|z)."""
         _check_last(z, "z", self.latent_dim)
-        return self.decoder(z)
+        return _output(self.decoder, _hidden(self.decoder, z))
+
+    def linear_logits(self, z: Tensor) -> LinearLogits:
+        """The logits of p(x|z) that nobody has computed yet, to be passed to `FusedELBO` in place of `decode(z)`."""
+        _check_last(z, "z", self.latent_dim)
+        last = self.decoder[-1]
+        assert isinstance(last, nn.Linear)
+        return LinearLogits(_hidden(self.decoder, z), last.weight, last.bias)
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x|z), in nats, z's leading dimensions: x (..., data_dim), z (..., latent_dim) or (L, ..., latent_dim)
+        for L samples. The logits are never in memory."""
+        return linear_bernoulli_log_prob(*self.linear_logits(z), x)
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -100,8 +122,9 @@ class VAE(nn.Module):
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from error
         try:
-            hidden_dim, data_dim = weights["encoder.0.weight"].shape
-            model = cls(data_dim, hidden_dim, weights["decoder.0.weight"].shape[1])
+            data_dim, latent_dim = weights["encoder.0.weight"].shape[1], weights["decoder.0.weight"].shape[1]
+            layers = sum(name.startswith("encoder.") and name.endswith(".weight") for name in weights)
+            model = cls(data_dim, [len(weights[f"encoder.{2 * i}.weight"]) for i in range(layers - 1)], latent_dim)
             model.load_state_dict(weights)
         except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -110,15 +133,49 @@ class VAE(nn.Module):
         return model
 
 
-def _mlp(inputs: int, hidden: int, outputs: int, generator: torch.Generator | None) -> nn.Sequential:
-    def linear(inputs: int, outputs: int) -> nn.Module:
+def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
         # skip_init: nn.Linear would draw weights of its own, from PyTorch's generator.
         layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=torch.get_default_device())
         nn.init.xavier_uniform_(layer.weight, generator=generator)
         nn.init.zeros_(layer.bias)
-        return layer
+        layers += [layer, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
 
-    return nn.Sequential(linear(inputs, hidden), nn.Tanh(), linear(hidden, outputs))
+
+def _hidden(mlp: nn.Sequential, x: Tensor) -> Tensor:
+    """What the last hidden layer gives."""
+    *hidden, _ = mlp
+    if _needs_autograd(x):
+        for layer in hidden:
+            x = layer(x)
+        return x
+    out = x.reshape(-1, x.shape[-1])
+    for layer in hidden[::2]:
+        assert isinstance(layer, nn.Linear)
+        out = product(out, layer.weight, layer.bias, "tanh")
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _output(mlp: nn.Sequential, hidden: Tensor) -> Tensor:
+    last = mlp[-1]
+    assert isinstance(last, nn.Linear)
+    if _needs_autograd(hidden):
+        return last(hidden)
+    out = product(hidden.reshape(-1, hidden.shape[-1]), last.weight, last.bias)
+    return out.view(*hidden.shape[:-1], out.shape[-1])
+
+
+def _needs_autograd(x: Tensor) -> bool:
+    """Whether somebody other than the kernels may have to see the products: autograd, a compiler, autocast."""
+    transformed = torch._C._are_functorch_transforms_active()
+    return (
+        torch.is_grad_enabled()
+        or transformed
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled(x.device.type)
+    )
 
 
 def _check_last(t: Tensor, name: str, size: int, hint: str = "") -> None:

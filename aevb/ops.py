@@ -1,7 +1,7 @@
 """The fused ops: the one door to `torch.ops.aevb`, and the one place where they meet autograd.
 
 No single way of giving a custom op a gradient keeps all of PyTorch's promises, so each op is arranged four ways, by
-`_differentiable`, the same for all:
+`differentiable`, the same for all:
 
 * eager: an `autograd.Function` around the bare kernel, the cheapest boundary there is;
 * `torch.compile`, `torch.export`: the op itself, which has `register_autograd`: a graph holds one trainable node;
@@ -51,7 +51,7 @@ def _say_why(device_type: str) -> None:
     )
 
 
-def _reference_gradients(
+def reference_gradients(
     formula: Callable, tensors: Sequence, options: Sequence, needs: Sequence[bool], grads: Sequence
 ):
     """The gradients by autograd on `formula`, themselves differentiable."""
@@ -76,19 +76,21 @@ def _reference_gradients(
     return tuple(next(found) if need else None for need in needs)
 
 
-def _differentiable(
+def differentiable(
     name: str,
     num_tensors: int,
     fused: tuple[int, ...],
     formula: Callable,
     fake: Callable,
     for_kernel: Callable | None = None,
+    only_needed: bool = False,
 ) -> Callable:
     """Arranges the op `name`, whose arguments are `num_tensors` tensors (or None) and then plain options.
 
     `fused` are the positions whose gradients `name_backward` returns; `formula` is the op in plain PyTorch; `fake`
     gives its results' shapes. `name_backward` takes the op's arguments and the gradients of its results, or what
-    `for_kernel(options, gradients)` makes of them.
+    `for_kernel(options, gradients)` makes of them; with `only_needed` also which of the fused gradients are needed, and
+    then gives anything for the others.
     """
     op = getattr(_ops, name).default
     kernel = getattr(_ops, f"{name}_forward").default
@@ -101,11 +103,16 @@ def _differentiable(
     def gradients(ctx, *grads):
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled() or _functorch_active() or any([needs[i] for i in rare]):
-            found = _reference_gradients(formula, ctx.saved_tensors, ctx.options, needs[:num_tensors], grads)
+            found = reference_gradients(formula, ctx.saved_tensors, ctx.options, needs[:num_tensors], grads)
             return *found, *(None,) * len(ctx.options)
         if for_kernel is not None:
             grads = for_kernel(ctx.options, grads)
-        found = backward_kernel(*ctx.saved_tensors, *ctx.options, *grads)
+        if only_needed:
+            wanted = [needs[i] for i in fused]
+            found = backward_kernel(*ctx.saved_tensors, *ctx.options, *grads, wanted)
+            found = tuple([f if want else None for f, want in zip(found, wanted, strict=True)])
+        else:
+            found = backward_kernel(*ctx.saved_tensors, *ctx.options, *grads)
         return by_position((*found, None) if len(fused) > 1 else (found, None))
 
     class Eager(torch.autograd.Function):
@@ -133,7 +140,11 @@ def _differentiable(
         ctx.set_materialize_grads(False)
 
     def fake_backward(*args):
-        found = tuple(torch.empty_like(args[i], memory_format=torch.contiguous_format) for i in fused)
+        wanted = args[-1] if only_needed else [True] * len(fused)
+        found = tuple(
+            torch.empty_like(args[i], memory_format=torch.contiguous_format) if want else args[i].new_empty(0)
+            for i, want in zip(fused, wanted, strict=True)
+        )
         return found if len(found) > 1 else found[0]
 
     torch.library.register_autograd(f"aevb::{name}", gradients, setup_context=setup_context)
@@ -145,11 +156,7 @@ def _differentiable(
     apply = super(torch.autograd.Function, Eager).apply
 
     def call(*args):
-        if _functorch_active():
-            return formula(*args)
-        if _reference_on and args[0].device.type in _reference_on:
-            if not _is_compiling():
-                _say_why(args[0].device.type)
+        if on_reference(args[0]):
             return formula(*args)
         if _is_compiling():
             return op(*args)
@@ -245,7 +252,7 @@ def _sample_fake(mu, logvar, seed, num_samples):
     return mu.new_empty(_sample_size(mu, num_samples)), mu.new_empty(mu.shape[:-1], dtype=torch.float32)
 
 
-_sample_gaussian = _differentiable("sample_gaussian", 3, (0, 1), _sample_formula, _sample_fake)
+_sample_gaussian = differentiable("sample_gaussian", 3, (0, 1), _sample_formula, _sample_fake)
 
 
 def _log_ratio_formula(mu, logvar, seed, num_samples, gradient):
@@ -269,10 +276,10 @@ def _weigh_samples(options, grads):
 
 
 GRADIENTS = ("total", "path", "doubly_reparameterized")  # by the op's code
-_sample_gaussian_log_ratio = _differentiable(
+_sample_gaussian_log_ratio = differentiable(
     "sample_gaussian_log_ratio", 3, (0, 1), _log_ratio_formula, _log_ratio_fake, _weigh_samples
 )
-_gaussian_kl = _differentiable(
+_gaussian_kl = differentiable(
     "gaussian_kl",
     2,
     (0, 1),
@@ -398,13 +405,24 @@ def _likelihood_formula(output, x, x_scale, from_probs):
     return f(output, x, x_scale)
 
 
-_bernoulli_log_prob = _differentiable(
+_bernoulli_log_prob = differentiable(
     "bernoulli_log_prob",
     2,
     (0,),
     _likelihood_formula,
     lambda output, x, x_scale, from_probs: output.new_empty(output.shape[:-1], dtype=torch.float32),
 )
+
+
+def on_reference(t: Tensor) -> bool:
+    """Whether what is computed from t is, outside of graphs, computed by the reference; the first time says why."""
+    if _functorch_active():
+        return True
+    if _reference_on and t.device.type in _reference_on:
+        if not _is_compiling():
+            _say_why(t.device.type)
+        return True
+    return False
 
 
 def check_targets(x: Tensor, x_scale: float | None = None) -> None:
@@ -485,14 +503,14 @@ def _loss_fake(recon, batch, reduction):
     return recon.new_empty(batch if reduction == REDUCTIONS["none"] else (), dtype=torch.float32)
 
 
-_negative_elbo = _differentiable(
+_negative_elbo = differentiable(
     "negative_elbo",
     5,
     (0, 2, 3),
     _elbo_formula,
     lambda recon, x, mu, logvar, beta, beta_scale, reduction, *_: _loss_fake(recon, mu.shape[:-1], reduction),
 )
-_negative_elbo_with_kl = _differentiable(
+_negative_elbo_with_kl = differentiable(
     "negative_elbo_with_kl",
     4,
     (0, 2),
@@ -507,3 +525,15 @@ def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, from_probs: bo
     if kl is None:
         return _negative_elbo(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale)
     return _negative_elbo_with_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale)
+
+
+def reconstruction_log_prob(recon: Tensor, x: Tensor, batch: int, from_probs: bool, x_scale: float | None) -> Tensor:
+    """log p(x|z), (samples, *batch), of recon (*samples, *batch, *datapoint) and x (*batch, *datapoint), as `FusedELBO`
+    reads them; `batch` is the number of batch dimensions."""
+    x = x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
+    samples = recon.numel() // x.numel() if x.numel() else 1
+    if samples * x.numel() != recon.numel():
+        raise ValueError(
+            f"recon has shape {tuple(recon.shape)} and x {tuple(x.shape)}; expected recon to be a number of x's"
+        )
+    return _bernoulli_log_prob(recon.reshape(samples, *x.shape), x, x_scale, from_probs)

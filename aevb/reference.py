@@ -170,6 +170,27 @@ def bernoulli_log_prob_from_probs(probs: Tensor, x: Tensor, x_scale: float | Non
     return -F.binary_cross_entropy(probs, x, reduction="none").sum(-1)
 
 
+def linear_bernoulli_log_prob(
+    h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, x_scale: float | None = None
+) -> Tensor:
+    """As `aevb.linear_bernoulli_log_prob`: `bernoulli_log_prob` of the logits ``h @ weight.T + bias``."""
+    return bernoulli_log_prob(F.linear(h, weight, bias), x, x_scale)
+
+
+def elbo(log_prob: Tensor, kl: Tensor, beta: Tensor | float = 1.0) -> Tensor:
+    """As `aevb.elbo`: the mean over samples of log p(x|z), less beta times the KL, or its mean over samples."""
+    if kl.dim() == log_prob.dim():
+        kl = kl.mean(0)
+    return log_prob.mean(0) - beta * kl
+
+
+def importance_weighted_bound(log_prob: Tensor, log_ratio: Tensor, beta: Tensor | float = 1.0) -> Tensor:
+    """As `aevb.importance_weighted_bound`: log 1/L sum_l exp(log p(x|z_l) - beta log_ratio_l)."""
+    log_weight = log_prob - beta * log_ratio
+    largest = log_weight.detach().amax(0)
+    return largest + torch.log(torch.exp(log_weight - largest).mean(0))
+
+
 def negative_elbo(
     recon: Tensor,
     x: Tensor,

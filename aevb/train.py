@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import Dataset, load
-from .elbo import FusedELBO
+from .bounds import cyclical_warmup, linear_warmup
+from .data import BINARIZATIONS, Dataset, load, targets
+from .elbo import ESTIMATORS, FusedELBO
 from .models import VAE
 from .ops import bernoulli_log_prob, mix_seed
 from .runs import MODEL, RunFolder
@@ -46,18 +47,29 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = 100
     """Images a step (the paper's M)."""
-    hidden_dim: int = 500
-    """Units of the tanh layer, in the encoder and in the decoder."""
+    hidden_dims: tuple[int, ...] = (500,)
+    """Units of the encoder's tanh layers, from the image on; the decoder has the same in reverse."""
     latent_dim: int = 20
     """Dimensions of z."""
     optimizer: Literal["adam", "adagrad"] = "adam"
     """The paper used Adagrad."""
     learning_rate: float = 1e-3
     """Step size; for Adagrad try the paper's 0.01, 0.02 or 0.1."""
+    estimator: Literal["sgvb-b", "sgvb-a", "stl", "iwae", "dreg"] = "sgvb-b"
+    """The loss: the ELBO with its KL in closed form (sgvb-b), from samples (sgvb-a), or that with the gradient of the
+    path alone (stl); the importance-weighted bound (iwae), or that with the doubly reparameterized gradient (dreg)."""
     num_samples: int = 1
-    """Samples of z for each image and step (the paper's L)."""
+    """Samples of z for each image and step (the paper's L, the k of importance-weighted autoencoders)."""
     beta: float = 1.0
     """Weight of the KL divergence in the loss. The ELBO reported always has weight 1."""
+    warmup_epochs: int = 0
+    """Epochs in which the weight of the KL grows from 0 to beta."""
+    warmup_cycles: int = 1
+    """How often it does so within these epochs. More than 1: in the first half of each cycle, then it stays."""
+    free_bits: float | None = None
+    """Nats of KL that are free in each dimension of z, so that fewer dimensions collapse; sgvb-b only."""
+    capacity: float | None = None
+    """Nats of KL to aim for: the loss has beta times the KL's distance from it; sgvb-b only."""
     binarize: Literal["dynamic", "threshold", "none"] = "dynamic"
     """What becomes of grey pixels: set with their grey value as the probability, anew at each step (dynamic); set
     where above half (threshold); or grey as they are (none)."""
@@ -69,9 +81,20 @@ class TrainConfig:
     """The progress bar; --no-progress for none."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "hidden_dim", "latent_dim", "num_samples"):
+        object.__setattr__(self, "hidden_dims", tuple(self.hidden_dims))  # config.json has a list
+        for name in ("epochs", "batch_size", "latent_dim", "num_samples", "warmup_cycles"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1")
+        if not self.hidden_dims or min(self.hidden_dims) < 1:
+            raise ValueError(f"hidden_dims is {self.hidden_dims}; expected the units of each layer, at least 1")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; expected a number from 0 up")
+        for name in ("free_bits", "capacity"):
+            value = getattr(self, name)
+            if value is not None and not (0 <= value < math.inf and self.estimator == "sgvb-b"):
+                raise ValueError(
+                    f"{name} is {value} and the estimator {self.estimator!r}; expected a number from 0 up, and 'sgvb-b'"
+                )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; expected at least 1")
         if not 0 < self.learning_rate < math.inf:
@@ -80,7 +103,11 @@ class TrainConfig:
             raise ValueError(f"beta is {self.beta}; expected a number from 0 up")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; expected a 64-bit signed integer")
-        for name, choices in (("optimizer", tuple(OPTIMIZERS)), ("binarize", ("dynamic", "threshold", "none"))):
+        for name, choices in (
+            ("optimizer", tuple(OPTIMIZERS)),
+            ("binarize", BINARIZATIONS),
+            ("estimator", tuple(ESTIMATORS)),
+        ):
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
@@ -98,7 +125,7 @@ class Evaluation:
 
 
 class Trainer:
-    """Trains a VAE by the AEVB algorithm (Kingma & Welling 2013, algorithm 1), with the SGVB-B estimator (eq. 7).
+    """Trains a VAE by the AEVB algorithm (Kingma & Welling 2013, algorithm 1), with any estimator of `FusedELBO`.
 
     `fit` does all of it and leaves a run folder. For a loop of your own there are `train_epoch` and `evaluate`, which
     touch no disk::
@@ -125,14 +152,14 @@ class Trainer:
         if dataset is not None:
             config = dataclasses.replace(config, data=dataset.name)
         if model is not None:
-            config = dataclasses.replace(config, hidden_dim=model.hidden_dim, latent_dim=model.latent_dim)
+            config = dataclasses.replace(config, hidden_dims=model.hidden_dims, latent_dim=model.latent_dim)
         self.config = config
         self.dataset = dataset or load(config.data)
         init_seed, order_seed, self._noise_seed, test_seed = mix_seed(config.seed, torch.arange(4)).tolist()
         self._generator = torch.Generator().manual_seed(order_seed)
         self.model = model or VAE(
             self.dataset.data_dim,
-            config.hidden_dim,
+            config.hidden_dims,
             config.latent_dim,
             generator=torch.Generator().manual_seed(init_seed),
         )
@@ -142,21 +169,27 @@ class Trainer:
                 f"the pixels of an image of {self.dataset.name}"
             )
         self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), lr=config.learning_rate, fused=True)
-        self.criterion = FusedELBO(beta=config.beta)
+        one_sample = config.num_samples == 1 and not ESTIMATORS[config.estimator].importance_weighted
+        self.criterion = FusedELBO(
+            beta=config.beta,
+            estimator=config.estimator,
+            num_samples=None if one_sample else config.num_samples,
+            free_bits=config.free_bits,
+            capacity=config.capacity,
+        )
         self.step = 0
         self.epoch = 0
         # The test images are binarized once and their noise has one seed, so that epochs can be compared.
         self._test_x = self._targets(self.dataset.test_images, torch.Generator().manual_seed(test_seed))
         self._test_seeds = mix_seed(test_seed, torch.arange(len(self._test_x)))
-        self._num_samples = None if config.num_samples == 1 else config.num_samples
 
     def fit(self) -> dict[str, float]:
         """Trains for `epochs` epochs and returns the last one's metrics.
 
         The run folder gets config.json at the start; after each epoch the checkpoint model.safetensors (see `VAE.load`)
         and a line of metrics.jsonl; at the end the pictures. A line of metrics holds epoch, step, train_elbo (the
-        average over the epoch, as the weights move), test_elbo, test_log_likelihood, test_kl (nats per datapoint) and
-        seconds (since the start).
+        average over the epoch, as the weights move; for "iwae" and "dreg" that of their bound), test_elbo,
+        test_log_likelihood, test_kl (nats per datapoint) and seconds (since the start).
 
         Raises:
             RunFolderError: the folder holds a run already, or cannot be written to.
@@ -174,32 +207,35 @@ class Trainer:
         return metrics
 
     def train_epoch(self, report=lambda steps, elbo: None) -> float:
-        """One pass over the training images; the average ELBO, in nats per datapoint, as the weights moved.
+        """One pass over the training images; the average ELBO, in nats per datapoint, as the weights moved. For "iwae"
+        and "dreg" it is the average of their bound.
 
         Each datapoint has the same weight, those of a smaller last batch too. Every few steps calls
         ``report(steps done since the last call, average ELBO of those)``.
 
         Raises FloatingPointError, naming the step and the term, where the loss is not finite.
         """
-        images, beta = self.dataset.train_images, self.config.beta
+        images, criterion = self.dataset.train_images, self.criterion
         batches = torch.randperm(len(images), generator=self._generator).split(self.config.batch_size)
         seeds = mix_seed(self._noise_seed, torch.arange(self.step, self.step + len(batches)))
         total, losses, kls, sizes = 0.0, [], [], []
         for batch, seed in zip(batches, seeds.unbind(), strict=True):
             x = self._targets(images[batch], self._generator)
-            logits, kl = self.model(x, self._num_samples, seed=seed)
-            loss = self.criterion(logits, x, kl=kl)
+            criterion.beta = self._beta()
+            z, kl = criterion.sample(*self.model.encode(x), seed=seed)
+            loss = criterion(self.model.linear_logits(z), x, kl=kl)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             self.step += 1
             losses.append(loss.detach())
-            kls.append(kl.detach().mean())
+            kls.append(self._batch_kl(kl.detach()))
             sizes.append(len(batch))
             if len(losses) == CHECK_EVERY or batch is batches[-1]:
                 batch_losses, batch_kls = torch.stack(losses).double(), torch.stack(kls).double()
-                self._check_finite(batch_losses, batch_kls)
-                elbo = float(((beta - 1) * batch_kls - batch_losses) @ torch.tensor(sizes, dtype=torch.float64))
+                self._check_finite(batch_losses, batch_kls[:, 0])
+                bounds = batch_kls[:, 1] - batch_losses
+                elbo = float(bounds @ torch.tensor(sizes, dtype=torch.float64))
                 total += elbo
                 report(len(losses), elbo / sum(sizes))
                 losses, kls, sizes = [], [], []
@@ -219,15 +255,23 @@ class Trainer:
         n = len(self._test_x)
         return Evaluation((log_likelihood - kl) / n, log_likelihood / n, kl / n)
 
+    def _beta(self) -> float:
+        """The weight of the KL in the next step."""
+        config = self.config
+        steps = config.warmup_epochs * math.ceil(len(self.dataset.train_images) / config.batch_size)
+        if config.warmup_cycles == 1:
+            return linear_warmup(self.step, steps, end=config.beta)
+        return cyclical_warmup(self.step, steps, cycles=config.warmup_cycles, end=config.beta)
+
+    def _batch_kl(self, kl: Tensor) -> Tensor:
+        """Of the batch the mean KL, and what the loss has more than the negative ELBO because of its own KL term."""
+        mean = kl.sum() / max(kl.numel() if self.config.free_bits is None else kl[..., 0].numel(), 1)
+        if ESTIMATORS[self.config.estimator].importance_weighted:
+            return torch.stack([mean, torch.zeros_like(mean)])
+        return torch.stack([mean, self.criterion.beta * self.criterion.kl_term(kl).mean() - mean])
+
     def _targets(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """x of uint8 images: bool where binarized, else float32 in [0, 1]."""
-        max_value = self.dataset.max_value
-        if self.config.binarize == "dynamic":
-            # A uniform integer below max_value is less than the pixel with probability pixel / max_value, exactly.
-            return torch.empty_like(images).random_(0, max_value, generator=generator) < images
-        if self.config.binarize == "threshold":
-            return images > max_value // 2
-        return images * self.dataset.x_scale
+        return targets(images, self.config.binarize, self.dataset.max_value, generator)
 
     def _check_finite(self, losses: Tensor, kls: Tensor) -> None:
         """Raises FloatingPointError unless the losses and KLs of the last steps are finite."""

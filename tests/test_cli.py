@@ -11,7 +11,7 @@ import pytest
 import aevb
 from aevb.cli import main
 
-SMALL = ["--epochs", "1", "--hidden-dim", "8", "--latent-dim", "2"]
+SMALL = ["--epochs", "1", "--hidden-dims", "8", "--latent-dim", "2"]
 
 
 def test_train_ends_with_the_test_elbo_and_the_pictures(tmp_path, monkeypatch, capsys):
@@ -92,7 +92,7 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path):
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from aevb.cli import main; sys.exit(main())"
     run = tmp_path / "run"
-    args = [sys.executable, "-c", code, "train", "--epochs", "1000000", "--hidden-dim", "8", "--out", str(run)]
+    args = [sys.executable, "-c", code, "train", "--epochs", "1000000", "--hidden-dims", "8", "--out", str(run)]
     process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
@@ -107,7 +107,7 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path):
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("aevb: interrupted after ")
     assert str(run / "model.safetensors") in err.splitlines()[-1]
-    assert aevb.VAE.load(run / "model.safetensors").hidden_dim == 8
+    assert aevb.VAE.load(run / "model.safetensors").hidden_dims == (8,)
     assert (run / "samples.png").exists()
 
 

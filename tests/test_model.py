@@ -87,7 +87,7 @@ def test_load_gives_the_saved_model(tmp_path):
     vae, x, path = model(), rand(0, 5, 12), tmp_path / "model.safetensors"
     save_file(vae.state_dict(), path)
     loaded = aevb.VAE.load(path)
-    assert (loaded.data_dim, loaded.hidden_dim, loaded.latent_dim) == (12, 9, 4)
+    assert (loaded.data_dim, loaded.hidden_dims, loaded.latent_dim) == (12, (9,), 4)
     assert torch.equal(loaded.reconstruct(x), vae.reconstruct(x))
 
 

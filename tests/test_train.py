@@ -33,7 +33,7 @@ def digits() -> Dataset:
 
 
 def options(tmp_path, **changes):
-    small = {"epochs": 2, "batch_size": 50, "hidden_dim": 16, "latent_dim": 3, "progress": False}
+    small = {"epochs": 2, "batch_size": 50, "hidden_dims": (16,), "latent_dim": 3, "progress": False}
     return aevb.TrainConfig(out=str(tmp_path / "run"), **{**small, **changes})
 
 
@@ -148,7 +148,7 @@ def test_a_model_and_data_of_ones_own(tmp_path, digits):
     trainer = aevb.Trainer(options(tmp_path), model=aevb.VAE(6, 4, 2), dataset=data)
     trainer.fit()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["data"], config["hidden_dim"], config["latent_dim"]) == ("mine", 4, 2)
+    assert (config["data"], config["hidden_dims"], config["latent_dim"]) == ("mine", [4], 2)
     with pytest.raises(ValueError, match="data_dim is 6; expected 64, the pixels of an image of digits"):
         aevb.Trainer(options(tmp_path), model=aevb.VAE(6, 4, 2), dataset=digits)
 

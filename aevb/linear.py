@@ -1,0 +1,372 @@
+"""log p(x|z) of a decoder whose last layer is linear, without its logits.
+
+The logits of L samples of B datapoints are L * B * D numbers, and their gradient as many: what most VAE code runs out
+of memory on. Here they exist a chunk of rows at a time: a matrix product makes the chunk's logits, the likelihood and
+its derivative are taken while they are in the cache, and two more products give their share of the gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops, reference
+from .bounds import importance_weighted_bound
+from .products import product
+
+CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 8 << 20}  # of a chunk's logits: they stay in the second- or third-level cache
+FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
+
+_log_prob_kernel = torch.ops.aevb.bernoulli_log_prob_forward.default
+_gradient_kernel = torch.ops.aevb.bernoulli_log_prob_backward.default
+
+
+class LinearLogits(NamedTuple):
+    """The logits ``h @ weight.T + bias`` of a decoder whose last layer is linear, before anybody computes them.
+
+    `FusedELBO` takes them as `recon`; their memory is then never needed.
+    """
+
+    h: Tensor  # (..., H)
+    weight: Tensor  # (D, H)
+    bias: Tensor | None  # (D,)
+
+    def materialize(self) -> Tensor:
+        """The logits themselves, (..., D)."""
+        return F.linear(self.h, self.weight, self.bias)
+
+
+# ---- chunks ---------------------------------------------------------------------------------------------------------
+
+
+class _Chunk(NamedTuple):
+    """Samples [first, last) of datapoints [begin, end): rows next to each other in [L * B, ...] and as many in x."""
+
+    first: int
+    last: int
+    begin: int
+    end: int
+
+    def rows(self, t: Tensor, B: int) -> Tensor:
+        """Of t [L * B, ...], the chunk's, [samples * datapoints, ...]."""
+        return t[self.first * B + self.begin : (self.last - 1) * B + self.end]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.last - self.first, self.end - self.begin
+
+
+def _rows_of_chunk(weight: Tensor) -> int:
+    device = weight.device.type if weight.device.type in CHUNK_BYTES else "cuda"
+    return max(CHUNK_BYTES[device] // (max(weight.shape[0], 1) * weight.element_size()), FEWEST_ROWS[device])
+
+
+def _chunks(L: int, B: int, rows: int) -> Iterator[_Chunk]:
+    """A function of the sizes alone, so that results are too."""
+    if B == 0 or L == 0:
+        return
+    if rows < B:
+        step = -(-B // -(-B // rows))  # chunks of nearly one size
+        for sample in range(L):
+            for begin in range(0, B, step):
+                yield _Chunk(sample, sample + 1, begin, min(begin + step, B))
+    else:
+        step = rows // B
+        for first in range(0, L, step):
+            yield _Chunk(first, min(first + step, L), 0, B)
+
+
+class _Gradients:
+    """What the chunks add to the gradients of h [R, H], weight [D, H] and bias [D]; None for what is not needed."""
+
+    def __init__(self, h: Tensor, weight: Tensor, bias: Tensor, needs: Sequence[bool]):
+        accumulator = torch.float32
+        self.weight = weight
+        self.h = torch.ops.aevb.empty(h, h.shape) if needs[0] else None
+        # Transposed: the product then runs along the rows of a chunk in both of its operands.
+        self.weight_t = torch.zeros(weight.shape[::-1], dtype=accumulator, device=h.device) if needs[1] else None
+        self.bias = torch.zeros(bias.shape, dtype=accumulator, device=h.device) if needs[2] else None
+        self.dtypes = weight.dtype, bias.dtype
+
+    def add(self, h: Tensor, grad_logits: Tensor, grad_h: Tensor | None) -> None:
+        """Adds a chunk: h [rows, H], grad_logits [rows, D]; grad_h is where the gradient of h goes."""
+        if grad_h is not None:
+            grad_h.copy_(product(grad_logits, self.weight.t()).view_as(grad_h))
+        if self.weight_t is not None:
+            self.weight_t += product(h.t(), grad_logits.t())
+        if self.bias is not None:
+            self.bias += grad_logits.sum(0, dtype=self.bias.dtype)
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        weight = None if self.weight_t is None else self.weight_t.t().to(self.dtypes[0]).contiguous()
+        return self.h, weight, None if self.bias is None else self.bias.to(self.dtypes[1])
+
+
+# ---- log_prob, and its gradients for any upstream gradient ----------------------------------------------------------
+
+
+def _sizes(h: Tensor, x: Tensor) -> tuple[int, int]:
+    """L, B."""
+    B = x.shape[:-1].numel()
+    return h.shape[: h.dim() - x.dim()].numel(), B
+
+
+def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None) -> Tensor:
+    L, B = _sizes(h, x)
+    rows, x_rows = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1])
+    log_prob = torch.empty(L * B, dtype=torch.float32, device=h.device)
+    for chunk in _chunks(L, B, _rows_of_chunk(weight)):
+        logits = product(chunk.rows(rows, B), weight, bias)
+        chunk.rows(log_prob, B).copy_(
+            _log_prob_kernel(logits.view(*chunk.shape, -1), x_rows[chunk.begin : chunk.end], x_scale, False).view(-1)
+        )
+    return log_prob.view(h.shape[:-1])
+
+
+def _backward(
+    h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None, grad: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    L, B = _sizes(h, x)
+    rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
+    gradients = _Gradients(rows, weight, bias, needs)
+    for chunk in _chunks(L, B, _rows_of_chunk(weight)):
+        h_chunk = chunk.rows(rows, B)
+        logits = product(h_chunk, weight, bias).view(*chunk.shape, -1)
+        grad_logits = _gradient_kernel(
+            logits, x_rows[chunk.begin : chunk.end], x_scale, False, chunk.rows(grads, B).view(chunk.shape)
+        )
+        gradients.add(
+            h_chunk, grad_logits.view(h_chunk.shape[0], -1), None if gradients.h is None else chunk.rows(gradients.h, B)
+        )
+    nothing = h.new_empty(0)
+    grad_h, grad_weight, grad_bias = gradients.result()
+    return (
+        nothing if grad_h is None else grad_h.view(h.shape),
+        nothing if grad_weight is None else grad_weight,
+        nothing if grad_bias is None else grad_bias,
+    )
+
+
+_library = torch.library.Library("aevb", "FRAGMENT")  # keep: the ops live as long as it does
+_SCHEMA = "(Tensor h, Tensor weight, Tensor bias, Tensor x, float? x_scale) -> Tensor"
+_library.define(f"linear_bernoulli_log_prob{_SCHEMA}")
+_library.define(f"linear_bernoulli_log_prob_forward{_SCHEMA}")
+_library.define(
+    "linear_bernoulli_log_prob_backward(Tensor h, Tensor weight, Tensor bias, Tensor x, float? x_scale, Tensor grad,"
+    " bool[] needs) -> (Tensor grad_h, Tensor grad_weight, Tensor grad_bias)"
+)
+for _device in ("CPU", "CUDA"):
+    _library.impl("linear_bernoulli_log_prob", _forward, _device)
+    _library.impl("linear_bernoulli_log_prob_forward", _forward, _device)
+    _library.impl("linear_bernoulli_log_prob_backward", _backward, _device)
+
+_linear_bernoulli_log_prob = ops.differentiable(
+    "linear_bernoulli_log_prob",
+    4,
+    (0, 1, 2),
+    reference.linear_bernoulli_log_prob,
+    lambda h, weight, bias, x, x_scale: h.new_empty(h.shape[:-1], dtype=torch.float32),
+    only_needed=True,
+)
+
+
+# ---- sums whose upstream gradient is known in the forward pass ------------------------------------------------------
+
+
+class _Known(torch.autograd.Function):
+    """value = f(log_prob), a number, whose gradients but for a factor are taken in the forward pass.
+
+    `weigh(log_prob, chunk)` gives the chunk's share of the value, and the value's gradients by log_prob and by
+    log_ratio; `formula` is the same function in plain PyTorch.
+    """
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, x, log_ratio, x_scale, chunks, weigh, formula):
+        L, B = _sizes(h, x)
+        H, D = h.shape[-1], x.shape[-1]
+        needs = ctx.needs_input_grad
+        training = any(needs[:3])
+        samples, x_rows = h.reshape(L, B, H), x.reshape(B, D)
+        gradients = _Gradients(samples, weight, bias, needs[:3])
+        grad_log_ratio = torch.empty(L, B, device=h.device) if needs[4] else None
+        value = torch.zeros((), dtype=torch.float64, device=h.device)
+        for chunk in chunks:
+            samples_of, datapoints = slice(chunk.first, chunk.last), slice(chunk.begin, chunk.end)
+            h_chunk = samples[samples_of, datapoints].reshape(-1, H)
+            x_chunk = x_rows[datapoints]
+            logits = product(h_chunk, weight, bias).view(*chunk.shape, D)
+            log_prob = _log_prob_kernel(logits, x_chunk, x_scale, False)
+            share, grad, grad_ratio = weigh(log_prob, samples_of, datapoints)
+            value += share
+            if training:
+                grad_logits = _gradient_kernel(logits, x_chunk, x_scale, False, grad)
+                grad_h = None if gradients.h is None else gradients.h[samples_of, datapoints]
+                gradients.add(h_chunk, grad_logits.view(-1, D), grad_h)
+            if grad_log_ratio is not None:
+                grad_log_ratio[samples_of, datapoints] = grad_ratio
+        grad_h, grad_weight, grad_bias = gradients.result()
+        found = [
+            None if grad_h is None else grad_h.view(h.shape),
+            grad_weight,
+            grad_bias,
+            None if grad_log_ratio is None else grad_log_ratio.view(log_ratio.shape),
+        ]
+        ctx.save_for_backward(h, weight, bias, x, log_ratio, *found)
+        ctx.formula, ctx.x_scale = formula, x_scale
+        return value.float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        h, weight, bias, x, log_ratio, *found = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:5]
+        if torch.is_grad_enabled() or needs[3]:
+            tensors = (h, weight, bias, x, log_ratio)
+            return *ops.reference_gradients(ctx.formula, tensors, (ctx.x_scale,), needs, (grad,)), *(None,) * 4
+        # Of a graph that is not kept nobody else will ask for these again: no second copy is needed.
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        grad_h, grad_weight, grad_bias, grad_log_ratio = (
+            None if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found
+        )
+        return grad_h, grad_weight, grad_bias, None, grad_log_ratio, *(None,) * 4
+
+
+# ---- what is called -------------------------------------------------------------------------------------------------
+
+
+def _checked(logits: LinearLogits, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """h, weight and bias (zeros where there is none), of one dtype, autocast's where it is on."""
+    h, weight, bias = logits
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[:1])
+    if h.dim() < 1 or weight.dim() != 2 or h.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"h has shape {tuple(h.shape)}, weight {tuple(weight.shape)} and bias {tuple(bias.shape)}; expected "
+            "(..., H), (D, H) and (D,)"
+        )
+    batch = x.dim() - 1
+    if x.dim() < 1 or x.shape[-1] != weight.shape[0] or h.shape[:-1][h.dim() - 1 - batch :] != x.shape[:-1]:
+        raise ValueError(
+            f"h has shape {tuple(h.shape)}, weight {tuple(weight.shape)} and x {tuple(x.shape)}; expected x (*batch, "
+            "D) and h (*samples, *batch, H) for a weight (D, H)"
+        )
+    if torch.is_autocast_enabled(h.device.type):
+        dtype = torch.get_autocast_dtype(h.device.type)
+        h, weight, bias = (t.to(dtype) for t in (h, weight, bias))
+    if not h.dtype == weight.dtype == bias.dtype:
+        raise ValueError(f"h is {h.dtype}, weight {weight.dtype} and bias {bias.dtype}; expected one dtype")
+    if not h.device == weight.device == bias.device == x.device:
+        raise ValueError(
+            f"h is on {h.device}, weight on {weight.device}, bias on {bias.device} and x on {x.device}; expected one "
+            "device"
+        )
+    return h, weight, bias
+
+
+def linear_bernoulli_log_prob(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    x_scale: float | None = None,
+    *,
+    reduction: str = "none",
+    validate_args: bool = False,
+) -> Tensor:
+    """log p(x|z) of a Bernoulli decoder whose last layer is linear, without its logits ever being in memory.
+
+    ``bernoulli_log_prob(h @ weight.T + bias, x)``: ``sum_i (x_i l_i - log(1 + exp(l_i)))`` (Kingma & Welling 2013,
+    appendix C.1). The rows of h are gone through in chunks whose logits stay in the cache. What grows with the number
+    of rows is h, its gradient, and one number a row.
+
+    Args:
+        h: (..., H), the decoder's last hidden layer: (B, H), or (L, B, H) for L samples.
+        weight, bias: (D, H) and (D,) or None, of h's dtype: float32, bfloat16 or float16. Under autocast they become
+            autocast's.
+        x: (..., D), h's last leading dimensions: targets in [0, 1], used again for each sample and never expanded; bool
+            or floating, or uint8 with x_scale.
+        x_scale: multiplies x: 1/255 for pixels in 0..255.
+        reduction: "none" for one value a row; any gradient may flow back, and the backward pass computes the chunks'
+            logits again. "mean" or "sum" over rows: all gradients are computed in the forward pass, where one may flow
+            back, and the backward pass only multiplies.
+        validate_args: check that the targets lie in [0, 1]; it costs a pass over x.
+
+    Returns:
+        h's leading dimensions, or a number; float32, in nats.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, an unknown reduction, targets outside [0, 1] when
+        validated. RuntimeError: dtypes that no kernel takes.
+    """
+    if validate_args:
+        ops.check_targets(x, x_scale)
+    logits = LinearLogits(h, weight, bias)
+    if reduction == "none":
+        return _linear_bernoulli_log_prob(*_checked(logits, x), x, x_scale)
+    if reduction not in ops.REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(map(repr, ops.REDUCTIONS))}")
+    rows = h.shape[:-1].numel()
+    return sum_log_prob(logits, x, x_scale, 1.0 if reduction == "sum" else 1.0 / rows if rows else math.nan)
+
+
+def sum_log_prob(logits: LinearLogits, x: Tensor, x_scale: float | None, factor: float) -> Tensor:
+    """`factor` times the sum of log p(x|z) over all rows, a number, with its gradients in one pass."""
+    h, weight, bias = _checked(logits, x)
+
+    def formula(h, weight, bias, x, _, x_scale):
+        return factor * reference.linear_bernoulli_log_prob(h, weight, bias, x, x_scale).sum()
+
+    if ops.on_reference(h):
+        return formula(h, weight, bias, x, None, x_scale)
+    if torch.compiler.is_compiling():
+        return factor * _linear_bernoulli_log_prob(h, weight, bias, x, x_scale).sum()
+
+    def weigh(log_prob, samples, datapoints):
+        return factor * log_prob.sum(dtype=torch.float64), torch.full_like(log_prob, factor), None
+
+    L, B = _sizes(h, x)
+    chunks = _chunks(L, B, _rows_of_chunk(weight))
+    return _Known.apply(h, weight, bias, x, None, x_scale, chunks, weigh, formula)
+
+
+def sum_importance_weighted_bound(
+    logits: LinearLogits,
+    x: Tensor,
+    x_scale: float | None,
+    log_ratio: Tensor,
+    beta: Tensor | float,
+    factor: float,
+) -> Tensor:
+    """`factor` times the sum over datapoints of `importance_weighted_bound`, with its gradients in one pass.
+
+    Samples are in the first dimension. A chunk has all samples of its datapoints, so that it knows their weights.
+    """
+    h, weight, bias = _checked(logits, x)
+    L, B = _sizes(h, x)
+
+    def formula(h, weight, bias, x, log_ratio, x_scale):
+        log_prob = reference.linear_bernoulli_log_prob(h, weight, bias, x, x_scale)
+        return factor * reference.importance_weighted_bound(log_prob, log_ratio, beta).sum()
+
+    if ops.on_reference(h):
+        return formula(h, weight, bias, x, log_ratio, x_scale)
+    rows = _rows_of_chunk(weight)
+    learned_beta = isinstance(beta, Tensor) and beta.requires_grad
+    if torch.compiler.is_compiling() or learned_beta or 8 * rows < L or L == 0:
+        log_prob = _linear_bernoulli_log_prob(h, weight, bias, x, x_scale)
+        return factor * importance_weighted_bound(log_prob, log_ratio, beta).sum()
+    ratios = log_ratio.detach().reshape(L, B)
+
+    def weigh(log_prob, samples, datapoints):
+        log_weight = log_prob - beta * ratios[samples, datapoints]
+        share = (torch.logsumexp(log_weight, 0) - math.log(L)).sum(dtype=torch.float64)
+        grad = factor * torch.softmax(log_weight, 0)
+        return factor * share, grad, -beta * grad
+
+    step = max(rows // L, 1)
+    chunks = (_Chunk(0, L, begin, min(begin + step, B)) for begin in range(0, B, step))
+    return _Known.apply(h, weight, bias, x, log_ratio, x_scale, chunks, weigh, formula)
