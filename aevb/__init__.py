@@ -13,11 +13,12 @@ except ImportError as error:
         f"aevb's kernels could not be loaded ({error}). If this is a checkout of aevb, build them with `pip install .`"
     ) from error
 
-from . import reference
+from . import diagnostics, reference
 from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
 from .elbo import FusedELBO
 from .info import build_info
 from .linear import LinearLogits, linear_bernoulli_log_prob
+from .marginal import log_marginal_likelihood
 from .models import VAE
 from .ops import bernoulli_log_prob, gaussian_kl, mix_seed, sample_gaussian, sample_gaussian_log_ratio
 from .train import TrainConfig, Trainer
@@ -33,12 +34,14 @@ __all__ = [
     "build_info",
     "capacity",
     "cyclical_warmup",
+    "diagnostics",
     "elbo",
     "free_bits",
     "gaussian_kl",
     "importance_weighted_bound",
     "linear_bernoulli_log_prob",
     "linear_warmup",
+    "log_marginal_likelihood",
     "mix_seed",
     "reference",
     "sample_gaussian",

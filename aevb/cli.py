@@ -1,15 +1,17 @@
-"""The command line: `aevb train`, `aevb info`."""
+"""The command line: `aevb train`, `aevb evaluate`, `aevb info`."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
 
+from .evaluation import evaluate as evaluate_model
 from .info import build_info
-from .runs import METRICS, MODEL, PICTURES
+from .runs import EVALUATION, METRICS, MODEL, PICTURES
 from .train import TrainConfig, Trainer
 
 DESCRIPTION = (
@@ -34,6 +36,32 @@ def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
     print(f"pictures  {', '.join(str(path / name) for name in PICTURES)}")
 
 
+def evaluate(
+    run: tyro.conf.Positional[str],
+    /,
+    num_samples: int = 5000,
+    images: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Evaluate a run on its test images: ELBO, log p(x), and what the posterior uses; leaves evaluation.json there.
+
+    Example: aevb evaluate runs/digits
+
+    Args:
+        run: the run folder.
+        num_samples: samples of z for each image, for log p(x).
+        images: only the first so many test images.
+        seed: all noise follows from it.
+        progress: the progress bar; --no-progress for none.
+    """
+    trainer = Trainer.load(run)
+    found = evaluate_model(trainer, num_samples, images, seed, progress)
+    trainer.folder.write(EVALUATION, json.dumps(found.numbers, indent=2).encode() + b"\n")
+    print(found)
+    print(f"\nall of it  {trainer.folder.path / EVALUATION}")
+
+
 def info() -> None:
     """Print versions, instruction sets built and in use, threads, compiler, and whether CUDA kernels were built."""
     about = build_info()
@@ -52,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit status: 0, 1 after an error (a sentence on stderr), 130 after Ctrl-C."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "info": info},
+            {"train": train, "evaluate": evaluate, "info": info},
             prog="aevb",
             description=DESCRIPTION,
             args=args,

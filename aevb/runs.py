@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
+EVALUATION = "evaluation.json"
 PICTURES = ("reconstructions.png", "samples.png", "latent.png")
 
 
@@ -22,7 +23,7 @@ class RunFolderError(OSError):
 
 
 class RunFolder:
-    """A folder that belongs to one run: config.json, metrics.jsonl, model.safetensors and pictures.
+    """A folder that belongs to one run: config.json, metrics.jsonl, model.safetensors, pictures, evaluation.json.
 
     A file is complete or absent: each is written beside its place and moved there; a line of metrics that does not fit
     is taken back.
@@ -52,9 +53,35 @@ class RunFolder:
                     "overwritten (--overwrite)"
                 )
             with self._writing(""):
-                for file in (CONFIG, METRICS, MODEL, *PICTURES):
+                for file in (CONFIG, METRICS, MODEL, EVALUATION, *PICTURES):
                     (self.path / file).unlink(missing_ok=True)
         self.write(CONFIG, json.dumps({**options, "out": str(self.path)}, indent=2).encode() + b"\n")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """The folder of a run that is there, for more to be written to it.
+
+        Raises FileNotFoundError where there is no run, or none that saved a model.
+        """
+        folder = cls.__new__(cls)
+        folder.path = Path(path).expanduser()
+        missing = [name for name in (CONFIG, MODEL) if not (folder.path / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder.path} holds no run with a saved model: it has no {' and no '.join(missing)}; expected a "
+                "folder that `aevb train` left"
+            )
+        return folder
+
+    def options(self) -> dict[str, Any]:
+        """What config.json holds. Raises ValueError where it is damaged."""
+        try:
+            options = json.loads((self.path / CONFIG).read_text())
+            if not isinstance(options, dict):
+                raise ValueError("it is no object")
+        except ValueError as error:
+            raise ValueError(f"{self.path / CONFIG} is damaged: {error}") from error
+        return options
 
     def write(self, name: str, data: bytes) -> Path:
         """Writes or replaces a file, whole or not at all."""

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
 from typing import Literal
 
 import torch
@@ -19,8 +20,8 @@ from .bounds import cyclical_warmup, linear_warmup
 from .data import BINARIZATIONS, Dataset, load, targets
 from .elbo import ESTIMATORS, FusedELBO
 from .models import VAE
-from .ops import bernoulli_log_prob, mix_seed
-from .runs import MODEL, RunFolder
+from .ops import mix_seed, sample_gaussian
+from .runs import CONFIG, MODEL, RunFolder
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
 EVALUATION_BATCH = 1000
@@ -134,7 +135,8 @@ class Trainer:
         print(trainer.fit())                  # the last line of metrics.jsonl
         trainer.model.sample(16)
 
-    Attributes: config, dataset, model, optimizer; epoch and step, how many were done; folder, the run's, from `fit` on.
+    Attributes: config, dataset, model, optimizer; test_x, the test images as the model is evaluated on them; epoch and
+    step, how many were done; folder, the run's, from `fit` on.
 
     Args:
         config: the options.
@@ -180,8 +182,23 @@ class Trainer:
         self.step = 0
         self.epoch = 0
         # The test images are binarized once and their noise has one seed, so that epochs can be compared.
-        self._test_x = self._targets(self.dataset.test_images, torch.Generator().manual_seed(test_seed))
-        self._test_seeds = mix_seed(test_seed, torch.arange(len(self._test_x)))
+        self.test_x = self._targets(self.dataset.test_images, torch.Generator().manual_seed(test_seed))
+        self._test_seeds = mix_seed(test_seed, torch.arange(len(self.test_x)))
+
+    @classmethod
+    def load(cls, run: str | PathLike[str]) -> Trainer:
+        """The trainer of a run that is done, with the model it saved: to evaluate, sample, or look at.
+
+        Raises FileNotFoundError: there is no run, or its data are gone. ValueError: a damaged or foreign file.
+        """
+        folder = RunFolder.open(run)
+        options = folder.options()
+        known = {field.name for field in dataclasses.fields(TrainConfig)}
+        if unknown := sorted(set(options) - known):
+            raise ValueError(f"{folder.path / CONFIG} has options that aevb does not know: {', '.join(unknown)}")
+        trainer = cls(TrainConfig(**options), model=VAE.load(folder.path / MODEL))
+        trainer.folder = folder
+        return trainer
 
     def fit(self) -> dict[str, float]:
         """Trains for `epochs` epochs and returns the last one's metrics.
@@ -243,16 +260,16 @@ class Trainer:
         return total / len(images)
 
     @torch.no_grad()
-    def evaluate(self) -> Evaluation:
-        """The ELBO of the test images, one sample of z each: a function of the weights and the config's seed."""
+    def evaluate(self, images: int | None = None) -> Evaluation:
+        """The ELBO of the test images, or of the first so many, one sample of z each: a function of the weights and the
+        config's seed."""
         log_likelihood = kl = 0.0
-        for x, seeds in zip(
-            self._test_x.split(EVALUATION_BATCH), self._test_seeds.split(EVALUATION_BATCH), strict=True
-        ):
-            logits, batch_kl = self.model(x, seed=seeds)
-            log_likelihood += float(bernoulli_log_prob(logits, x).sum(dtype=torch.float64))
+        test_x, test_seeds = self.test_x[:images], self._test_seeds[:images]
+        for x, seeds in zip(test_x.split(EVALUATION_BATCH), test_seeds.split(EVALUATION_BATCH), strict=True):
+            z, batch_kl = sample_gaussian(*self.model.encode(x), seed=seeds)
+            log_likelihood += float(self.model.log_prob(x, z).sum(dtype=torch.float64))
             kl += float(batch_kl.sum(dtype=torch.float64))
-        n = len(self._test_x)
+        n = len(test_x)
         return Evaluation((log_likelihood - kl) / n, log_likelihood / n, kl / n)
 
     def _beta(self) -> float:
