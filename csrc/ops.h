@@ -157,6 +157,10 @@ struct Ops {
     return mixed;
   }
 
+  static Tensor empty(const Tensor& like, std::vector<int64_t> size) {
+    return Device(like).empty(size, like.scalar_type());
+  }
+
   static Tensor elementary(std::string name, const Tensor& x) {
     const auto found = std::find(std::begin(kElementaryNames), std::end(kElementaryNames), name);
     if (found == std::end(kElementaryNames)) fail("elementary", "no elementary function is called ", name);
@@ -404,6 +408,7 @@ struct Ops {
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo_with_kl);     \
   library.impl("normal", TORCH_BOX(&aevb::Ops<Device>::normal));            \
   library.impl("mix_seed", TORCH_BOX(&aevb::Ops<Device>::mix_seed));        \
+  library.impl("empty", TORCH_BOX(&aevb::Ops<Device>::empty));              \
   library.impl("elementary", TORCH_BOX(&aevb::Ops<Device>::elementary))
 
 // An op, its bare twin and its gradient.

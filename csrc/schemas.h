@@ -55,6 +55,9 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("normal(Tensor seed, int[] size) -> Tensor");
   m.def("mix_seed(Tensor seed, Tensor index) -> Tensor");
 
+  // Uninitialised memory for a large result of Python's own making, from where kernels' results come.
+  m.def("empty(Tensor like, int[] size) -> Tensor");
+
   // One function of formulas/elementary.h, by its name in args.h, over every element: for the tests.
   m.def("elementary(str name, Tensor x) -> Tensor");
 }
