@@ -123,7 +123,9 @@ def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float 
     for chunk in _chunks(L, B, _rows_of_chunk(weight)):
         logits = product(chunk.rows(rows, B), weight, bias)
         chunk.rows(log_prob, B).copy_(
-            _log_prob_kernel(logits.view(*chunk.shape, -1), x_rows[chunk.begin : chunk.end], x_scale, False).view(-1)
+            _log_prob_kernel(
+                logits.view(*chunk.shape, weight.shape[0]), x_rows[chunk.begin : chunk.end], x_scale, False
+            ).view(-1)
         )
     return log_prob.view(h.shape[:-1])
 
@@ -136,12 +138,14 @@ def _backward(
     gradients = _Gradients(rows, weight, bias, needs)
     for chunk in _chunks(L, B, _rows_of_chunk(weight)):
         h_chunk = chunk.rows(rows, B)
-        logits = product(h_chunk, weight, bias).view(*chunk.shape, -1)
+        logits = product(h_chunk, weight, bias).view(*chunk.shape, weight.shape[0])
         grad_logits = _gradient_kernel(
             logits, x_rows[chunk.begin : chunk.end], x_scale, False, chunk.rows(grads, B).view(chunk.shape)
         )
         gradients.add(
-            h_chunk, grad_logits.view(h_chunk.shape[0], -1), None if gradients.h is None else chunk.rows(gradients.h, B)
+            h_chunk,
+            grad_logits.view(len(h_chunk), weight.shape[0]),
+            None if gradients.h is None else chunk.rows(gradients.h, B),
         )
     nothing = h.new_empty(0)
     grad_h, grad_weight, grad_bias = gradients.result()
@@ -206,7 +210,7 @@ class _Known(torch.autograd.Function):
             if training:
                 grad_logits = _gradient_kernel(logits, x_chunk, x_scale, False, grad)
                 grad_h = None if gradients.h is None else gradients.h[samples_of, datapoints]
-                gradients.add(h_chunk, grad_logits.view(-1, D), grad_h)
+                gradients.add(h_chunk, grad_logits.view(len(h_chunk), D), grad_h)
             if grad_log_ratio is not None:
                 grad_log_ratio[samples_of, datapoints] = grad_ratio
         grad_h, grad_weight, grad_bias = gradients.result()
