@@ -15,9 +15,9 @@ except ImportError as error:
 
 from . import diagnostics, reference
 from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
-from .elbo import FusedELBO
 from .info import build_info
 from .linear import LinearLogits, linear_bernoulli_log_prob
+from .loss import FusedELBO
 from .marginal import log_marginal_likelihood
 from .models import VAE
 from .ops import bernoulli_log_prob, gaussian_kl, mix_seed, sample_gaussian, sample_gaussian_log_ratio

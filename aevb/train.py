@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .bounds import cyclical_warmup, linear_warmup
 from .data import BINARIZATIONS, Dataset, load, targets
-from .elbo import ESTIMATORS, FusedELBO
+from .loss import ESTIMATORS, FusedELBO
 from .models import VAE
 from .ops import mix_seed, sample_gaussian
 from .runs import CONFIG, MODEL, RunFolder

@@ -79,6 +79,36 @@ def test_help(capsys):
         assert all(word in out for word in words)
 
 
+def test_evaluate_prints_a_table_and_writes_json(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *SMALL, "--no-progress", "--out", str(run)]) == 0
+    metrics = json.loads((run / "metrics.jsonl").read_text())
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--num-samples", "50"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["elbo"] == metrics["test_elbo"]
+    assert found["images"] == 297
+    assert found["num_samples"] == 50
+    assert found["log_marginal_likelihood"] > found["elbo"]
+    assert found["mutual_information"] + found["aggregate_kl"] == pytest.approx(found["mean_kl"])
+    assert sum(found["kl_per_dimension"]) == pytest.approx(found["mean_kl"])
+    assert f"log p(x) {found['log_marginal_likelihood']:21.2f}   +- " in out
+    assert f"{found['active_units']} of 2 are active" in out
+    assert str(run / "evaluation.json") in out
+    assert "log p(x): 100%" in err
+
+    before = (run / "model.safetensors").read_bytes()
+    assert main(["evaluate", str(run), "--num-samples", "3", "--images", "9", "--no-progress"]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["images"] == 9
+    assert capsys.readouterr().err == ""
+    assert (run / "model.safetensors").read_bytes() == before
+    assert "num_samples is 0" in error_of(["evaluate", str(run), "--num-samples", "0"], capsys)
+    assert "images is 0; expected at least 1" in error_of(["evaluate", str(run), "--images", "0"], capsys)
+    assert json.loads((run / "evaluation.json").read_text())["images"] == 9
+    assert "holds no run" in error_of(["evaluate", str(tmp_path / "none")], capsys)
+
+
 def test_info(capsys):
     assert main(["info"]) == 0
     out, about = capsys.readouterr().out, aevb.build_info()

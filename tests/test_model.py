@@ -37,6 +37,43 @@ def test_is_the_papers_mlp():
     torch.testing.assert_close(vae.reconstruct(x), logits.sigmoid())
 
 
+def test_any_number_of_hidden_layers(tmp_path):
+    vae, x = aevb.VAE(12, (9, 5), 4, generator=torch.Generator().manual_seed(1)), rand(0, 3, 12)
+    shapes = {name: tuple(w.shape) for name, w in vae.named_parameters() if name.endswith("weight")}
+    assert list(shapes.values()) == [(9, 12), (5, 9), (8, 5), (5, 4), (9, 5), (12, 9)]
+    save_file(vae.state_dict(), tmp_path / "model.safetensors")
+    loaded = aevb.VAE.load(tmp_path / "model.safetensors")
+    assert loaded.hidden_dims == (9, 5)
+    assert torch.equal(loaded.reconstruct(x), vae.reconstruct(x))
+    with pytest.raises(ValueError, match="hidden_dims is empty"):
+        aevb.VAE(12, (), 4)
+    with pytest.raises(ValueError, match="hidden_dims is 0; expected at least 1"):
+        aevb.VAE(12, (9, 0), 4)
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)])
+def test_products_without_autograd_are_the_same(batch):
+    """Where no gradient is wanted, another route is taken through the layers."""
+    vae, x = aevb.VAE(12, (9, 5), 4, generator=torch.Generator().manual_seed(1)), rand(0, *batch, 12)
+    with torch.no_grad():
+        found = (*vae.encode(x), vae.decode(vae.encode(x)[0]), vae.linear_logits(vae.encode(x)[0]).h)
+    mu, logvar = vae.encode(x)
+    for a, e in zip(found, (mu, logvar, vae.decode(mu), vae.linear_logits(mu).h), strict=True):
+        torch.testing.assert_close(a, e.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_log_prob_is_that_of_the_logits():
+    vae, x = model(), rand(0, 5, 12)
+    z = aevb.sample_gaussian(*vae.encode(x), 3, seed=1)[0].detach()
+    expected = aevb.bernoulli_log_prob(vae.decode(z), x)
+    torch.testing.assert_close(vae.log_prob(x, z), expected)
+    torch.testing.assert_close(vae.log_prob(x, z[0]), expected[0])
+    torch.testing.assert_close(vae.linear_logits(z).materialize(), vae.decode(z))
+    grads = (torch.autograd.grad(v.sum(), list(vae.decoder.parameters())) for v in (vae.log_prob(x, z), expected))
+    for a, e in zip(*grads, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
+
+
 def test_forward_is_sample_then_decode():
     vae, x = model(), rand(0, 5, 12)
     z, kl = aevb.sample_gaussian(*vae.encode(x), 2, seed=7)

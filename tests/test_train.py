@@ -56,6 +56,12 @@ def weights(trainer):
         {"num_samples": 3, "beta": 0.5},
         {"binarize": "threshold"},
         {"binarize": "none"},
+        {"estimator": "sgvb-a"},
+        {"estimator": "stl", "num_samples": 3, "warmup_epochs": 2},
+        {"estimator": "iwae", "num_samples": 5, "hidden_dims": (16, 8)},
+        {"estimator": "dreg", "num_samples": 5, "warmup_epochs": 2, "warmup_cycles": 2},
+        {"free_bits": 0.5},
+        {"capacity": 4.0, "beta": 2.0},
     ],
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "defaults",
 )
@@ -106,6 +112,75 @@ def test_an_epochs_average_has_one_weight_a_datapoint(tmp_path, digits, beta):
         total += float((aevb.bernoulli_log_prob(logits, x) - kl).sum())
     assert average == pytest.approx(total / 130, rel=1e-6)
     assert reports == [(2, pytest.approx(average))]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"free_bits": 0.8},
+        {"capacity": 1.5, "beta": 3.0},
+        {"estimator": "stl", "num_samples": 4, "beta": 0.3},
+        {"estimator": "iwae", "num_samples": 4},
+    ],
+    ids=str,
+)
+def test_what_the_loss_has_beside_the_bound_is_not_reported(tmp_path, digits, changes):
+    """train_elbo is the ELBO (or the bound of iwae) whatever else presses on the KL."""
+    config = options(tmp_path, learning_rate=1e-30, binarize="threshold", batch_size=130, **changes)
+    trainer = aevb.Trainer(config, dataset=digits)
+    x = (digits.train_images > 8).float()
+    average = trainer.train_epoch()
+    order = torch.randperm(130, generator=aevb.Trainer(config, dataset=digits)._generator)
+    with torch.no_grad():
+        mu, logvar = trainer.model.encode(x[order])
+        L = changes.get("num_samples", 1)
+        z, ratio = aevb.sample_gaussian_log_ratio(mu, logvar, L, seed=aevb.mix_seed(trainer._noise_seed, 0))
+        log_prob = trainer.model.log_prob(x[order], z)
+    kl = ratio if "estimator" in changes else aevb.gaussian_kl(mu, logvar)
+    bound = aevb.importance_weighted_bound if changes.get("estimator") == "iwae" else aevb.elbo
+    assert average == pytest.approx(float(bound(log_prob, kl).mean()), rel=1e-5)
+
+
+def test_the_weight_of_the_kl_warms_up(tmp_path, digits):
+    def betas(**changes):
+        trainer = aevb.Trainer(options(tmp_path, beta=0.5, **changes), dataset=digits)  # 3 steps an epoch
+        seen = []
+        trainer.optimizer.register_step_post_hook(lambda *_: seen.append(trainer.criterion.beta))
+        for _ in range(3):
+            trainer.train_epoch()
+        return seen
+
+    assert betas() == [0.5] * 9
+    assert betas(warmup_epochs=2) == pytest.approx([0, 1 / 12, 1 / 6, 0.25, 1 / 3, 5 / 12, 0.5, 0.5, 0.5])
+    cycle = [0, 1 / 3, 0.5]  # grows within the first half
+    assert betas(warmup_epochs=2, warmup_cycles=2) == pytest.approx([*cycle, *cycle, 0.5, 0.5, 0.5])
+
+
+def test_a_run_may_be_loaded(tmp_path):
+    """To be evaluated: the same model, the same test images, the same numbers."""
+    config = dataclasses.replace(options(tmp_path, hidden_dims=(16, 9), epochs=1), data="digits")
+    metrics = aevb.Trainer(config).fit()
+    loaded = aevb.Trainer.load(tmp_path / "run")
+    assert loaded.config == config
+    assert loaded.folder.path == tmp_path / "run"
+    assert loaded.evaluate().elbo == metrics["test_elbo"]
+    assert loaded.evaluate(50).elbo != metrics["test_elbo"]
+
+
+def test_a_run_that_cannot_be_loaded_gets_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config.json and no model.safetensors; expected a folder that"):
+        aevb.Trainer.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for text, sentence in (
+        ("{", r"config.json is damaged"),
+        ("[1]", r"config.json is damaged: it is no object"),
+        ('{"epochs": 1, "flow": 3}', r"config.json has options that aevb does not know: flow"),
+        ('{"epochs": 0}', "epochs is 0"),
+        ("{}", "no safetensors file"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=sentence):
+            aevb.Trainer.load(tmp_path)
 
 
 def test_dynamic_binarization_has_the_pixels_as_probabilities(tmp_path):
@@ -164,6 +239,13 @@ def test_a_model_and_data_of_ones_own(tmp_path, digits):
         ({"seed": 2**63}, "seed is 9223372036854775808; expected a 64-bit"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'; expected one of 'adam', 'adagrad'"),
         ({"binarize": "maybe"}, "binarize is 'maybe'; expected one of 'dynamic'"),
+        ({"estimator": "vae"}, "estimator is 'vae'; expected one of 'sgvb-b'"),
+        ({"hidden_dims": ()}, r"hidden_dims is \(\); expected the units of each layer"),
+        ({"hidden_dims": (20, 0)}, r"hidden_dims is \(20, 0\); expected"),
+        ({"warmup_epochs": -1}, "warmup_epochs is -1; expected a number from 0 up"),
+        ({"warmup_cycles": 0}, "warmup_cycles is 0; expected at least 1"),
+        ({"free_bits": -1.0}, "free_bits is -1.0 and the estimator 'sgvb-b'; expected a number from 0 up"),
+        ({"capacity": 1.0, "estimator": "iwae"}, "capacity is 1.0 and the estimator 'iwae'; expected"),
     ],
 )
 def test_bad_options_get_a_sentence(changes, sentence):
