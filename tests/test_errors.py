@@ -25,6 +25,7 @@ def raises(call, *words, error=RuntimeError):
 
 TWO_LATENTS = {
     "sample_gaussian": lambda mu, logvar: aevb.sample_gaussian(mu, logvar),
+    "sample_gaussian_log_ratio": lambda mu, logvar: aevb.sample_gaussian_log_ratio(mu, logvar),
     "gaussian_kl": lambda mu, logvar: aevb.gaussian_kl(mu, logvar),
     "FusedELBO": lambda mu, logvar: aevb.FusedELBO()(ones(3, 5), ones(3, 5), mu, logvar),
 }

@@ -24,9 +24,12 @@ def run(op, *tensors):
     return [t.detach() for t in (*outputs, *found)]
 
 
+OF_LATENTS = ("sample", "samples", "log_ratio", "log_ratios", "kl")
 OPS = {
     "sample": lambda mu, logvar: aevb.sample_gaussian(mu, logvar, seed=SEED),
     "samples": lambda mu, logvar: aevb.sample_gaussian(mu, logvar, 3, seed=SEED),
+    "log_ratio": lambda mu, logvar: aevb.sample_gaussian_log_ratio(mu, logvar, seed=SEED),
+    "log_ratios": lambda mu, logvar: aevb.sample_gaussian_log_ratio(mu, logvar, 3, gradient="path", seed=SEED),
     "kl": aevb.gaussian_kl,
     "log_prob": aevb.bernoulli_log_prob,
     "log_prob_uint8": lambda logits, x: aevb.bernoulli_log_prob(logits, x, 1 / 255),
@@ -34,14 +37,14 @@ OPS = {
     "elbo_probs": lambda recon, x, mu, logvar: aevb.FusedELBO(0.3, "none", from_probs=True)(recon, x, mu, logvar),
 }
 NEEDS = {
-    **dict.fromkeys(("sample", "samples", "kl"), (True, True)),
+    **dict.fromkeys(OF_LATENTS, (True, True)),
     **dict.fromkeys(("log_prob", "log_prob_uint8"), (True, False)),
     **dict.fromkeys(("elbo", "elbo_probs"), (True, False, True, True)),
 }
 
 
 def arguments(op, *size, dtype=torch.float32, device="cpu"):
-    if op in ("sample", "samples", "kl"):
+    if op in OF_LATENTS:
         tensors = randn(1, *size).to(dtype), randn(2, *size).to(dtype)
     elif op == "log_prob_uint8":
         tensors = randn(1, *size).to(dtype), (256 * rand(3, *size)).to(torch.uint8)
