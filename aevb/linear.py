@@ -21,6 +21,7 @@ from .products import product
 
 CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 8 << 20}  # of a chunk's logits: they stay in the second- or third-level cache
 FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
+SMALL_ROWS = 256
 
 _log_prob_kernel = torch.ops.aevb.bernoulli_log_prob_forward.default
 _gradient_kernel = torch.ops.aevb.bernoulli_log_prob_backward.default
@@ -82,29 +83,45 @@ def _chunks(L: int, B: int, rows: int) -> Iterator[_Chunk]:
 
 
 class _Gradients:
-    """What the chunks add to the gradients of h [R, H], weight [D, H] and bias [D]; None for what is not needed."""
+    """What the chunks add to the gradients of h [R, H], weight [D, H] and bias [D]; None for what is not needed.
+
+    Sums over chunks are float32, whatever the dtype of the products.
+    """
 
     def __init__(self, h: Tensor, weight: Tensor, bias: Tensor, needs: Sequence[bool]):
-        accumulator = torch.float32
-        self.weight = weight
+        self.inputs = weight, bias
+        self.needs = needs
         self.h = torch.ops.aevb.empty(h, h.shape) if needs[0] else None
-        # Transposed: the product then runs along the rows of a chunk in both of its operands.
-        self.weight_t = torch.zeros(weight.shape[::-1], dtype=accumulator, device=h.device) if needs[1] else None
-        self.bias = torch.zeros(bias.shape, dtype=accumulator, device=h.device) if needs[2] else None
-        self.dtypes = weight.dtype, bias.dtype
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        # Of many rows the product is faster transposed, along the rows in both operands; of few it is not, and would
+        # have to be turned round.
+        self.transposed = h.numel() > SMALL_ROWS * h.shape[-1]
 
     def add(self, h: Tensor, grad_logits: Tensor, grad_h: Tensor | None) -> None:
         """Adds a chunk: h [rows, H], grad_logits [rows, D]; grad_h is where the gradient of h goes."""
+        weight, _ = self.inputs
         if grad_h is not None:
-            grad_h.copy_(product(grad_logits, self.weight.t()).view_as(grad_h))
-        if self.weight_t is not None:
-            self.weight_t += product(h.t(), grad_logits.t())
-        if self.bias is not None:
-            self.bias += grad_logits.sum(0, dtype=self.bias.dtype)
+            grad_h.copy_(product(grad_logits, weight.t()).view_as(grad_h))
+        if self.needs[1]:
+            a, b = (h, grad_logits) if self.transposed else (grad_logits, h)
+            share = product(a.t(), b.t())
+            self.weight = share.float() if self.weight is None else self.weight.add_(share)
+        if self.needs[2]:
+            share = grad_logits.sum(0, dtype=torch.float32)
+            self.bias = share if self.bias is None else self.bias.add_(share)
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        weight = None if self.weight_t is None else self.weight_t.t().to(self.dtypes[0]).contiguous()
-        return self.h, weight, None if self.bias is None else self.bias.to(self.dtypes[1])
+        found: list[Tensor | None] = []
+        for needed, grad, like in zip(self.needs[1:], (self.weight, self.bias), self.inputs, strict=True):
+            if not needed:
+                found.append(None)
+            elif grad is None:  # there was no row
+                found.append(torch.zeros_like(like))
+            else:
+                turned = grad.t() if self.transposed and grad.dim() == 2 else grad
+                found.append(turned.to(like.dtype).contiguous())
+        return self.h, found[0], found[1]
 
 
 # ---- log_prob, and its gradients for any upstream gradient ----------------------------------------------------------
@@ -179,6 +196,33 @@ _linear_bernoulli_log_prob = ops.differentiable(
 )
 
 
+class _OneChunk(torch.autograd.Function):
+    """log_prob of rows so few that they are one chunk, whose logits are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, x, x_scale):
+        L, B = _sizes(h, x)
+        logits = product(h.reshape(L * B, h.shape[-1]), weight, bias).view(*h.shape[:-1], weight.shape[0])
+        ctx.save_for_backward(h, weight, bias, x, logits)
+        ctx.x_scale = x_scale
+        return _log_prob_kernel(logits, x, x_scale, False)
+
+    @staticmethod
+    def backward(ctx, grad):
+        *tensors, logits = ctx.saved_tensors
+        h, weight, bias, x = tensors
+        needs = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled() or needs[3]:
+            formula = reference.linear_bernoulli_log_prob
+            return *ops.reference_gradients(formula, tensors, (ctx.x_scale,), needs, (grad,)), None
+        rows = h.reshape(-1, h.shape[-1])
+        gradients = _Gradients(rows, weight, bias, needs[:3])
+        grad_logits = _gradient_kernel(logits, x, ctx.x_scale, False, grad)
+        gradients.add(rows, grad_logits.view(len(rows), weight.shape[0]), gradients.h)
+        grad_h, grad_weight, grad_bias = gradients.result()
+        return None if grad_h is None else grad_h.view(h.shape), grad_weight, grad_bias, None, None
+
+
 # ---- sums whose upstream gradient is known in the forward pass ------------------------------------------------------
 
 
@@ -233,9 +277,9 @@ class _Known(torch.autograd.Function):
             return *ops.reference_gradients(ctx.formula, tensors, (ctx.x_scale,), needs, (grad,)), *(None,) * 4
         # Of a graph that is not kept nobody else will ask for these again: no second copy is needed.
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        grad_h, grad_weight, grad_bias, grad_log_ratio = (
-            None if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found
-        )
+        if keep or not (grad.is_cpu and float(grad) == 1):
+            found = [f if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found]
+        grad_h, grad_weight, grad_bias, grad_log_ratio = found
         return grad_h, grad_weight, grad_bias, None, grad_log_ratio, *(None,) * 4
 
 
@@ -295,8 +339,8 @@ def linear_bernoulli_log_prob(
             or floating, or uint8 with x_scale.
         x_scale: multiplies x: 1/255 for pixels in 0..255.
         reduction: "none" for one value a row; any gradient may flow back, and the backward pass computes the chunks'
-            logits again. "mean" or "sum" over rows: all gradients are computed in the forward pass, where one may flow
-            back, and the backward pass only multiplies.
+            logits again, where there is more than one. "mean" or "sum" over rows: all gradients are computed in the
+            forward pass, where one may flow back, and the backward pass only multiplies.
         validate_args: check that the targets lie in [0, 1]; it costs a pass over x.
 
     Returns:
@@ -309,11 +353,14 @@ def linear_bernoulli_log_prob(
     if validate_args:
         ops.check_targets(x, x_scale)
     logits = LinearLogits(h, weight, bias)
+    rows = h.shape[:-1].numel()
     if reduction == "none":
-        return _linear_bernoulli_log_prob(*_checked(logits, x), x, x_scale)
+        h, weight, bias = _checked(logits, x)
+        plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or ops.on_reference(h)
+        apply = _linear_bernoulli_log_prob if plain or not 0 < rows <= _rows_of_chunk(weight) else _OneChunk.apply
+        return apply(h, weight, bias, x, x_scale)
     if reduction not in ops.REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(map(repr, ops.REDUCTIONS))}")
-    rows = h.shape[:-1].numel()
     return sum_log_prob(logits, x, x_scale, 1.0 if reduction == "sum" else 1.0 / rows if rows else math.nan)
 
 
