@@ -47,6 +47,21 @@ def sample_one_exp(mu, logvar):
     return torch.addcmul(mu, sd, torch.randn_like(mu)), 0.5 * (mu * mu + sd * sd - 1 - logvar).sum(-1)
 
 
+SAMPLES = 50
+
+
+def sample_log_ratio(mu, logvar):
+    eps = torch.randn(SAMPLES, *mu.shape)
+    z = mu + torch.exp(0.5 * logvar) * eps
+    return z, 0.5 * (z * z - eps * eps - logvar).sum(-1)
+
+
+def sample_log_ratio_addcmul(mu, logvar):
+    eps = torch.randn(SAMPLES, *mu.shape)
+    z = torch.addcmul(mu, torch.exp(0.5 * logvar), eps)
+    return z, 0.5 * (z.square().sum(-1) - eps.square().sum(-1) - logvar.sum(-1))
+
+
 def bernoulli(logits, x):
     return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
 
@@ -109,6 +124,19 @@ def sample_work(batch: int, dim: int, target: float) -> Work:
     )
 
 
+def log_ratio_work(batch: int, dim: int) -> Work:
+    """Many samples, and log q(z|x) - log p(z) of each: what importance weighting starts from."""
+    return Work(
+        f"sample+log ratio {SAMPLES}x{batch}x{dim}",
+        lambda: latents(batch, dim),
+        lambda mu, logvar: aevb.sample_gaussian_log_ratio(mu, logvar, SAMPLES),
+        lambda mu, logvar, **noise: aevb.reference.sample_gaussian_log_ratio(mu, logvar, SAMPLES, **noise),
+        {"as written": sample_log_ratio, "addcmul": sample_log_ratio_addcmul},
+        {"as written": lambda: compiled(sample_log_ratio), "addcmul": lambda: compiled(sample_log_ratio_addcmul)},
+        {"fallback_random": lambda: compiled(sample_log_ratio, fallback_random=True)},
+    )
+
+
 def bernoulli_work(batch: int, dim: int, target: float) -> Work:
     return Work(
         f"Bernoulli {batch}x{dim}",
@@ -144,6 +172,7 @@ WORK = (
     sample_work(100, 20, 2.0),
     sample_work(1000, 50, 2.5),
     sample_work(16384, 128, 5.0),
+    log_ratio_work(100, 50),
     bernoulli_work(100, 784, 2.0),
     bernoulli_work(1000, 784, 2.3),
     bernoulli_work(16384, 784, 5.0),
