@@ -21,7 +21,7 @@ from .products import product
 
 CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 8 << 20}  # of a chunk's logits: they stay in the second- or third-level cache
 FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
-SMALL_ROWS = 256
+SMALL_ROWS = 256  # up to which the weight's gradient is not taken transposed
 
 _log_prob_kernel = torch.ops.aevb.bernoulli_log_prob_forward.default
 _gradient_kernel = torch.ops.aevb.bernoulli_log_prob_backward.default
@@ -63,8 +63,15 @@ class _Chunk(NamedTuple):
 
 
 def _rows_of_chunk(weight: Tensor) -> int:
-    device = weight.device.type if weight.device.type in CHUNK_BYTES else "cuda"
-    return max(CHUNK_BYTES[device] // (max(weight.shape[0], 1) * weight.element_size()), FEWEST_ROWS[device])
+    return max(_rows_in_cache(weight), FEWEST_ROWS[_device_type(weight)])
+
+
+def _rows_in_cache(weight: Tensor) -> int:
+    return CHUNK_BYTES[_device_type(weight)] // (max(weight.shape[0], 1) * weight.element_size())
+
+
+def _device_type(t: Tensor) -> str:
+    return "cpu" if t.device.type == "cpu" else "cuda"
 
 
 def _chunks(L: int, B: int, rows: int) -> Iterator[_Chunk]:
@@ -340,7 +347,8 @@ def linear_bernoulli_log_prob(
         x_scale: multiplies x: 1/255 for pixels in 0..255.
         reduction: "none" for one value a row; any gradient may flow back, and the backward pass computes the chunks'
             logits again, where there is more than one. "mean" or "sum" over rows: all gradients are computed in the
-            forward pass, where one may flow back, and the backward pass only multiplies.
+            forward pass, where one may flow back, and the backward pass only multiplies (but in a compiled graph, and
+            in float16, whose gradients need a loss scale first).
         validate_args: check that the targets lie in [0, 1]; it costs a pass over x.
 
     Returns:
@@ -357,11 +365,16 @@ def linear_bernoulli_log_prob(
     if reduction == "none":
         h, weight, bias = _checked(logits, x)
         plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or ops.on_reference(h)
-        apply = _linear_bernoulli_log_prob if plain or not 0 < rows <= _rows_of_chunk(weight) else _OneChunk.apply
+        apply = _linear_bernoulli_log_prob if plain or not 0 < rows <= _rows_in_cache(weight) else _OneChunk.apply
         return apply(h, weight, bias, x, x_scale)
     if reduction not in ops.REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(map(repr, ops.REDUCTIONS))}")
     return sum_log_prob(logits, x, x_scale, 1.0 if reduction == "sum" else 1.0 / rows if rows else math.nan)
+
+
+def _may_know(h: Tensor) -> bool:
+    """Whether gradients may be taken in the forward pass. In float16 they would underflow before a loss scale comes."""
+    return not torch.compiler.is_compiling() and h.dtype != torch.float16
 
 
 def sum_log_prob(logits: LinearLogits, x: Tensor, x_scale: float | None, factor: float) -> Tensor:
@@ -373,7 +386,7 @@ def sum_log_prob(logits: LinearLogits, x: Tensor, x_scale: float | None, factor:
 
     if ops.on_reference(h):
         return formula(h, weight, bias, x, None, x_scale)
-    if torch.compiler.is_compiling():
+    if not _may_know(h):
         return factor * _linear_bernoulli_log_prob(h, weight, bias, x, x_scale).sum()
 
     def weigh(log_prob, samples, datapoints):
@@ -407,7 +420,7 @@ def sum_importance_weighted_bound(
         return formula(h, weight, bias, x, log_ratio, x_scale)
     rows = _rows_of_chunk(weight)
     learned_beta = isinstance(beta, Tensor) and beta.requires_grad
-    if torch.compiler.is_compiling() or learned_beta or 8 * rows < L or L == 0:
+    if not _may_know(h) or learned_beta or 8 * rows < L or L == 0:
         log_prob = _linear_bernoulli_log_prob(h, weight, bias, x, x_scale)
         return factor * importance_weighted_bound(log_prob, log_ratio, beta).sum()
     ratios = log_ratio.detach().reshape(L, B)

@@ -121,6 +121,16 @@ def test_half_precision(dtype, reduction, device, chunked):
         assert error <= 2 * unfused_error + 1e-3 * e.norm()
 
 
+def test_a_loss_scale_comes_in_time(device):
+    """float16 gradients of a mean over many rows are far below its smallest number, and are scaled before rounding."""
+    tensors, x = inputs(3, 4001, 20, 33, device, torch.float16)
+    grads = torch.autograd.grad(65536 * aevb.linear_bernoulli_log_prob(*tensors, x, reduction="mean"), tensors)
+    exact = double(tensors)
+    value = reference.linear_bernoulli_log_prob(*exact, x.cpu().double()).mean()
+    for a, e in zip(grads, torch.autograd.grad(65536 * value, exact), strict=True):
+        assert (a.cpu().double() - e).norm() < 5e-3 * e.norm()
+
+
 def test_no_bias(device):
     (h, weight, _), x = inputs(3, 41, 20, 33, device)
     value = aevb.linear_bernoulli_log_prob(h, weight, None, x)
