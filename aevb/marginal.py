@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,7 +122,15 @@ def log_marginal_likelihood(
     datapoints = max(min(count, rows // min(num_samples, rows // 2 or 1)), 1)
     samples = max(rows // datapoints, 1)
     found = []
-    with tqdm(total=count * num_samples, unit="sample", unit_scale=True, disable=not progress, desc="log p(x)") as bar:
+    interval = 0.1 if sys.stderr.isatty() else 5  # in a file it leaves a line every few seconds
+    with tqdm(
+        desc="log p(x)",
+        total=count * num_samples,
+        unit="sample",
+        unit_scale=True,
+        disable=not progress,
+        mininterval=interval,
+    ) as bar:
         for begin in range(0, count, datapoints):
             batch, batch_seeds = x[begin : begin + datapoints], seeds[begin : begin + datapoints]
             mu, logvar = model.encode(batch)
