@@ -99,7 +99,8 @@ def linear_warmup(step: int, steps: int, *, start: float = 0.0, end: float = 1.0
     """
     if steps < 0:
         raise ValueError(f"steps is {steps}; expected a number from 0 up")
-    return end if step >= steps else start + (end - start) * (max(step, 0) / steps)
+    step = max(step, 0)
+    return end if step >= steps else start + (end - start) * (step / steps)
 
 
 def cyclical_warmup(
@@ -115,7 +116,8 @@ def cyclical_warmup(
             f"steps is {steps}, cycles {cycles}, ratio {ratio}; expected steps from 0 up, at least 1 cycle, and a "
             "ratio in [0, 1]"
         )
+    step = max(step, 0)
     if step >= steps:
         return end
-    position = max(step, 0) * cycles / steps % 1.0
+    position = step * cycles / steps % 1.0
     return end if position >= ratio else start + (end - start) * position / ratio

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import ops, reference
 from .bounds import importance_weighted_bound
-from .products import product
+from .products import packed, product
 
 CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 8 << 20}  # of a chunk's logits: they stay in the second- or third-level cache
 FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
@@ -89,6 +89,11 @@ def _chunks(L: int, B: int, rows: int) -> Iterator[_Chunk]:
             yield _Chunk(first, min(first + step, L), 0, B)
 
 
+def _for_rows(weight: Tensor, rows: int, factor: Tensor) -> Tensor:
+    """`factor`, weight or its transpose, for the products of all chunks: packed, where there are several."""
+    return packed(factor) if rows > _rows_of_chunk(weight) else factor
+
+
 class _Gradients:
     """What the chunks add to the gradients of h [R, H], weight [D, H] and bias [D]; None for what is not needed.
 
@@ -98,18 +103,20 @@ class _Gradients:
     def __init__(self, h: Tensor, weight: Tensor, bias: Tensor, needs: Sequence[bool]):
         self.inputs = weight, bias
         self.needs = needs
+        rows = h.shape[:-1].numel()
+        self.weight_to_h = _for_rows(weight, rows, weight.t()) if needs[0] else None
         self.h = torch.ops.aevb.empty(h, h.shape) if needs[0] else None
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
         # Of many rows the product is faster transposed, along the rows in both operands; of few it is not, and would
         # have to be turned round.
-        self.transposed = h.numel() > SMALL_ROWS * h.shape[-1]
+        self.transposed = rows > SMALL_ROWS
 
     def add(self, h: Tensor, grad_logits: Tensor, grad_h: Tensor | None) -> None:
         """Adds a chunk: h [rows, H], grad_logits [rows, D]; grad_h is where the gradient of h goes."""
-        weight, _ = self.inputs
         if grad_h is not None:
-            grad_h.copy_(product(grad_logits, weight.t()).view_as(grad_h))
+            assert self.weight_to_h is not None
+            grad_h.copy_(product(grad_logits, self.weight_to_h).view_as(grad_h))
         if self.needs[1]:
             a, b = (h, grad_logits) if self.transposed else (grad_logits, h)
             share = product(a.t(), b.t())
@@ -144,8 +151,9 @@ def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float 
     L, B = _sizes(h, x)
     rows, x_rows = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1])
     log_prob = torch.empty(L * B, dtype=torch.float32, device=h.device)
+    decoder = _for_rows(weight, L * B, weight)
     for chunk in _chunks(L, B, _rows_of_chunk(weight)):
-        logits = product(chunk.rows(rows, B), weight, bias)
+        logits = product(chunk.rows(rows, B), decoder, bias)
         chunk.rows(log_prob, B).copy_(
             _log_prob_kernel(
                 logits.view(*chunk.shape, weight.shape[0]), x_rows[chunk.begin : chunk.end], x_scale, False
@@ -160,9 +168,10 @@ def _backward(
     L, B = _sizes(h, x)
     rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
     gradients = _Gradients(rows, weight, bias, needs)
+    decoder = _for_rows(weight, L * B, weight)
     for chunk in _chunks(L, B, _rows_of_chunk(weight)):
         h_chunk = chunk.rows(rows, B)
-        logits = product(h_chunk, weight, bias).view(*chunk.shape, weight.shape[0])
+        logits = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
         grad_logits = _gradient_kernel(
             logits, x_rows[chunk.begin : chunk.end], x_scale, False, chunk.rows(grads, B).view(chunk.shape)
         )
@@ -250,11 +259,12 @@ class _Known(torch.autograd.Function):
         gradients = _Gradients(samples, weight, bias, needs[:3])
         grad_log_ratio = torch.empty(L, B, device=h.device) if needs[4] else None
         value = torch.zeros((), dtype=torch.float64, device=h.device)
+        decoder = _for_rows(weight, L * B, weight)
         for chunk in chunks:
             samples_of, datapoints = slice(chunk.first, chunk.last), slice(chunk.begin, chunk.end)
             h_chunk = samples[samples_of, datapoints].reshape(-1, H)
             x_chunk = x_rows[datapoints]
-            logits = product(h_chunk, weight, bias).view(*chunk.shape, D)
+            logits = product(h_chunk, decoder, bias).view(*chunk.shape, D)
             log_prob = _log_prob_kernel(logits, x_chunk, x_scale, False)
             share, grad, grad_ratio = weigh(log_prob, samples_of, datapoints)
             value += share
@@ -411,6 +421,11 @@ def sum_importance_weighted_bound(
     """
     h, weight, bias = _checked(logits, x)
     L, B = _sizes(h, x)
+    if h.shape[:-1] != log_ratio.shape:
+        raise ValueError(
+            f"h has shape {tuple(h.shape)} and log_ratio {tuple(log_ratio.shape)}; expected (L, *batch, H) and (L, "
+            "*batch)"
+        )
 
     def formula(h, weight, bias, x, log_ratio, x_scale):
         log_prob = reference.linear_bernoulli_log_prob(h, weight, bias, x, x_scale)

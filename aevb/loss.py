@@ -113,6 +113,10 @@ class FusedELBO(nn.Module):
             )
         if groups is not None and free_bits is None:
             raise ValueError(f"groups is {groups}, of free_bits, which are not given")
+        if groups is not None and groups < 1:
+            raise ValueError(f"groups is {groups}; expected at least 1")
+        if free_bits is not None and not free_bits >= 0:
+            raise ValueError(f"free_bits is {free_bits}; expected nats from 0 up")
         self._set_beta(beta)  # not by the property, which torch 2.11 cannot trace here
         self.reduction = reduction
         self.from_probs = from_probs
@@ -122,7 +126,11 @@ class FusedELBO(nn.Module):
         self.num_samples = num_samples
         self.free_bits = free_bits
         self.groups = groups
-        self.capacity = capacity
+        self.capacity: Tensor | float | None
+        if isinstance(capacity, Tensor):
+            self.register_buffer("capacity", capacity, persistent=False)
+        else:
+            self.capacity = capacity
 
     @property
     def beta(self) -> Tensor | float:
@@ -199,17 +207,32 @@ class FusedELBO(nn.Module):
             assert mu is not None
             assert logvar is not None
             kl = self._closed_form_kl(mu, logvar)
+        if self._per_sample_kl() and kl.numel():
+            samples = _samples(recon, x, kl.dim() - 1)
+            if samples != self.num_samples:
+                raise ValueError(
+                    f"recon has {samples} samples of each datapoint; expected num_samples={self.num_samples}, those "
+                    "of kl"
+                )
         kl = self.kl_term(kl)
         return self._loss(recon, x, None, None, kl) if isinstance(recon, Tensor) else self._of_linear(recon, x, kl)
 
     def kl_term(self, kl: Tensor) -> Tensor:
         """What beta multiplies in the loss of each datapoint, (*batch,), given the kl of `sample`: the mean over its
         samples, with free_bits and capacity applied. Of the estimators of the ELBO; "iwae" and "dreg" have none."""
-        if ESTIMATORS[self.estimator].gradient is not None and self.num_samples is not None:
+        if self._per_sample_kl():
+            if kl.dim() == 0 or kl.shape[0] != self.num_samples:
+                raise ValueError(
+                    f"kl has shape {tuple(kl.shape)}; expected (num_samples={self.num_samples}, *batch), as "
+                    "criterion.sample gives it"
+                )
             return kl.mean(0)
         if self.free_bits is not None:
             kl = bounds.free_bits(kl, self.free_bits)
         return kl if self.capacity is None else bounds.capacity(kl, self.capacity)
+
+    def _per_sample_kl(self) -> bool:
+        return ESTIMATORS[self.estimator].gradient is not None and self.num_samples is not None
 
     def _closed_form_kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         if self.free_bits is None:
@@ -222,14 +245,14 @@ class FusedELBO(nn.Module):
         )
 
     def _of_linear(self, logits: LinearLogits, x: Tensor, kl: Tensor) -> Tensor:
-        logits, x = self._rows(logits, x, kl.dim())
-        if self.reduction == "none":
+        x = self._rows(x, kl.shape)
+        samples = _samples(logits, x, kl.dim())
+        if self.reduction == "none" or kl.numel() == 0:
             log_prob = linear.linear_bernoulli_log_prob(*logits, x, self.x_scale)
-            return self._beta * kl - log_prob.reshape(-1, *kl.shape).mean(0)
-        rows = logits.h.shape[:-1].numel()
+            loss = self._beta * kl - log_prob.reshape(samples, *kl.shape).mean(0)
+            return self._reduced(loss)
         datapoints, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
-        samples = rows // max(x.shape[:-1].numel(), 1)
-        factor = 1.0 / (samples * datapoints) if rows else float("nan")
+        factor = 1.0 / (samples * datapoints) if samples else float("nan")
         return self._beta * kl - linear.sum_log_prob(logits, x, self.x_scale, factor)
 
     def _importance_weighted(self, recon: Tensor | LinearLogits, x: Tensor, log_ratio: Tensor) -> Tensor:
@@ -241,20 +264,27 @@ class FusedELBO(nn.Module):
             log_prob = ops.reconstruction_log_prob(recon, x, batch, self.from_probs, self.x_scale)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         else:
-            logits, x = self._rows(recon, x, batch)
-            if self.reduction != "none":
-                count = x.shape[:-1].numel() if self.reduction == "mean" else 1
-                factor = -1.0 / count if count else float("nan")
-                return linear.sum_importance_weighted_bound(logits, x, self.x_scale, log_ratio, beta, factor)
-            log_prob = linear.linear_bernoulli_log_prob(*logits, x, self.x_scale)
+            x = self._rows(x, log_ratio.shape[1:])
+            count = x.shape[:-1].numel()
+            if self.reduction != "none" and count:
+                factor = -1.0 / (count if self.reduction == "mean" else 1)
+                return linear.sum_importance_weighted_bound(recon, x, self.x_scale, log_ratio, beta, factor)
+            log_prob = linear.linear_bernoulli_log_prob(*recon, x, self.x_scale)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
+        return self._reduced(loss)
+
+    def _reduced(self, loss: Tensor) -> Tensor:
         return loss if self.reduction == "none" else loss.mean() if self.reduction == "mean" else loss.sum()
 
-    def _rows(self, logits: LinearLogits, x: Tensor, batch: int) -> tuple[LinearLogits, Tensor]:
-        """The logits, and x with each datapoint flat."""
+    def _rows(self, x: Tensor, batch: torch.Size) -> Tensor:
+        """x with each datapoint flat, for LinearLogits."""
         if self.from_probs:
             raise ValueError("from_probs is set, but LinearLogits are logits; leave it out")
-        return logits, x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
+        if x.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and kl is of a batch {tuple(batch)}; expected x (*batch, ...)"
+            )
+        return x.flatten(len(batch)) if x.dim() > len(batch) else x.unsqueeze(-1)
 
     def extra_repr(self) -> str:
         beta = f"tensor({self._beta.item()})" if isinstance(self._beta, Tensor) else self._beta
@@ -266,3 +296,10 @@ class FusedELBO(nn.Module):
             value = getattr(self, name)
             text += f", {name}={value}" if value is not None else ""
         return text
+
+
+def _samples(recon: Tensor | LinearLogits, x: Tensor, batch: int) -> int:
+    """How many samples of each datapoint recon has; `batch` is the number of batch dimensions."""
+    if isinstance(recon, LinearLogits):
+        return recon.h.shape[: recon.h.dim() - 1 - batch].numel()
+    return recon.numel() // x.numel() if x.numel() else recon.shape[: recon.dim() - x.dim()].numel()

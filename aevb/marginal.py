@@ -16,7 +16,7 @@ from .ops import mix_seed, sample_gaussian_log_ratio
 if TYPE_CHECKING:
     from .diagnostics import LatentVariableModel
 
-ROWS = 4096  # samples that the decoder sees at a time
+ROWS = 8192  # samples that the decoder sees at a time
 
 
 @dataclass(frozen=True, eq=False)

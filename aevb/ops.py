@@ -531,7 +531,7 @@ def reconstruction_log_prob(recon: Tensor, x: Tensor, batch: int, from_probs: bo
     """log p(x|z), (samples, *batch), of recon (*samples, *batch, *datapoint) and x (*batch, *datapoint), as `FusedELBO`
     reads them; `batch` is the number of batch dimensions."""
     x = x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
-    samples = recon.numel() // x.numel() if x.numel() else 1
+    samples = recon.numel() // x.numel() if x.numel() else recon.shape[: recon.dim() - x.dim()].numel()
     if samples * x.numel() != recon.numel():
         raise ValueError(
             f"recon has shape {tuple(recon.shape)} and x {tuple(x.shape)}; expected recon to be a number of x's"

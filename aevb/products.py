@@ -25,15 +25,27 @@ def _onednn():
     return op
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    """``activation(a @ b.T + bias)`` for a (N, K), b (M, K), bias (M,); activation is "none", "tanh" or "relu".
+def packed(b: Tensor) -> Tensor:
+    """b (M, K) in the layout that oneDNN likes best, for many products with it: a sixth faster. No other use of it."""
+    if _onednn() is None or not _for_onednn(b):
+        return b
+    return torch.ops.mkldnn._reorder_linear_weight(b.contiguous())
 
-    No gradient flows through it. float32 on a CPU goes to oneDNN, unless `torch.backends.mkldnn.flags` turns that off;
-    everything else to `F.linear`, which has the fastest route already.
+
+def _for_onednn(t: Tensor) -> bool:
+    """Whether a product with t goes to oneDNN, if there is one."""
+    enabled = bool(torch.backends.mkldnn.enabled)
+    return enabled and t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """``activation(a @ b.T + bias)`` for a (N, K), b (M, K), as it is or `packed`, and bias (M,).
+
+    activation is "none", "tanh" or "relu". No gradient flows through it. float32 on a CPU goes to oneDNN, unless
+    `torch.backends.mkldnn.flags` turns that off; everything else to `F.linear`, which has the fastest route already.
     """
-    if a.device.type == "cpu" and a.dtype == torch.float32 and a.numel() and b.numel():
-        onednn = _onednn() if torch.backends.mkldnn.enabled else None
-        if onednn is not None:
-            return onednn(a, b, bias, activation, [], "")
+    onednn = _onednn() if _for_onednn(a) and b.numel() else None
+    if onednn is not None:
+        return onednn(a, b, bias, activation, [], "")
     out = F.linear(a, b, bias)
     return out if activation == "none" else out.tanh_() if activation == "tanh" else out.relu_()

@@ -141,7 +141,28 @@ class _DoublyReparameterized(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_z, grad_log_ratio):
         weight = sample_weights(grad_log_ratio)
-        return weight.unsqueeze(-1) * grad_z, weight * grad_log_ratio
+        return _Final.apply(weight.unsqueeze(-1) * grad_z, weight * grad_log_ratio)
+
+
+class _Final(torch.autograd.Function):
+    """The identity on a gradient that is an estimator's own and no function's: a derivative of it would be wrong."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a, b):
+        return a.view_as(a), b.view_as(b)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError(
+            "the doubly reparameterized gradient has no derivatives by mu and logvar: it is an estimate, with weights "
+            "put into it; gradient='total' (estimator 'iwae') has them"
+        )
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
