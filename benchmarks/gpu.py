@@ -64,6 +64,8 @@ Json = dict[str, Any]
 ELEMENT_BYTES: dict[tuple[str, str], Callable[[int, int], float]] = {
     ("sample_gaussian", "forward"): lambda e, t: 3 * e,  # mu, logvar -> z
     ("sample_gaussian", "backward"): lambda e, t: 5 * e,  # mu, logvar, grad z -> grad mu, grad logvar
+    ("sample_gaussian_log_ratio", "forward"): lambda e, t: 3 * e,  # the same
+    ("sample_gaussian_log_ratio", "backward"): lambda e, t: 5 * e,
     ("gaussian_kl", "forward"): lambda e, t: 2 * e,  # mu, logvar ->
     ("gaussian_kl", "backward"): lambda e, t: 4 * e,  # mu, logvar -> grad mu, grad logvar
     ("bernoulli_log_prob", "forward"): lambda e, t: e + t,  # logits, x ->
@@ -72,13 +74,20 @@ ELEMENT_BYTES: dict[tuple[str, str], Callable[[int, int], float]] = {
     ("FusedELBO", "backward"): lambda e, t: 2 * e + t + 4 * e * LATENTS / PIXELS,  # the same -> three gradients
     ("normal", "forward"): lambda e, t: e,  # -> eps
 }
-ROW_BYTES = {"sample_gaussian": 4, "gaussian_kl": 4, "bernoulli_log_prob": 4, "FusedELBO": 0, "normal": 0}
+SAMPLING = ("sample_gaussian", "sample_gaussian_log_ratio")
+ROW_BYTES = {**dict.fromkeys((*SAMPLING, "gaussian_kl", "bernoulli_log_prob"), 4), "FusedELBO": 0, "normal": 0}
 WIDTHS = {
-    "sample_gaussian": LATENT_WIDTH,
+    **dict.fromkeys(SAMPLING, LATENT_WIDTH),
     "gaussian_kl": LATENT_WIDTH,
     "bernoulli_log_prob": PIXELS,
     "FusedELBO": PIXELS,
 }
+
+
+def sample_log_ratio(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    eps = torch.randn_like(mu)
+    z = mu + torch.exp(0.5 * logvar) * eps
+    return z, 0.5 * (z * z - eps * eps - logvar).sum(-1)
 
 
 def with_uint8(function: Function) -> Function:
@@ -125,7 +134,7 @@ class Work:
         dtype = DTYPES[self.dtype]
         if self.op == "normal":
             return [torch.randint(-(2**63), 2**63 - 1, (), device=device)]
-        if self.op in ("sample_gaussian", "gaussian_kl"):
+        if self.op in (*SAMPLING, "gaussian_kl"):
             return [torch.randn(rows, width, dtype=dtype, device=device, requires_grad=True) for _ in range(2)]
         assert self.targets
         logits = torch.randn(rows, width, dtype=dtype, device=device, requires_grad=True)
@@ -141,7 +150,7 @@ class Work:
     def upstream(self, device: str) -> list[Tensor]:
         rows, width = self.shape
         row = torch.randn(rows, device=device)
-        if self.op == "sample_gaussian":
+        if self.op in SAMPLING:
             return [torch.randn(rows, width, dtype=DTYPES[self.dtype], device=device), row]
         return [torch.randn((), device=device)] if self.op == "FusedELBO" else [row]
 
@@ -153,6 +162,8 @@ class Work:
             return ops.normal.default(inputs[0], [self.elements])
         if self.op == "sample_gaussian":
             return ops.sample_gaussian_forward.default(*inputs, seed, None)
+        if self.op == "sample_gaussian_log_ratio":
+            return ops.sample_gaussian_log_ratio_forward.default(*inputs, seed, None, 0)
         if self.op == "gaussian_kl":
             return ops.gaussian_kl_forward.default(*inputs)
         if self.op == "bernoulli_log_prob":
@@ -163,6 +174,8 @@ class Work:
         ops = torch.ops.aevb
         if self.op == "sample_gaussian":
             return ops.sample_gaussian_backward.default(*inputs, seed, None, *upstream)
+        if self.op == "sample_gaussian_log_ratio":
+            return ops.sample_gaussian_log_ratio_backward.default(*inputs, seed, None, 0, *upstream, None)
         if self.op == "gaussian_kl":
             return ops.gaussian_kl_backward.default(*inputs, *upstream)
         if self.op == "bernoulli_log_prob":
@@ -174,6 +187,8 @@ class Work:
     def aevb(self) -> Function:
         if self.op == "sample_gaussian":
             return aevb.sample_gaussian
+        if self.op == "sample_gaussian_log_ratio":
+            return aevb.sample_gaussian_log_ratio
         if self.op == "gaussian_kl":
             return aevb.gaussian_kl
         if self.op == "bernoulli_log_prob":
@@ -184,6 +199,7 @@ class Work:
         """The ways to write the op in PyTorch, those of benchmarks/cases.py, the plainest first."""
         ways: dict[str, dict[str, Function]] = {
             "sample_gaussian": {"as written": cases.sample, "one exp, addcmul": cases.sample_one_exp},
+            "sample_gaussian_log_ratio": {"as written": sample_log_ratio},
             "gaussian_kl": {"as written": lambda mu, logvar: 0.5 * cases.kl_terms(mu, logvar).sum(-1)},
             "bernoulli_log_prob": {
                 "binary_cross_entropy_with_logits": cases.bernoulli,
@@ -201,6 +217,8 @@ class Work:
         r = aevb.reference
         if self.op == "sample_gaussian":
             return r.sample_gaussian(inputs[0], inputs[1], eps=eps)
+        if self.op == "sample_gaussian_log_ratio":
+            return r.sample_gaussian_log_ratio(inputs[0], inputs[1], eps=eps)
         if self.op == "gaussian_kl":
             return (r.gaussian_kl(inputs[0], inputs[1]),)
         if self.op == "bernoulli_log_prob":
@@ -241,7 +259,7 @@ def compare(
         part = slice(first, first + step)
         ins = [t.detach()[part].double() if t.is_floating_point() else t[part] for t in inputs]
         ins = [t.requires_grad_(i.requires_grad) for t, i in zip(ins, inputs, strict=True)]
-        eps = recovered_noise(ins, outputs[0][part], tolerance) if work.op == "sample_gaussian" else None
+        eps = recovered_noise(ins, outputs[0][part], tolerance) if work.op in SAMPLING else None
         expected = work.reference(ins, eps)
         ups = [g.double() if whole else g[part].double() for g in upstream]
         expected_grads = torch.autograd.grad(expected, differentiated(ins), ups)
@@ -675,6 +693,7 @@ KINDS: list[Kind] = [  # with peers, the most wanted first
     ("sample_gaussian", "float32", None),
     ("bernoulli_log_prob", "float32", "float32"),
     ("gaussian_kl", "float32", None),
+    ("sample_gaussian_log_ratio", "float32", None),
     ("FusedELBO", "bfloat16", "uint8"),
     ("sample_gaussian", "bfloat16", None),
     ("bernoulli_log_prob", "bfloat16", "uint8"),

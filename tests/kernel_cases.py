@@ -1,5 +1,7 @@
 """Calls of every kernel, for tests that hold one device's results to another's, bit for bit."""
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +11,13 @@ from conftest import rand, randn
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# One element, rows shorter and longer than a run of 4 or 8, odd lengths, whole groups (512) and tiles (4096) and one
-# more, many parts; and nothing at all.
+# One element, rows shorter and longer than a run of 4 or 8, odd lengths, whole groups (512) and tiles (1024, 2048,
+# 4096), and one more or less, many parts; and nothing at all.
 LATENT_SHAPES = [
-    *[(1, 1), (7, 20), (1000, 3), (300, 2), (400, 50), (3, 5, 41), (9, 64), (9, 65), (5, 257), (5, 512), (3, 513)],
-    *[(33, 784), (2, 2048), (2, 2049), (2, 4096), (3, 4097), (1, 100_003), (4, 0), (0, 4)],
+    *[(1, 1), (7, 20), (1000, 1), (1000, 3), (300, 2), (400, 50), (3, 5, 41), (9, 64), (9, 65), (5, 257), (5, 512)],
+    *[(3, 513), (33, 784), (3, 1023), (2, 2048), (2, 2049), (2, 4096), (3, 4097), (1, 100_003), (4, 0), (0, 4)],
 ]
+SHORT_ROWS = [(60, columns) for columns in (4, 5, 8, 9, 16, 17, 32, 33)]  # how they are summed depends on their length
 PIXEL_SHAPES = [
     *[(1, 1), (9, 7), (130, 8), (100, 33), (64, 784), (3, 1271), (2, 5, 513), (2, 4104), (5, 32_769), (1, 200_003)],
     *[(1, 65_536), (3, 0), (0, 5)],
@@ -70,6 +73,7 @@ def cases() -> Iterator[Case]:
     yield from _noise()
     for dtype in DTYPES:
         yield from _latents(dtype)
+        yield from _log_ratios(dtype)
         yield from _likelihoods(dtype)
         yield from _losses(dtype)
 
@@ -111,6 +115,8 @@ def _latents(dtype) -> Iterator[Case]:
         for name, m, v in (("", mu, logvar), ("edges", with_edges(mu, 3), with_edges(logvar, 4))):
             yield from sample(name, m.to(dtype), v.to(dtype), torch.tensor(SEED), None)
             yield from kl(name, m.to(dtype), v.to(dtype))
+    for shape in SHORT_ROWS:
+        yield Case("", "gaussian_kl_forward", (randn(1, *shape).to(dtype), randn(2, *shape).to(dtype)))
     for shape in ((7, 20), (3, 5, 41), (9, 50), (2, 3), (3, 2050)):
         mu, logvar = randn(8, *shape).to(dtype), randn(9, *shape).to(dtype)
         for num_samples in (0, 1, 3, 4, 16, 17, 40) if shape[-1] < 100 else (3, 20):
@@ -129,6 +135,48 @@ def _latents(dtype) -> Iterator[Case]:
         for name, grad in grad_z.items():
             args = (mu, logvar, torch.tensor(SEED), None, grad, None)
             yield Case(f"grad_z {name}", "sample_gaussian_backward", args)
+
+
+def _log_ratios(dtype) -> Iterator[Case]:
+    gradients = (i % 3 for i in itertools.count(DTYPES.index(dtype)))
+
+    def sample(name, mu, logvar, seed, num_samples, layout=lambda grad_z: grad_z, edges=False):
+        """With the next of the three gradients: the forward op, and the backward op with all that may flow into it and
+        with a part."""
+        z, gradient = mu.shape if num_samples is None else (num_samples, *mu.shape), next(gradients)
+        args = (mu, logvar, seed, num_samples, gradient)
+        yield Case(name, "sample_gaussian_log_ratio_forward", args)
+        grads = 3 * randn(26, *z), 3 * randn(27, *z[:-1]), rand(28, *z[:-1])
+        grads = [with_edges(g, 29 + i) for i, g in enumerate(grads)] if edges else grads
+        grad_z, grad, weight = layout(grads[0].to(dtype)), grads[1], grads[2] if gradient == 2 else None
+        part = ((grad_z, None, None), (None, grad, None), (None, None, weight))[gradient]
+        for which, some in (("everything", (grad_z, grad, weight)), ("a part", part)):
+            yield Case(f"{name}, through {which}", "sample_gaussian_log_ratio_backward", (*args, *some))
+
+    for shape in LATENT_SHAPES:
+        mu, logvar = randn(1, *shape), 2 * randn(2, *shape)
+        yield from sample("", mu.to(dtype), logvar.to(dtype), torch.tensor(SEED), None)
+        mu, logvar = with_edges(mu, 3).to(dtype), with_edges(logvar, 4).to(dtype)
+        yield from sample("edges", mu, logvar, torch.tensor(SEED), None, edges=True)
+    for shape in SHORT_ROWS:
+        for name, scale in (("", 1), ("the prior", 0)):  # whose terms are 0 or -0
+            mu, logvar = scale * randn(1, *shape).to(dtype), scale * randn(2, *shape).abs().to(dtype)
+            yield Case(name, "sample_gaussian_log_ratio_forward", (mu, logvar, torch.tensor(SEED), 3, 0))
+    for shape in ((1, 1), (2, 3), (7, 20), (3, 5, 41), (9, 50), (1, 700), (100, 20), (3, 2050), (2, 33_000)):
+        mu, logvar = randn(8, *shape).to(dtype), randn(9, *shape).to(dtype)
+        counts = (0, 1, 3, 16, 17, 40) if math.prod(shape) < 3000 else (3, 17) if shape[-1] < 3000 else (2,)
+        for i, num_samples in enumerate(counts):
+            z = (num_samples, *shape)
+            for dims in sorted({0, 1 + i % (len(z) - 1), len(z) - 1}):
+                seeds = torch.ops.aevb.mix_seed(
+                    torch.full(z[:dims], SEED), torch.arange(torch.Size(z[:dims]).numel()).view(z[:dims])
+                )
+                yield from sample(f"seeds {tuple(z[:dims])}", mu, logvar, seeds, num_samples, edges=num_samples == 17)
+        if shape[-1] < 33_000:
+            yield from sample("a seed each", mu, logvar, torch.arange(shape[0]), None)
+            for name, view in views(mu).items():
+                yield from sample(name, view, views(logvar)[name], torch.tensor(SEED), 2)
+                yield from sample(f"grad_z {name}", mu, view, torch.tensor(SEED), None, lambda g, n=name: views(g)[n])
 
 
 def targets(shape: tuple[int, ...]) -> dict[str, tuple[Tensor, float | None]]:

@@ -75,10 +75,14 @@ def results():
                 name = f"{dtype} {size} {'edges' if edges else 'ordinary'}"
                 yield f"sample {name}", differentiated(aevb.sample_gaussian(mu, logvar, seed=5), (mu, logvar), 6)
                 yield f"kl {name}", differentiated(aevb.gaussian_kl(mu, logvar), (mu, logvar), 7)
+                ratios = aevb.sample_gaussian_log_ratio(mu, logvar, seed=5)
+                yield f"log_ratio {name}", differentiated(ratios, (mu, logvar), 6)
                 if mu.numel() < 50_000:
                     seeds = aevb.mix_seed(1, torch.arange(4 * size[0])).view(4, size[0])
                     samples = aevb.sample_gaussian(mu, logvar, 4, seed=seeds)
                     yield f"samples {name}", differentiated(samples, (mu, logvar), 8)
+                    ratios = aevb.sample_gaussian_log_ratio(mu, logvar, 20, gradient="path", seed=6)
+                    yield f"log_ratios {name}", differentiated(ratios, (mu, logvar), 8)
         for size in PIXEL_SHAPES:
             for kind in ("soft", "bool", "uint8", "edges"):
                 u = torch.rand(size, generator=torch.Generator().manual_seed(9))

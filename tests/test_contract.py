@@ -67,7 +67,9 @@ CASES = [
         )
         for gradient, n in (("total", None), ("path", 3), ("doubly_reparameterized", 3))
     ),
-    Case("kl_groups", (MU, LOGVAR), lambda m, v: aevb.gaussian_kl(m, v, 5), lambda m, v: reference.gaussian_kl(m, v, 5)),
+    Case(
+        "kl_groups", (MU, LOGVAR), lambda m, v: aevb.gaussian_kl(m, v, 5), lambda m, v: reference.gaussian_kl(m, v, 5)
+    ),
     Case(
         "linear",
         (H, WEIGHT, BIAS),

@@ -79,6 +79,10 @@ def test_the_public_functions(fake):
         assert (z.dtype, kl.dtype) == (torch.bfloat16, torch.float32)
         assert z.shape == ((2, 3, 5) if "num_samples" in options else (3, 5))
         assert {z.device, kl.device} == {mu.device}
+        z, log_ratio = aevb.sample_gaussian_log_ratio(mu, mu, gradient="path", **options)
+        assert (z.dtype, log_ratio.dtype) == (torch.bfloat16, torch.float32)
+        assert log_ratio.shape == z.shape[:-1]
+        assert {z.device, log_ratio.device} == {mu.device}
     x = torch.empty(3, 7, dtype=torch.uint8, device="cuda")
     beta = torch.empty((), device="cuda")
     for loss in (
@@ -153,6 +157,9 @@ def test_any_sizes():
         with mode:
             z, kl = torch.ops.aevb.sample_gaussian_forward(mu, logvar, seed, 2)
             grads = torch.ops.aevb.sample_gaussian_backward(mu, logvar, seed, 2, gz, gkl)
+            _, log_ratio = torch.ops.aevb.sample_gaussian_log_ratio_forward(mu, logvar, seed, 2, 0)
+            more = torch.ops.aevb.sample_gaussian_log_ratio_backward(mu, logvar, seed, 2, 2, gz, log_ratio, log_ratio)
     assert z.shape == (2, *mu.shape)
     assert kl.shape == mu.shape[:-1]
-    assert all(g.shape == mu.shape for g in grads)
+    assert log_ratio.shape == z.shape[:-1]
+    assert all(g.shape == mu.shape for g in (*grads, *more))

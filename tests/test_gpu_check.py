@@ -88,7 +88,9 @@ def test_bytes_that_must_move(gpu):
     assert loss == pytest.approx(10 * 4 * (784 * (2 + 3) + 20 * (2 + 4)))
 
 
-@pytest.mark.parametrize("op", ["sample_gaussian", "gaussian_kl", "bernoulli_log_prob", "FusedELBO"])
+@pytest.mark.parametrize(
+    "op", ["sample_gaussian", "sample_gaussian_log_ratio", "gaussian_kl", "bernoulli_log_prob", "FusedELBO"]
+)
 def test_wrong_providers_are_found_out(op, gpu):
     """Before anything is timed, by their values and by their gradients."""
     torch.manual_seed(1)

@@ -97,6 +97,30 @@ WORK = [
         floor={"fp32": 90, "bf16": 60},
     ),
     Work(r"gaussian_gradient<(?P<T>\w+),true,true>", "grad_z:T", note=" +1 sample"),
+    Work(
+        r"log_ratio_tile<(?P<T>\w+),true>",
+        "mu:T logvar:T >z:T",
+        shared=(8,),
+        floor={"fp32": 61, "bf16": 37},
+    ),
+    Work(
+        r"log_ratio_tile<(?P<T>\w+),true>",
+        ">z:T",
+        shared=(8,),
+        note=" +1 sample",
+        floor={"fp32": 40, "bf16": 22},
+    ),
+    Work(
+        r"log_ratio_gradient<(?P<T>\w+),false,true>",
+        "mu:T logvar:T grad_z:T >grad_mu:T >grad_logvar:T",
+        floor={"fp32": 95, "bf16": 68},
+    ),
+    Work(
+        r"log_ratio_gradient<(?P<T>\w+),true,true>",
+        "grad_z:T",
+        note=" +1 sample",
+        floor={"fp32": 44, "bf16": 24},
+    ),
     Work("normal_runs", ">eps:4"),
     Work(
         r"log_prob_rows<BernoulliLogits,[48],(?P<T>\w+),(?P<X>\w+)>",
@@ -112,7 +136,7 @@ WORK = [
     Work(r"log_prob_rows<BernoulliProbs,[48],(?P<T>\w+),AnyDtype>", "output:T x:4!", around=lambda t: (256 // t["T"],)),
     Work(r"log_prob_gradient<BernoulliProbs,[48],(?P<T>\w+),AnyDtype>", "output:T x:4! >grad:T"),
     # Unaligned rows, sums of a few numbers a row, and what only tests call.
-    Work(r"gaussian_(tile|gradient)<\w+,\w+,false>|log_prob_(rows|gradient)<\w+,1,\w+,\w+>", ""),
+    Work(r"(gaussian|log_ratio)_(tile|gradient)<[\w,]+,false>|log_prob_(rows|gradient)<\w+,1,\w+,\w+>", ""),
     Work(r"join_parts|mix_seeds|datapoint_losses<\w+,\w+>|elementary_function|scale_elements", ""),
 ]
 

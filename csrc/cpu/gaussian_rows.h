@@ -39,6 +39,7 @@ inline void for_tiles(int64_t D, int64_t begin, int64_t end, const Visit& visit)
 
 // Elements [first, first + n) of the noise of all samples: one run for each seed's block that they touch.
 AEVB_FORMULA const float* noise_of(const GaussianArgs& a, int64_t first, int n, Noise<kTile>& noise, float* buffer) {
+  if (n == 0) return buffer;  // rows of no elements, whose seeds number none
   int64_t block = first / a.seed_block, offset = first % a.seed_block;
   if (offset + n <= a.seed_block) return noise.fill(static_cast<uint64_t>(a.seeds[block]), offset, n);
   for (int done = 0; done < n; ++block, offset = 0) {
@@ -228,10 +229,18 @@ inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begi
     const int64_t offset = t.row * a.D + t.column;
     const float* mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);              // [n]
     const float* logvar = read_rows(a.logvar, t.row, t.rows, t.column, t.columns, logvar_buffer);  // [n]
+    if (path_only) {  // outside of the loop, which a branch inside would keep from being vectorised
 #pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      sd[i] = gaussian_sd(logvar[i]);
-      slope[i] = gaussian_ratio_slope(logvar[i], path_only);
+      for (int i = 0; i < n; ++i) {
+        sd[i] = gaussian_sd(logvar[i]);
+        slope[i] = gaussian_ratio_slope(logvar[i], true);
+      }
+    } else {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        sd[i] = gaussian_sd(logvar[i]);
+        slope[i] = gaussian_ratio_slope(logvar[i], false);
+      }
     }
     for (int64_t l = 0; l < a.L; ++l) {
       const int64_t row = l * a.B + t.row;

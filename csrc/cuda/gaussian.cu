@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reparameterised sample and the Gaussian KL, their gradients, and the noise itself.
-//
-// A thread takes a run of V neighbouring elements in row-major order, whatever the rows' length, so that accesses are
-// wide and every four elements of z are one counter of the noise. Sums over rows meet in shared memory.
 #include "../formulas/gaussian.h"
+#include "gaussian.cuh"
 #include "launch.h"
-#include "launching.h"
-#include "noise.cuh"
 #include "sums.cuh"
 
 namespace aevb::cuda {
@@ -16,103 +12,33 @@ constexpr int kThreads = 256;
 constexpr int kTile = 4096;       // elements of a tile: whole rows, or a part of one long row
 constexpr int kSmallTile = 1024;  // of a tensor too small to fill the GPU with the other
 
-// A matrix [rows, D] read by runs of elements.
-template <class T>
-struct Reader {
-  const T* data;
-  int64_t stride;
-  bool in_runs;  // every run of V elements is an aligned access, but for one that ends beyond the last element
-};
-
-// Where element i of a matrix with rows of D elements is.
-struct Place {
-  int64_t row, column;
-};
-AEVB_DEVICE Place place_of(int64_t i, const Divider& D) {
-  const int64_t row = D.divide(i);
-  return {row, i - row * D.divisor()};
-}
-
-// A kernel is compiled twice: `kPlain` for what is nearly always asked for, where every run is one access, complete,
-// and one counter (or two) of the one seed; and once for the rest.
-
-// The address of element i. `at` is its place, needed unless rows are adjacent.
-template <class T>
-AEVB_DEVICE const T* address(const Reader<T>& reader, int64_t i, Place at, int64_t D) {
-  return reader.data + (reader.stride == D ? i : at.row * reader.stride + at.column);
-}
-
-// Elements [i, i + V), 0 from element `count` on.
-template <int V, class T>
-AEVB_DEVICE void read_run(const Reader<T>& reader, int64_t i, Place at, int64_t D, int64_t count, float* x) {
-  const T* data = address(reader, i, at, D);
-  if (reader.in_runs && i + V <= count) return load<V>(data).unpack_to(x);
-#pragma unroll
-  for (int j = 0; j < V; ++j) {
-    x[j] = i + j < count ? load_one(data) : 0.0f;
-    ++data;
-    if (reader.stride != D && ++at.column == D) {
-      at.column = 0;
-      data += reader.stride - D;
-    }
-  }
-}
-
-// Writes those of elements [i, i + V) that lie in [begin, end); `data` is contiguous and aligned to 16 bytes.
-template <int V, class T>
-AEVB_DEVICE void write_run(const float* x, T* data, int64_t i, int64_t begin, int64_t end, bool aligned) {
-  if (aligned && i >= begin && i + V <= end) return store<V>(x, data + i);
-#pragma unroll
-  for (int j = 0; j < V; ++j)
-    if (i + j >= begin && i + j < end) store_one(x[j], data + i + j);
-}
-
 // ---- forward --------------------------------------------------------------------------------------------------------
 
 template <class T>
 struct ForwardArgs {
   Reader<T> mu, logvar;  // [B, D]
   bool by_rows;          // rows of mu or logvar are not adjacent
-  Divider D, parts;      // a long row is cut into `parts` tiles
-  Divider tiles;         // samples are shared between blocks too: block s * tiles + t takes `samples` of tile t
-  bool shared;           // whether they are
+  Cut cut;
+  Divider tiles;  // samples are shared between blocks too: block s * tiles + t takes `samples` of tile t
+  bool shared;    // whether they are
   int samples;
-  int64_t B, L, tile_rows, part;
+  int64_t L;
   Seeds seeds;
   T* z;           // [L, B, D]
   float* result;  // [B] KL, or [B, parts] twice the KL of each part
   float factor;
 };
 
-// The elements of a tile, and the rows or the one part of a row that they are.
-struct Tile {
-  int64_t begin, end, first_row;
-  int rows, columns;
-};
-
-template <class T>
-AEVB_DEVICE Tile tile_of(const ForwardArgs<T>& a, int64_t number) {
-  const int64_t D = a.D.divisor();
-  if (a.parts.divisor() == 1) {
-    const int64_t row = number * a.tile_rows;
-    const int rows = static_cast<int>(a.tile_rows < a.B - row ? a.tile_rows : a.B - row);
-    return {row * D, (row + rows) * D, row, rows, static_cast<int>(D)};
-  }
-  const int64_t row = a.parts.divide(number), part = number - row * a.parts.divisor();
-  const int64_t begin = row * D + part * a.part, end = part + 1 == a.parts.divisor() ? (row + 1) * D : begin + a.part;
-  return {begin, end, number, 1, static_cast<int>(end - begin)};
-}
-
 template <class T, bool kSample, bool kPlain>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) gaussian_tile(const ForwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   AEVB_SHARED(float4, tile_vectors, kTile / 4 + V / 2);  // twice the KL of each element
   AEVB_SHARED(float, group_sum, 2 * kTile / kGroup);
-  const int64_t D = a.D.divisor(), count = a.B * D;
+  const int64_t D = a.cut.D.divisor(), count = a.cut.B * D;
   const int64_t share = a.shared ? a.tiles.divide(blockIdx.x) : 0, first_sample = share * a.samples;
   const int64_t number = blockIdx.x - (a.shared ? share * a.tiles.divisor() : 0);
   const int samples = static_cast<int>(first_sample + a.samples < a.L ? a.samples : a.L - first_sample);
-  const Tile tile = tile_of(a, number);
+  const Tile tile = tile_of(a.cut, number);
   const int64_t first = tile.begin / V * V;  // of the first run; tile.begin itself where plain
 
   const auto to_tile = [&](int k, const float* two_kl) {
@@ -146,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) gaussian_til
         if (k >= n) break;
         const T *mu_run = a.mu.data + first + k, *logvar_run = a.logvar.data + first + k;
         if (a.by_rows) {
-          const Place at = place_of(first + k, a.D);
+          const Place at = place_of(first + k, a.cut.D);
           mu_run = a.mu.data + at.row * a.mu.stride + at.column;
           logvar_run = a.logvar.data + at.row * a.logvar.stride + at.column;
         }
@@ -173,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) gaussian_til
     }
   } else {
     for (int64_t i = first + threadIdx.x * V; i < tile.end; i += kThreads * V) {
-      const Place at = a.by_rows ? place_of(i, a.D) : Place{};
+      const Place at = a.by_rows ? place_of(i, a.cut.D) : Place{};
       read_run<V>(a.mu, i, at, D, count, mu);
       read_run<V>(a.logvar, i, at, D, count, logvar);
       latent();
@@ -209,23 +135,7 @@ struct BackwardArgs {
   T *grad_mu, *grad_logvar;  // [B, D]
 };
 
-// sum_l grad_z and sum_l grad_z eps: blocks of 16 samples in order, the blocks joined by two-sum.
-template <int V>
-struct SampleSums {
-  float grad_z[V] = {}, grad_z_eps[V] = {};
-};
-
-// Adds a block to a sum, and to `lost` what the addition rounds away.
-template <int V>
-AEVB_DEVICE void join_block(const float* block, float* total, float* lost) {
-#pragma unroll
-  for (int j = 0; j < V; ++j) {
-    const float before = total[j], x = block[j], sum = before + x, added = sum - before;
-    lost[j] += (before - (sum - added)) + (x - added);
-    total[j] = sum;
-  }
-}
-
+// Adds samples [first, last) to the sums of grad_z and of grad_z eps.
 template <bool kPlain, int V, class T>
 AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, const PhiloxKeys& keys, int64_t i, int64_t count, int64_t first,
                              int64_t last, SampleSums<V>& sums) {
@@ -245,15 +155,16 @@ AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, const PhiloxKeys& keys, i
     }
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      sums.grad_z_eps[j] = l == first ? grad_z[j] * eps[j] : fmadd(grad_z[j], eps[j], sums.grad_z_eps[j]);
-      sums.grad_z[j] = l == first ? grad_z[j] : sums.grad_z[j] + grad_z[j];
+      sums.logvar[j] = fmadd(grad_z[j], eps[j], sums.logvar[j]);
+      sums.mu[j] += grad_z[j];
     }
   }
 }
 
 template <class T, bool kManySamples, bool kPlain>
-__global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardArgs<T> a) {
-  constexpr int V = kWidest<T>, kBlock = 16;
+__global__ void __launch_bounds__(kThreads, kManySamples && sizeof(T) < 4 ? 2 : 3)
+    gaussian_gradient(const BackwardArgs<T> a) {
+  constexpr int V = kWidest<T>;
   const int64_t D = a.D.divisor(), count = a.B * D;
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
   if (i >= count) return;
@@ -268,22 +179,9 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardA
   SampleSums<V> sums;
   if (through_z) {
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(*a.seeds.seeds));
-    if constexpr (kManySamples) {
-      SampleSums<V> total, lost;
-      for (int64_t l = 0; l < a.L; l += kBlock) {
-        add_samples<kPlain, V>(a, keys, i, count, l, l + kBlock < a.L ? l + kBlock : a.L, sums);
-        join_block<V>(sums.grad_z, total.grad_z, lost.grad_z);
-        join_block<V>(sums.grad_z_eps, total.grad_z_eps, lost.grad_z_eps);
-      }
-#pragma unroll
-      for (int j = 0; j < V; ++j) {  // an infinity loses inf - inf
-        sums.grad_z[j] = lost.grad_z[j] == lost.grad_z[j] ? total.grad_z[j] + lost.grad_z[j] : total.grad_z[j];
-        sums.grad_z_eps[j] =
-            lost.grad_z_eps[j] == lost.grad_z_eps[j] ? total.grad_z_eps[j] + lost.grad_z_eps[j] : total.grad_z_eps[j];
-      }
-    } else {
-      add_samples<kPlain, V>(a, keys, i, count, 0, a.L, sums);
-    }
+    sum_samples<kManySamples>(a.L, sums, [&](int64_t first, int64_t last, SampleSums<V>& block) {
+      add_samples<kPlain>(a, keys, i, count, first, last, block);
+    });
   }
   if constexpr (kPlain) {
     logvar_run.unpack_to(logvar);
@@ -294,8 +192,8 @@ __global__ void __launch_bounds__(kThreads, 2) gaussian_gradient(const BackwardA
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    grad_mu[j] = sums.grad_z[j];
-    grad_logvar[j] = through_z ? gaussian_sample_grad_logvar(logvar[j], sums.grad_z_eps[j]) : 0.0f;
+    grad_mu[j] = sums.mu[j];
+    grad_logvar[j] = through_z ? gaussian_sample_grad_logvar(logvar[j], sums.logvar[j]) : 0.0f;
   }
   if (through_kl) {
     const float scale = a.beta ? a.grad_kl_scale * *a.beta : a.grad_kl_scale;
@@ -340,17 +238,6 @@ __global__ void __launch_bounds__(kThreads) mix_seeds(const MixSeedArgs a) {
 
 // ---- which kernel ---------------------------------------------------------------------------------------------------
 
-template <class T>
-Reader<T> reader_of(const Rows& m, int64_t D) {
-  constexpr int64_t V = kWidest<T>;
-  const bool in_runs = m.stride == D || (D % V == 0 && m.stride % V == 0);
-  return {static_cast<const T*>(m.data), m.stride, in_runs && is_aligned(m.data, 16)};
-}
-
-Seeds seeds_of(const int64_t* seeds, int64_t block, int64_t count) {
-  return {seeds, Divider(block > 0 ? block : 1), block >= count};
-}
-
 struct Tiles {
   int64_t rows, parts, part;  // rows of a tile, parts of a row, elements of a part
 };
@@ -386,15 +273,11 @@ const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch,
     const ForwardArgs<T> args{reader_of<T>(a.mu, a.D),
                               reader_of<T>(a.logvar, a.D),
                               a.mu.stride != a.D || a.logvar.stride != a.D,
-                              Divider(a.D),
-                              Divider(tiles.parts),
+                              {Divider(a.D), Divider(tiles.parts), a.B, tiles.rows, tiles.part},
                               Divider(number),
                               shares > 1,
                               static_cast<int>(samples),
-                              a.B,
                               a.L,
-                              tiles.rows,
-                              tiles.part,
                               seeds_of(a.seeds, a.seed_block, a.L * a.B * a.D),
                               static_cast<T*>(a.z),
                               cut ? scratch : a.kl,
@@ -438,7 +321,7 @@ const char* gaussian_backward(const GaussianArgs& a, void* stream) {
                        count % kWidest<T> == 0 && args.seeds.one;
     const unsigned grid = blocks(count, kThreads * kWidest<T>);
     const auto on = static_cast<cudaStream_t>(stream);
-    with_bool(a.L >= 16, [&](auto many) {
+    with_bool(a.L >= kSampleBlock, [&](auto many) {
       with_bool(plain, [&](auto is_plain) {
         AEVB_LAUNCH((gaussian_gradient<T, many.value, is_plain.value>), grid, kThreads, on, args);
       });
@@ -446,10 +329,6 @@ const char* gaussian_backward(const GaussianArgs& a, void* stream) {
     return status();
   });
 }
-
-int64_t gaussian_log_ratio_scratch(const GaussianArgs&, int) { return 0; }
-const char* gaussian_log_ratio(const GaussianArgs&, int, float*, void*) { return "TODO"; }
-const char* gaussian_log_ratio_backward(const GaussianArgs&, void*) { return "TODO"; }
 
 const char* normal(const NormalArgs& a, void* stream) {
   const int64_t count = a.blocks * a.n;

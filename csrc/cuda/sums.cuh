@@ -28,10 +28,11 @@ AEVB_DEVICE float fold_neighbours(float* lane, unsigned threads) {  // [V], dest
   return lane[0];
 }
 
-// The same where thread t holds lanes t, t + T, t + 2 T, ... All threads of the warp must call it.
-template <int T>
-AEVB_DEVICE float fold_strided(float* lane) {  // [kLanes / T], destroyed
-  add_halves<kLanes / T / 2>(lane);
+// The same where thread t holds lanes t, t + T, t + 2 T, ... of the first kUsed, a power of two; the others are +0,
+// which changes no bit. All threads of the warp must call it.
+template <int T, int kUsed = kLanes>
+AEVB_DEVICE float fold_strided(float* lane) {  // [kUsed / T], destroyed
+  add_halves<kUsed / T / 2>(lane);
 #pragma unroll
   for (int width = T / 2; width >= 1; width /= 2) lane[0] += __shfl_down_sync(~0u, lane[0], width, T);
   return lane[0];
@@ -113,9 +114,36 @@ AEVB_DEVICE void sum_groups(const float* tile, int rows, int D, float* group_sum
   }
 }
 
+// The same for rows of at most kMost <= kLanes elements.
+template <int T, int kMost, int kThreads, class Result>
+AEVB_DEVICE void sum_short_rows(const float* tile, int rows, int D, const Result& result) {
+  constexpr int kOwn = kMost / T;
+  const int t = threadIdx.x % T;
+#pragma unroll 1
+  for (int first = threadIdx.x / kWarp * (kWarp / T); first < rows; first += kThreads / T) {
+    const int row = first + threadIdx.x % kWarp / T;
+    const float* x = tile + row * D + t;
+    const int n = row < rows ? D - t : 0;
+    float lane[kOwn];
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) lane[j] = T * j < n ? 0.0f + x[T * j] : 0.0f;
+    const float sum = fold_strided<T, kMost>(lane);
+    if (t == 0 && row < rows) result(row, sum);
+  }
+}
+
+// The same for rows of any length, with as many threads a row as pay.
 template <int kThreads, class Result>
 AEVB_DEVICE void sum_rows(const float* tile, int rows, int D, float* group_sum, const Result& result) {
-  if (D <= 64)
+  if (D <= 4)
+    sum_short_rows<1, 4, kThreads>(tile, rows, D, result);
+  else if (D <= 8)
+    sum_short_rows<1, 8, kThreads>(tile, rows, D, result);
+  else if (D <= 16)
+    sum_short_rows<2, 16, kThreads>(tile, rows, D, result);
+  else if (D <= 32)
+    sum_short_rows<4, 32, kThreads>(tile, rows, D, result);
+  else if (D <= 64)
     sum_groups<4, kThreads>(tile, rows, D, group_sum, result);
   else
     sum_groups<kWarp, kThreads>(tile, rows, D, group_sum, result);

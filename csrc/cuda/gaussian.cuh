@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of the Gaussian posterior share. A thread takes a run of V neighbouring elements in row-major order,
+// whatever the rows' length, so that accesses are wide and every four elements of z are one counter of the noise.
+//
+// A kernel is compiled twice: `kPlain` for what is nearly always asked for, where every run is one access, complete,
+// and one counter (or two) of the one seed; and once for the rest.
+#pragma once
+#include "launching.h"
+#include "noise.cuh"
+
+namespace aevb::cuda {
+
+// ---- runs of elements -----------------------------------------------------------------------------------------------
+
+// A matrix [rows, D] read by runs of elements.
+template <class T>
+struct Reader {
+  const T* data;
+  int64_t stride;
+  bool in_runs;  // every run of V elements is an aligned access, but for one that ends beyond the last element
+};
+
+template <class T>
+Reader<T> reader_of(const Rows& m, int64_t D) {
+  constexpr int64_t V = kWidest<T>;
+  const bool in_runs = m.stride == D || (D % V == 0 && m.stride % V == 0);
+  return {static_cast<const T*>(m.data), m.stride, in_runs && is_aligned(m.data, 16)};
+}
+
+// Where element i of a matrix with rows of D elements is.
+struct Place {
+  int64_t row, column;
+};
+AEVB_DEVICE Place place_of(int64_t i, const Divider& D) {
+  const int64_t row = D.divide(i);
+  return {row, i - row * D.divisor()};
+}
+
+// The address of element i. `at` is its place, needed unless rows are adjacent.
+template <class T>
+AEVB_DEVICE const T* address(const Reader<T>& reader, int64_t i, Place at, int64_t D) {
+  return reader.data + (reader.stride == D ? i : at.row * reader.stride + at.column);
+}
+
+// Elements [i, i + V), 0 from element `count` on.
+template <int V, class T>
+AEVB_DEVICE void read_run(const Reader<T>& reader, int64_t i, Place at, int64_t D, int64_t count, float* x) {
+  const T* data = address(reader, i, at, D);
+  if (reader.in_runs && i + V <= count) return load<V>(data).unpack_to(x);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    x[j] = i + j < count ? load_one(data) : 0.0f;
+    ++data;
+    if (reader.stride != D && ++at.column == D) {
+      at.column = 0;
+      data += reader.stride - D;
+    }
+  }
+}
+
+// Writes those of elements [i, i + V) that lie in [begin, end); `data` is contiguous and aligned to 16 bytes.
+template <int V, class T>
+AEVB_DEVICE void write_run(const float* x, T* data, int64_t i, int64_t begin, int64_t end, bool aligned) {
+  if (aligned && i >= begin && i + V <= end) return store<V>(x, data + i);
+#pragma unroll
+  for (int j = 0; j < V; ++j)
+    if (i + j >= begin && i + j < end) store_one(x[j], data + i + j);
+}
+
+inline Seeds seeds_of(const int64_t* seeds, int64_t block, int64_t count) {
+  return {seeds, Divider(block > 0 ? block : 1), block >= count};
+}
+
+// ---- tiles: whole rows, or a part of one long row -------------------------------------------------------------------
+
+struct Cut {
+  Divider D, parts;       // a long row is cut into `parts` tiles
+  int64_t B, rows, part;  // rows of a tile, or elements of a part
+};
+
+// The elements of a tile, and the rows or the one part of a row that they are.
+struct Tile {
+  int64_t begin, end, first_row;
+  int rows, columns;
+};
+
+AEVB_DEVICE Tile tile_of(const Cut& cut, int64_t number) {
+  const int64_t D = cut.D.divisor();
+  if (cut.parts.divisor() == 1) {
+    const int64_t row = number * cut.rows;
+    const int rows = static_cast<int>(cut.rows < cut.B - row ? cut.rows : cut.B - row);
+    return {row * D, (row + rows) * D, row, rows, static_cast<int>(D)};
+  }
+  const int64_t row = cut.parts.divide(number), part = number - row * cut.parts.divisor();
+  const int64_t begin = row * D + part * cut.part;
+  const int64_t end = part + 1 == cut.parts.divisor() ? (row + 1) * D : begin + cut.part;
+  return {begin, end, number, 1, static_cast<int>(end - begin)};
+}
+
+// ---- sums over samples ----------------------------------------------------------------------------------------------
+
+// What the samples add to the gradients of mu and logvar, but for factors.
+template <int V>
+struct SampleSums {
+  float mu[V] = {}, logvar[V] = {};
+};
+
+// Adds a block to a sum, and to `lost` what the addition rounds away.
+template <int V>
+AEVB_DEVICE void join_block(const float* block, float* total, float* lost) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const float before = total[j], x = block[j], sum = before + x, added = sum - before;
+    lost[j] += (before - (sum - added)) + (x - added);
+    total[j] = sum;
+  }
+}
+
+constexpr int64_t kSampleBlock = 16;
+
+// Blocks of 16 samples in order, joined by two-sum: add(first, last, sums) adds those samples, in order, to sums that
+// are -0, which changes no bit. `kMany` where there are 16 samples or more.
+template <bool kMany, int V, class Add>
+AEVB_DEVICE void sum_samples(int64_t L, SampleSums<V>& sums, const Add& add) {
+  const auto clear = [&] {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sums.mu[j] = sums.logvar[j] = -0.0f;
+  };
+  if constexpr (kMany) {
+    SampleSums<V> total, lost;
+    for (int64_t l = 0; l < L; l += kSampleBlock) {
+      clear();
+      add(l, l + kSampleBlock < L ? l + kSampleBlock : L, sums);
+      join_block<V>(sums.mu, total.mu, lost.mu);
+      join_block<V>(sums.logvar, total.logvar, lost.logvar);
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j) {  // an infinity loses inf - inf
+      sums.mu[j] = lost.mu[j] == lost.mu[j] ? total.mu[j] + lost.mu[j] : total.mu[j];
+      sums.logvar[j] = lost.logvar[j] == lost.logvar[j] ? total.logvar[j] + lost.logvar[j] : total.logvar[j];
+    }
+  } else {
+    clear();
+    add(0, L, sums);
+  }
+}
+
+}  // namespace aevb::cuda
