@@ -152,7 +152,7 @@ def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float 
     rows, x_rows = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1])
     log_prob = torch.empty(L * B, dtype=torch.float32, device=h.device)
     decoder = _for_rows(weight, L * B, weight)
-    for chunk in _chunks(L, B, _rows_of_chunk(weight)):
+    for chunk in _chunks(L, B, 2 * _rows_of_chunk(weight)):  # no gradient is beside the logits
         logits = product(chunk.rows(rows, B), decoder, bias)
         chunk.rows(log_prob, B).copy_(
             _log_prob_kernel(
