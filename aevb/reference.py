@@ -67,6 +67,14 @@ def _compute(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
+def _noise(mu: Tensor, num_samples: int | None, seed: Tensor | int | None, generator: torch.Generator | None) -> Tensor:
+    """Standard normals for samples of mu, in its dtype."""
+    size = mu.shape if num_samples is None else (num_samples, *mu.shape)
+    if seed is None:
+        return torch.randn(size, dtype=mu.dtype, device=mu.device, generator=generator)
+    return normal(torch.as_tensor(seed, dtype=torch.int64, device=mu.device), size, mu.dtype)
+
+
 def sample_gaussian(
     mu: Tensor,
     logvar: Tensor,
@@ -77,14 +85,8 @@ def sample_gaussian(
     eps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `aevb.sample_gaussian`; with `eps`, of z's shape, that noise."""
-    size = mu.shape if num_samples is None else (num_samples, *mu.shape)
     m, v = _compute(mu), _compute(logvar)
-    if eps is None:
-        if seed is None:
-            eps = torch.randn(size, dtype=m.dtype, device=mu.device, generator=generator)
-        else:
-            eps = normal(torch.as_tensor(seed, dtype=torch.int64, device=mu.device), size, m.dtype)
-    z = m + torch.exp(0.5 * v) * eps.to(m.dtype)
+    z = m + torch.exp(0.5 * v) * (_noise(m, num_samples, seed, generator) if eps is None else eps.to(m.dtype))
     return z.to(mu.dtype), gaussian_kl(mu, logvar)
 
 
@@ -100,12 +102,7 @@ def sample_gaussian_log_ratio(
 ) -> tuple[Tensor, Tensor]:
     """As `aevb.sample_gaussian_log_ratio`: log N(z; mu, exp(logvar)) - log N(z; 0, I)."""
     m, v = _compute(mu), _compute(logvar)
-    size = mu.shape if num_samples is None else (num_samples, *mu.shape)
-    if eps is None and seed is None:
-        eps = torch.randn(size, dtype=m.dtype, device=mu.device, generator=generator)
-    elif eps is None:
-        eps = normal(torch.as_tensor(seed, dtype=torch.int64, device=mu.device), size, m.dtype)
-    eps = eps.to(m.dtype)
+    eps = _noise(m, num_samples, seed, generator) if eps is None else eps.to(m.dtype)
     z = m + torch.exp(0.5 * v) * eps
     if gradient == "total":
         two_log_q = -(eps * eps) - v
