@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import bounds
+
 _WORD = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -226,14 +228,23 @@ def negative_elbo(
         assert mu is not None
         assert logvar is not None
         kl = gaussian_kl(mu, logvar)
-    batch = kl.dim()
+    loss = beta * kl - _log_prob(recon, x, kl.dim(), from_probs, x_scale).mean(0)
+    return _reduced(loss, reduction)
+
+
+def _log_prob(recon: Tensor, x: Tensor, batch: int, from_probs: bool, x_scale: float | None) -> Tensor:
+    """(samples, *batch) of recon (*samples, *batch, *datapoint) and x (*batch, *datapoint)."""
     x = x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
     samples = recon.numel() // x.numel() if x.numel() else math.prod(recon.shape[: recon.dim() - x.dim()])
     recon = recon.reshape(samples, *x.shape)
-    log_prob = (bernoulli_log_prob_from_probs if from_probs else bernoulli_log_prob)(recon, x, x_scale)
-    assert log_prob.dim() == batch + 1
-    loss = beta * kl - log_prob.mean(0)
+    return (bernoulli_log_prob_from_probs if from_probs else bernoulli_log_prob)(recon, x, x_scale)
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+ESTIMATORS = {"sgvb-b": None, "sgvb-a": "total", "stl": "path", "iwae": "total", "dreg": "doubly_reparameterized"}
 
 
 class FusedELBO(nn.Module):
@@ -245,9 +256,24 @@ class FusedELBO(nn.Module):
         reduction: str = "mean",
         from_probs: bool = False,
         x_scale: float | None = None,
+        *,
+        estimator: str = "sgvb-b",
+        num_samples: int | None = None,
+        free_bits: float | None = None,
+        groups: int | None = None,
+        capacity: Tensor | float | None = None,
     ):
         super().__init__()
         self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
+        self.estimator, self.num_samples = estimator, num_samples
+        self.free_bits, self.groups, self.capacity = free_bits, groups, capacity
+
+    def sample(self, mu: Tensor, logvar: Tensor, **noise) -> tuple[Tensor, Tensor]:
+        """As `aevb.FusedELBO.sample`; `noise` is seed, generator or eps."""
+        gradient = ESTIMATORS[self.estimator]
+        if gradient is not None:
+            return sample_gaussian_log_ratio(mu, logvar, self.num_samples, gradient=gradient, **noise)
+        return sample_gaussian(mu, logvar, self.num_samples, **noise)[0], self._kl(mu, logvar)
 
     def forward(
         self,
@@ -258,14 +284,30 @@ class FusedELBO(nn.Module):
         *,
         kl: Tensor | None = None,
     ) -> Tensor:
+        if kl is None:
+            assert mu is not None
+            assert logvar is not None
+            kl = self._kl(mu, logvar)
+        if self.estimator in ("iwae", "dreg"):
+            log_prob = _log_prob(recon, x, kl.dim() - 1, self.from_probs, self.x_scale)
+            return _reduced(-importance_weighted_bound(log_prob, kl, self.beta), self.reduction)
+        if ESTIMATORS[self.estimator] is not None and self.num_samples is not None:
+            kl = kl.mean(0)
+        if self.free_bits is not None:
+            kl = bounds.free_bits(kl, self.free_bits)
+        if self.capacity is not None:
+            kl = bounds.capacity(kl, self.capacity)
         return negative_elbo(
             recon,
             x,
-            mu,
-            logvar,
             kl=kl,
             beta=self.beta,
             reduction=self.reduction,
             from_probs=self.from_probs,
             x_scale=self.x_scale,
         )
+
+    def _kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        if self.free_bits is None:
+            return gaussian_kl(mu, logvar)
+        return gaussian_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)

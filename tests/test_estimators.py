@@ -484,31 +484,6 @@ def test_dreg_of_the_loss_by_hand(reduction, beta, linear, as_tensor, device):
 # ---- the loss -------------------------------------------------------------------------------------------------------
 
 
-class Twin:
-    """`FusedELBO` in float64, from `aevb.reference`, with noise given."""
-
-    def __init__(self, beta, reduction, estimator, num_samples, from_probs=False, x_scale=None):
-        self.beta, self.reduction, self.estimator, self.num_samples = float(beta), reduction, estimator, num_samples
-        self.log_prob = reference.bernoulli_log_prob_from_probs if from_probs else reference.bernoulli_log_prob
-        self.x_scale = x_scale
-
-    def sample(self, mu, logvar, eps):
-        if self.estimator == "sgvb-b":
-            return reference.sample_gaussian(mu, logvar, self.num_samples, eps=eps)
-        gradient = {"sgvb-a": "total", "stl": "path", "iwae": "total", "dreg": "doubly_reparameterized"}[self.estimator]
-        return reference.sample_gaussian_log_ratio(mu, logvar, self.num_samples, gradient=gradient, eps=eps)
-
-    def __call__(self, recon, x, kl):
-        """recon (*samples, *batch, 28), x (*batch, 1, 4, 7)."""
-        log_prob = self.log_prob(recon, x.flatten(-3), self.x_scale)
-        if self.num_samples is None:
-            bound = log_prob - self.beta * kl
-        else:
-            by_samples = reference.importance_weighted_bound if weighs(self.estimator) else reference.elbo
-            bound = by_samples(log_prob, kl, self.beta)
-        return {"none": -bound, "mean": -bound.mean(), "sum": -bound.sum()}[self.reduction]
-
-
 class Decoder:
     """h = tanh(A z) and a linear layer to 28 pixels, of the leaves A, weight and bias."""
 
@@ -547,17 +522,17 @@ def check_loss(estimator, reduction, recon, kind, *, num_samples, beta, batch, d
     decoder, from_probs = Decoder(latent_dim, device), recon == "probs"
     options = {"num_samples": num_samples, "from_probs": from_probs, "x_scale": x_scale, "estimator": estimator}
     criterion = FusedELBO(beta, reduction, **options, validate_args=kind == "soft").to(device)
-    twin = Twin(beta, reduction, **options)
+    twin = reference.FusedELBO(float(beta), reduction, **options)
 
     z, kl = criterion.sample(mu, logvar, seed=SEED)
     logits = decoder(z)
     output = logits if recon == "linear" else logits.materialize()
     loss = criterion(probabilities(output) if from_probs else output, x.to(device), kl=kl)
     m, v, decoder64 = double(mu), double(logvar), decoder.double()
-    z64, kl64 = twin.sample(m, v, noise(*z.shape))
+    z64, kl64 = twin.sample(m, v, eps=noise(*z.shape))
     assert kl.shape == kl64.shape
     output64 = decoder64(z64).materialize()
-    loss64 = twin(probabilities(output64) if from_probs else output64, x, kl64)
+    loss64 = twin(probabilities(output64) if from_probs else output64, x, kl=kl64)
     assert loss.dtype == torch.float32
     close(loss, loss64, 3e-6)
 

@@ -13,7 +13,9 @@ inline void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
   const auto* half = static_cast<const uint16_t*>(data);
   const auto* byte = static_cast<const uint8_t*>(data);
   switch (dtype) {
-    case Dtype::float32: __builtin_memcpy(out, data, n * sizeof(float)); break;
+    case Dtype::float32:
+      if (n > 0) __builtin_memcpy(out, data, n * sizeof(float));  // of nothing there may be no address
+      break;
     case Dtype::bfloat16:
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) out[i] = from_bfloat16(half[i]);
@@ -40,7 +42,8 @@ inline void write_floats(const float* x, int64_t n, Dtype dtype, void* data) {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) half[i] = to_float16(x[i]);
       break;
-    default: __builtin_memcpy(data, x, n * sizeof(float));
+    default:
+      if (n > 0) __builtin_memcpy(data, x, n * sizeof(float));
   }
 }
 
