@@ -25,6 +25,7 @@ TABLE_ROWS = 20
 PILOT_CHAINS = 4  # AIS: chains that only find the step size
 TARGET_ACCEPTANCE = 0.65
 ADAPTATION = 0.2  # how far log(step size) moves for an acceptance that is off by 1
+NEAR_LOG_N = 0.5  # nats: a mutual information so near to its limit says little
 JITTER = 0.2  # a trajectory's step size is within this fraction of the adapted one
 
 
@@ -236,9 +237,14 @@ class PosteriorCollapse:
             f"    + KL of the aggregate posterior from the prior {info.aggregate_kl:.4f}, "
             f"each +- {info.standard_error:.4f}.",
             f"The posterior as a whole ignores x: its mutual information is below {self.threshold:g} nats."
-            if self.ignores_x
+            if self.ignores_x and info.num_datapoints > 1
             else "The posterior as a whole depends on x.",
         ]
+        if info.mutual_information > math.log(info.num_datapoints) - NEAR_LOG_N:
+            lines[-1] = (
+                "z tells these datapoints apart, which is as much as so few can show: with more of them, more of the "
+                "mean KL would be mutual information."
+            )
         return "\n".join(lines)
 
 

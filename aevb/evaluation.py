@@ -62,7 +62,7 @@ def evaluate(
         "log_marginal_likelihood": marginal.mean,
         "standard_error": marginal.mean_standard_error,
         "num_samples": num_samples,
-        "effective_samples_median": float(marginal.effective_samples.median()),
+        "effective_samples_median": float(marginal.effective_sample_size.median()),
         "seed": seed,
         "latent_dim": trainer.model.latent_dim,
         "active_units": posterior.active_units.count,

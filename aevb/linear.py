@@ -35,7 +35,7 @@ class LinearLogits(NamedTuple):
 
     h: Tensor  # (..., H)
     weight: Tensor  # (D, H)
-    bias: Tensor | None  # (D,)
+    bias: Tensor | None = None  # (D,)
 
     def materialize(self) -> Tensor:
         """The logits themselves, (..., D)."""

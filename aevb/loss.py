@@ -198,6 +198,8 @@ class FusedELBO(nn.Module):
             raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
         if self.validate_args:
             ops.check_targets(x, self.x_scale)
+        if kl is not None:
+            self._check_kl(recon, x, kl)
         if ESTIMATORS[self.estimator].importance_weighted:
             assert kl is not None
             return self._importance_weighted(recon, x, kl)
@@ -207,25 +209,35 @@ class FusedELBO(nn.Module):
             assert mu is not None
             assert logvar is not None
             kl = self._closed_form_kl(mu, logvar)
-        if self._per_sample_kl() and kl.numel():
-            samples = _samples(recon, x, kl.dim() - 1)
-            if samples != self.num_samples:
-                raise ValueError(
-                    f"recon has {samples} samples of each datapoint; expected num_samples={self.num_samples}, those "
-                    "of kl"
-                )
         kl = self.kl_term(kl)
         return self._loss(recon, x, None, None, kl) if isinstance(recon, Tensor) else self._of_linear(recon, x, kl)
+
+    def _check_kl(self, recon: Tensor | LinearLogits, x: Tensor, kl: Tensor) -> None:
+        """That kl is what `sample` gives, and recon of as many samples: where L = B, shapes alone would not tell."""
+        per_sample, groups = self._per_sample_kl(), self.free_bits is not None
+        if per_sample and (kl.dim() < 2 or kl.shape[0] != self.num_samples):
+            expected = f"(num_samples={self.num_samples}, *batch), log q(z|x) - log p(z) of each sample"
+        elif groups and (kl.dim() < 2 or self.groups not in (None, kl.shape[-1])):
+            expected = f"(*batch, groups{'' if self.groups is None else f'={self.groups}'}), for free_bits"
+        else:
+            expected = None
+        if expected:
+            raise ValueError(
+                f"kl has shape {tuple(kl.shape)}; expected {expected}, as z, kl = criterion.sample(mu, logvar) gives it"
+            )
+        if kl.numel() == 0 or (self.num_samples is None and ESTIMATORS[self.estimator].gradient is None):
+            return
+        batch = kl.shape[1:] if per_sample else kl.shape[:-1] if groups else kl.shape
+        samples, wanted = _samples(recon, x, len(batch)), self.num_samples or 1
+        if samples != wanted:
+            raise ValueError(
+                f"recon has {samples} samples of each datapoint; expected num_samples={wanted}, those of kl"
+            )
 
     def kl_term(self, kl: Tensor) -> Tensor:
         """What beta multiplies in the loss of each datapoint, (*batch,), given the kl of `sample`: the mean over its
         samples, with free_bits and capacity applied. Of the estimators of the ELBO; "iwae" and "dreg" have none."""
         if self._per_sample_kl():
-            if kl.dim() == 0 or kl.shape[0] != self.num_samples:
-                raise ValueError(
-                    f"kl has shape {tuple(kl.shape)}; expected (num_samples={self.num_samples}, *batch), as "
-                    "criterion.sample gives it"
-                )
             return kl.mean(0)
         if self.free_bits is not None:
             kl = bounds.free_bits(kl, self.free_bits)
@@ -234,6 +246,11 @@ class FusedELBO(nn.Module):
     def _per_sample_kl(self) -> bool:
         return ESTIMATORS[self.estimator].gradient is not None and self.num_samples is not None
 
+    def _weight(self) -> Tensor | float:
+        """beta, float32 whatever the module was cast to."""
+        beta = self._beta
+        return beta.float() if isinstance(beta, Tensor) and beta.dtype != torch.float32 else beta
+
     def _closed_form_kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         if self.free_bits is None:
             return ops.gaussian_kl(mu, logvar)
@@ -241,7 +258,7 @@ class FusedELBO(nn.Module):
 
     def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
         return ops.negative_elbo(
-            recon, x, mu, logvar, kl, self._beta, ops.REDUCTIONS[self.reduction], self.from_probs, self.x_scale
+            recon, x, mu, logvar, kl, self._weight(), ops.REDUCTIONS[self.reduction], self.from_probs, self.x_scale
         )
 
     def _of_linear(self, logits: LinearLogits, x: Tensor, kl: Tensor) -> Tensor:
@@ -249,19 +266,19 @@ class FusedELBO(nn.Module):
         samples = _samples(logits, x, kl.dim())
         if self.reduction == "none" or kl.numel() == 0:
             log_prob = linear.linear_bernoulli_log_prob(*logits, x, self.x_scale)
-            loss = self._beta * kl - log_prob.reshape(samples, *kl.shape).mean(0)
+            loss = self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0)
             return self._reduced(loss)
         datapoints, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
         factor = 1.0 / (samples * datapoints) if samples else float("nan")
-        return self._beta * kl - linear.sum_log_prob(logits, x, self.x_scale, factor)
+        return self._weight() * kl - linear.sum_log_prob(logits, x, self.x_scale, factor)
 
     def _importance_weighted(self, recon: Tensor | LinearLogits, x: Tensor, log_ratio: Tensor) -> Tensor:
-        batch = log_ratio.dim() - 1
-        beta = self._beta
+        beta = self._weight()
         if self.estimator == "dreg":
             beta = beta.clamp_min(SMALLEST_BETA) if isinstance(beta, Tensor) else max(beta, SMALLEST_BETA)
         if isinstance(recon, Tensor):
-            log_prob = ops.reconstruction_log_prob(recon, x, batch, self.from_probs, self.x_scale)
+            rows = tuple(log_ratio.shape)
+            log_prob = ops.reconstruction_log_prob(recon, x, rows, self.from_probs, self.x_scale)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         else:
             x = self._rows(x, log_ratio.shape[1:])

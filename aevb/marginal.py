@@ -27,7 +27,7 @@ class MarginalLikelihood:
     """(B,), float64: the logarithm of the mean importance weight."""
     standard_error: Tensor
     """(B,), float64: its Monte Carlo standard error, to first order; NaN for one sample."""
-    effective_samples: Tensor
+    effective_sample_size: Tensor
     """(B,), float64: (sum of the weights)^2 / sum of their squares. Near 1, one sample decides, and the standard error
     is not to be trusted."""
     num_samples: int
@@ -106,7 +106,8 @@ def log_marginal_likelihood(
         rows: how many samples of z the model sees at a time, of one datapoint or of several.
         progress: show a progress bar.
 
-    Returns a `MarginalLikelihood`. Raises ValueError for numbers below 1 and an index that does not fit.
+    Returns a `MarginalLikelihood`. Raises ValueError for numbers below 1, an index that does not fit, and a model whose
+    log_prob is not one number for each z.
     """
     for name, value in (("num_samples", num_samples), ("rows", rows)):
         if value < 1:
@@ -140,7 +141,13 @@ def log_marginal_likelihood(
                 z, log_ratio = sample_gaussian_log_ratio(
                     mu, logvar, len(k), seed=mix_seed(batch_seeds, k.unsqueeze(-1))
                 )
-                mean.add(model.log_prob(batch, z) - log_ratio)
+                log_prob = model.log_prob(batch, z)
+                if log_prob.shape != log_ratio.shape:
+                    raise ValueError(
+                        f"model.log_prob(x, z) has shape {tuple(log_prob.shape)} for z {tuple(z.shape)}; expected "
+                        f"{tuple(log_ratio.shape)}: one log p(x|z) for each z"
+                    )
+                mean.add(log_prob - log_ratio)
                 bar.update(len(k) * len(batch))
             found.append(torch.stack(mean.result()))
     log_prob, standard_error, effective = torch.cat(found, 1) if found else torch.empty(3, 0, dtype=torch.float64)

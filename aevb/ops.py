@@ -527,13 +527,18 @@ def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, from_probs: bo
     return _negative_elbo_with_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale)
 
 
-def reconstruction_log_prob(recon: Tensor, x: Tensor, batch: int, from_probs: bool, x_scale: float | None) -> Tensor:
-    """log p(x|z), (samples, *batch), of recon (*samples, *batch, *datapoint) and x (*batch, *datapoint), as `FusedELBO`
-    reads them; `batch` is the number of batch dimensions."""
-    x = x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
-    samples = recon.numel() // x.numel() if x.numel() else recon.shape[: recon.dim() - x.dim()].numel()
-    if samples * x.numel() != recon.numel():
+def reconstruction_log_prob(
+    recon: Tensor, x: Tensor, rows: tuple[int, ...], from_probs: bool, x_scale: float | None
+) -> Tensor:
+    """log p(x|z), (L, *batch), of recon (L, *batch, *datapoint) and x (*batch, *datapoint); `rows` is (L, *batch). The
+    datapoint may be laid out differently in the two."""
+    fits = tuple(x.shape[: len(rows) - 1]) == rows[1:] and tuple(recon.shape[: len(rows)]) == rows
+    if not fits or recon[:1].numel() != x.numel():
         raise ValueError(
-            f"recon has shape {tuple(recon.shape)} and x {tuple(x.shape)}; expected recon to be a number of x's"
+            f"recon has shape {tuple(recon.shape)}, x {tuple(x.shape)} and kl {rows}; expected recon (L, *batch, "
+            "*datapoint), x (*batch, *datapoint) and kl (L, *batch). With a decoder that takes one batch dimension: "
+            "decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])"
         )
-    return _bernoulli_log_prob(recon.reshape(samples, *x.shape), x, x_scale, from_probs)
+    pixels = x.shape[len(rows) - 1 :].numel()
+    flat_recon, flat_x = recon.reshape(*rows, pixels), x.reshape(*rows[1:], pixels)
+    return _bernoulli_log_prob(flat_recon, flat_x, x_scale, from_probs)

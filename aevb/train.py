@@ -62,7 +62,8 @@ class TrainConfig:
     num_samples: int = 1
     """Samples of z for each image and step (the paper's L, the k of importance-weighted autoencoders)."""
     beta: float = 1.0
-    """Weight of the KL divergence in the loss. The ELBO reported always has weight 1."""
+    """Weight of the KL divergence in the loss. The ELBO reported always has weight 1; the bound of iwae and dreg,
+    reported while they train, has this weight."""
     warmup_epochs: int = 0
     """Epochs in which the weight of the KL grows from 0 to beta."""
     warmup_cycles: int = 1
@@ -88,6 +89,13 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value}; expected at least 1")
         if not self.hidden_dims or min(self.hidden_dims) < 1:
             raise ValueError(f"hidden_dims is {self.hidden_dims}; expected the units of each layer, at least 1")
+        if self.estimator in ("iwae", "dreg") and self.num_samples == 1:
+            raise ValueError(
+                f"num_samples is 1 and the estimator {self.estimator!r}, which weighs samples against each other; "
+                "expected at least 2"
+            )
+        if self.warmup_cycles > 1 and self.warmup_epochs == 0:
+            raise ValueError(f"warmup_cycles is {self.warmup_cycles}, of warmup_epochs=0; expected warmup_epochs too")
         if self.warmup_epochs < 0:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}; expected a number from 0 up")
         for name in ("free_bits", "capacity"):

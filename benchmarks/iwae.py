@@ -67,7 +67,7 @@ def main() -> None:
                 "test_elbo": round(metrics["test_elbo"], 2),
                 "negative_log_likelihood": round(-found.mean, 3),
                 "standard_error": round(found.mean_standard_error, 4),
-                "effective_samples_median": round(float(found.effective_samples.median()), 1),
+                "effective_samples_median": round(float(found.effective_sample_size.median()), 1),
                 "published": PUBLISHED[k],
                 "above_published": round(-found.mean - PUBLISHED[k], 2),
                 "training_seconds": round(metrics["seconds"]),

@@ -346,7 +346,11 @@ def test_thresholds_and_long_tables():
     assert high.num_collapsed == int((kl < kl.median()).sum()) > 0
     assert high.active_units.count == int((mu.double().var(0, correction=0) > 2).sum())
     assert "above 2." in str(high)
-    assert str(replace(found, ignores_x=True)) != str(found)
+    assert "z tells these datapoints apart" in str(found)  # 51 of them, with posteriors far apart
+    info = replace(found.information, mutual_information=1.0)
+    few = replace(found, information=info)
+    assert "depends on x" in str(few)
+    assert "ignores x" in str(replace(few, ignores_x=True))
 
 
 # ---- annealed importance sampling -----------------------------------------------------------------------------------

@@ -38,7 +38,9 @@ def test_k_samples_are_k_samples(num_samples):
     assert found.num_samples == num_samples
     assert found.mean == pytest.approx(float(expected.mean()), abs=1e-5)
     weights = (log_weights - log_weights.amax(0)).exp()
-    torch.testing.assert_close(found.effective_samples, weights.sum(0) ** 2 / (weights**2).sum(0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        found.effective_sample_size, weights.sum(0) ** 2 / (weights**2).sum(0), rtol=1e-4, atol=0
+    )
     if num_samples == 1:
         assert found.standard_error.isnan().all()
     else:
@@ -61,7 +63,7 @@ def test_how_the_work_is_cut_changes_nothing(rows):
     model, x = gaussian()
     whole = log_marginal_likelihood(model, x, 50, seed=5)
     cut = log_marginal_likelihood(model, x, 50, seed=5, rows=rows)
-    for name in ("log_prob", "standard_error", "effective_samples"):
+    for name in ("log_prob", "standard_error", "effective_sample_size"):
         torch.testing.assert_close(getattr(cut, name), getattr(whole, name), rtol=1e-5, atol=1e-5)
 
 
@@ -91,7 +93,9 @@ def test_exact_where_the_posterior_is():
     model, x = gaussian(0)
     found = log_marginal_likelihood(model, x, 3)
     torch.testing.assert_close(found.log_prob, model.log_marginal(x), rtol=0, atol=2e-5)
-    torch.testing.assert_close(found.effective_samples, torch.full((41,), 3.0, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found.effective_sample_size, torch.full((41,), 3.0, dtype=torch.float64), rtol=1e-6, atol=0
+    )
 
 
 def test_standard_error_is_that_of_other_noise():
@@ -182,3 +186,23 @@ def test_the_mean_and_its_error():
     numbers = MarginalLikelihood(torch.tensor([-3.0, -5.0]), torch.tensor([0.3, 0.4]), torch.ones(2), 9)
     assert numbers.mean == -4
     assert numbers.mean_standard_error == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    "reduce", [torch.mean, lambda t: t.mean(0), lambda t: t.sum(1)], ids=["all", "samples", "batch"]
+)
+def test_a_log_prob_of_another_shape_gets_a_sentence(reduce):
+    """The mean over everything would pass for log p(x)."""
+    model, x = gaussian()
+
+    class Wrong:
+        encode = model.encode
+
+        @staticmethod
+        def log_prob(x, z):
+            return reduce(model.log_prob(x, z))
+
+    with pytest.raises(
+        ValueError, match=r"model.log_prob\(x, z\) has shape .* expected \(\d+, \d+\): one log p\(x|z\)"
+    ):
+        log_marginal_likelihood(Wrong, x, 20)

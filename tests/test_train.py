@@ -243,9 +243,14 @@ def test_a_model_and_data_of_ones_own(tmp_path, digits):
         ({"hidden_dims": ()}, r"hidden_dims is \(\); expected the units of each layer"),
         ({"hidden_dims": (20, 0)}, r"hidden_dims is \(20, 0\); expected"),
         ({"warmup_epochs": -1}, "warmup_epochs is -1; expected a number from 0 up"),
+        ({"estimator": "dreg"}, "num_samples is 1 and the estimator 'dreg', .*; expected at least 2"),
+        ({"warmup_cycles": 3}, "warmup_cycles is 3, of warmup_epochs=0"),
         ({"warmup_cycles": 0}, "warmup_cycles is 0; expected at least 1"),
         ({"free_bits": -1.0}, "free_bits is -1.0 and the estimator 'sgvb-b'; expected a number from 0 up"),
-        ({"capacity": 1.0, "estimator": "iwae"}, "capacity is 1.0 and the estimator 'iwae'; expected"),
+        (
+            {"capacity": 1.0, "estimator": "iwae", "num_samples": 5},
+            "capacity is 1.0 and the estimator 'iwae'; expected",
+        ),
     ],
 )
 def test_bad_options_get_a_sentence(changes, sentence):
