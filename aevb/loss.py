@@ -59,7 +59,7 @@ class FusedELBO(nn.Module):
         =========  ======================  ==============================================================
 
     Args:
-        beta: weight of the KL: a number, or a 0-d float32 tensor. Change a tensor in place for a warm-up (see
+        beta: weight of the KL: a number, or a 0-d tensor. Change a tensor in place for a warm-up (see
             `linear_warmup`, `cyclical_warmup`): a compiled model then never recompiles.
         reduction: "mean" (over datapoints, of per-datapoint sums), "sum", or "none" for one value a datapoint.
         from_probs: recon holds probabilities (sigmoid outputs) instead of logits. Their logarithms are clamped at -100

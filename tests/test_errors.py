@@ -106,8 +106,13 @@ def test_unknown_reduction(reduction):
 
 def test_beta():
     raises(lambda: aevb.FusedELBO(beta=ones(2)), r"beta has shape \(2,\)", "0-d", error=ValueError)
-    criterion = aevb.FusedELBO(beta=ones(dtype=torch.float64))
-    raises(lambda: criterion(ones(3, 5), ones(3, 5), kl=ones(3)), "beta", "float64", "0-d float32")
+    # The loss makes it float32, for it may have been cast with a model; the op does not.
+    double = torch.tensor(0.3, dtype=torch.float64)
+    losses = [aevb.FusedELBO(beta=beta)(ones(3, 5), ones(3, 5), kl=ones(3)) for beta in (double, 0.3)]
+    assert losses[0] == losses[1]
+    op = torch.ops.aevb.negative_elbo_with_kl_forward
+    args = ones(3, 5), ones(3, 5), ones(3), double, 1.0, 1, False, None
+    raises(lambda: op(*args), "beta", "float64", "0-d float32")
 
 
 # ---- noise ----------------------------------------------------------------------------------------------------------
