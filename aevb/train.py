@@ -89,7 +89,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value}; expected at least 1")
         if not self.hidden_dims or min(self.hidden_dims) < 1:
             raise ValueError(f"hidden_dims is {self.hidden_dims}; expected the units of each layer, at least 1")
-        if self.estimator in ("iwae", "dreg") and self.num_samples == 1:
+        if self.estimator in ESTIMATORS and ESTIMATORS[self.estimator].importance_weighted and self.num_samples == 1:
             raise ValueError(
                 f"num_samples is 1 and the estimator {self.estimator!r}, which weighs samples against each other; "
                 "expected at least 2"
@@ -179,11 +179,10 @@ class Trainer:
                 f"the pixels of an image of {self.dataset.name}"
             )
         self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), lr=config.learning_rate, fused=True)
-        one_sample = config.num_samples == 1 and not ESTIMATORS[config.estimator].importance_weighted
         self.criterion = FusedELBO(
             beta=config.beta,
             estimator=config.estimator,
-            num_samples=None if one_sample else config.num_samples,
+            num_samples=None if config.num_samples == 1 else config.num_samples,
             free_bits=config.free_bits,
             capacity=config.capacity,
         )
