@@ -293,7 +293,7 @@ class _Known(torch.autograd.Function):
             tensors = (h, weight, bias, x, log_ratio)
             return *ops.reference_gradients(ctx.formula, tensors, (ctx.x_scale,), needs, (grad,)), *(None,) * 4
         # Of a graph that is not kept nobody else will ask for these again: no second copy is needed.
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        keep = ops.kept_graph()
         if keep or not (grad.is_cpu and float(grad) == 1):
             found = [f if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found]
         grad_h, grad_weight, grad_bias, grad_log_ratio = found

@@ -17,6 +17,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from . import _C, reference  # importing _C registers the ops
 _ops = torch.ops.aevb
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
 
 
 def _without_kernels() -> dict[str, str]:
@@ -84,13 +86,14 @@ def differentiable(
     fake: Callable,
     for_kernel: Callable | None = None,
     only_needed: bool = False,
+    ahead: Ahead | None = None,
 ) -> Callable:
     """Arranges the op `name`, whose arguments are `num_tensors` tensors (or None) and then plain options.
 
     `fused` are the positions whose gradients `name_backward` returns; `formula` is the op in plain PyTorch; `fake`
     gives its results' shapes. `name_backward` takes the op's arguments and the gradients of its results, or what
     `for_kernel(options, gradients)` makes of them; with `only_needed` also which of the fused gradients are needed, and
-    then gives anything for the others.
+    then gives anything for the others. With `ahead`, eager mode on a CPU takes a gradient in the forward pass.
     """
     op = getattr(_ops, name).default
     kernel = getattr(_ops, f"{name}_forward").default
@@ -152,6 +155,31 @@ def differentiable(
     torch.library.register_fake(f"aevb::{name}_forward", fake)
     torch.library.register_fake(f"aevb::{name}_backward", fake_backward)
 
+    if ahead is not None:
+        takes_ahead = ahead.takes
+
+        class EagerAhead(Eager):
+            @staticmethod
+            def forward(ctx, *args):
+                result, grad = ahead.forward(*args)
+                ctx.save_for_backward(*args[:num_tensors], grad)
+                ctx.options = args[num_tensors:]
+                ctx.set_materialize_grads(False)
+                return result
+
+            @staticmethod
+            def backward(ctx, *grads):
+                *tensors, taken = ctx.saved_tensors
+                needs = ctx.needs_input_grad
+                if not (torch.is_grad_enabled() or any([needs[i] for i in rare])):
+                    found = ahead.backward(tensors, ctx.options, taken, *grads)
+                    if found is not None:
+                        return by_position((*found, None))
+                return gradients(_Saved(tensors, ctx.options, needs), *grads)
+
+        EagerAhead.__name__ = EagerAhead.__qualname__ = name
+        apply_ahead = super(torch.autograd.Function, EagerAhead).apply
+
     # The outer apply is for torch.func, which never comes here; without it a call is 2 us cheaper.
     apply = super(torch.autograd.Function, Eager).apply
 
@@ -160,9 +188,42 @@ def differentiable(
             return formula(*args)
         if _is_compiling():
             return op(*args)
+        if ahead is not None and args[0].requires_grad and _grad_enabled() and args[0].is_cpu and takes_ahead(*args):
+            return apply_ahead(*args)
         return apply(*args)
 
     return call
+
+
+class _Saved(NamedTuple):
+    """What `gradients` reads of a ctx."""
+
+    saved_tensors: Sequence
+    options: Sequence
+    needs_input_grad: Sequence[bool]
+
+
+# ---- gradients taken in the forward pass ----------------------------------------------------------------------------
+
+
+class Ahead(NamedTuple):
+    """On a CPU the forward kernel has in registers most of what the gradient of the op's first argument needs: taking
+    it there saves a pass over memory and much of the arithmetic. What is kept is as large as the gradient, which the
+    backward pass would allocate as its first act.
+
+    takes(*args): whether it is to be. forward(*args): (result, gradient), for an upstream gradient of 1, or of 1 a
+    row. backward(tensors, options, gradient, *grads): the fused gradients, bit for bit those of the backward kernel;
+    None where these cannot be had from `gradient`.
+    """
+
+    takes: Callable
+    forward: Callable
+    backward: Callable
+
+
+def kept_graph() -> bool:
+    """Whether the backward pass that runs now keeps its graph, so that somebody may ask for its gradients again."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 # ---- noise and seeds ------------------------------------------------------------------------------------------------
@@ -405,12 +466,23 @@ def _likelihood_formula(output, x, x_scale, from_probs):
     return f(output, x, x_scale)
 
 
+def _log_prob_with_grad(output, x, x_scale, from_probs):
+    return _ops.bernoulli_log_prob_and_grad.default(output, x, x_scale, from_probs, 1.0)
+
+
+def _log_prob_grad(tensors, options, grad_output, grad):
+    grad = grad.unsqueeze(-1)
+    return (grad_output * grad if kept_graph() else grad_output.mul_(grad),)
+
+
 _bernoulli_log_prob = differentiable(
     "bernoulli_log_prob",
     2,
     (0,),
     _likelihood_formula,
     lambda output, x, x_scale, from_probs: output.new_empty(output.shape[:-1], dtype=torch.float32),
+    # Half precision would be rounded twice.
+    ahead=Ahead(lambda output, *_: output.dtype == torch.float32, _log_prob_with_grad, _log_prob_grad),
 )
 
 
@@ -503,12 +575,31 @@ def _loss_fake(recon, batch, reduction):
     return recon.new_empty(batch if reduction == REDUCTIONS["none"] else (), dtype=torch.float32)
 
 
+def _loss_ahead(name: str, position_of_reduction: int) -> Ahead:
+    """Recon's gradient for an upstream gradient of 1, with which `loss.backward()` begins. Any other multiplies it, or
+    in half precision, which would be rounded twice, takes the backward kernel."""
+    forward = getattr(_ops, f"{name}_and_grad").default
+    backward_kernel = getattr(_ops, f"{name}_backward").default
+
+    def backward(tensors, options, grad_recon, grad):
+        is_1 = float(grad) == 1
+        if not is_1 and grad_recon.dtype != torch.float32:
+            return None
+        _, *others = backward_kernel(*tensors, *options, grad, False)
+        if kept_graph():
+            return grad_recon * grad, *others
+        return grad_recon if is_1 else grad_recon.mul_(grad), *others
+
+    return Ahead(lambda *args: args[position_of_reduction] != REDUCTIONS["none"], forward, backward)
+
+
 _negative_elbo = differentiable(
     "negative_elbo",
     5,
     (0, 2, 3),
     _elbo_formula,
     lambda recon, x, mu, logvar, beta, beta_scale, reduction, *_: _loss_fake(recon, mu.shape[:-1], reduction),
+    ahead=_loss_ahead("negative_elbo", 6),
 )
 _negative_elbo_with_kl = differentiable(
     "negative_elbo_with_kl",
@@ -516,6 +607,7 @@ _negative_elbo_with_kl = differentiable(
     (0, 2),
     _elbo_with_kl_formula,
     lambda recon, x, kl, beta, beta_scale, reduction, *_: _loss_fake(recon, kl.shape, reduction),
+    ahead=_loss_ahead("negative_elbo_with_kl", 5),
 )
 
 

@@ -40,7 +40,8 @@ struct GaussianArgs {
 
 enum class Likelihood { bernoulli_logits, bernoulli_probs };
 
-// log p(x|z) for rows of decoder outputs, and its gradient. Row l * x_rows + b of `output` goes with row b of x.
+// log p(x|z) for rows of decoder outputs, its gradient, or both: what is not null. Row l * x_rows + b of `output` goes
+// with row b of x.
 struct LikelihoodArgs {
   Likelihood likelihood;
   Rows output;    // [R, D]
@@ -48,10 +49,10 @@ struct LikelihoodArgs {
   float x_scale;  // multiplies x
   int64_t R, x_rows, D;
   float* log_prob;                          // [R]
-  const float* grad;                        // upstream, at l * grad_sample_stride + b * grad_stride
+  const float* grad;                        // upstream, at l * grad_sample_stride + b * grad_stride; null: 1
   int64_t grad_sample_stride, grad_stride;  // 0 or more
-  float grad_scale;                         // multiplies grad
-  void* grad_output;                        // [R, D], output's dtype
+  float grad_scale;                         // multiplies the gradient before `grad` does
+  void* grad_output;                        // [R, D], output's dtype; may be `output` itself, if that is contiguous
 };
 
 enum class Reduction { none = 0, mean = 1, sum = 2 };

@@ -4,8 +4,8 @@
 // A Device is made from a tensor on it, and is where results are allocated and kernels run:
 //   Tensor empty(const Sizes&, ScalarType)
 //   void gaussian(const GaussianArgs&), gaussian_backward(..), gaussian_log_ratio(..),
-//        gaussian_log_ratio_backward(..), likelihood(const LikelihoodArgs&), likelihood_backward(..),
-//        loss(const LossArgs&), scale(const ScaleArgs&), normal(const NormalArgs&), mix_seed(const MixSeedArgs&),
+//        gaussian_log_ratio_backward(..), likelihood(const LikelihoodArgs&), loss(const LossArgs&),
+//        scale(const ScaleArgs&), normal(const NormalArgs&), mix_seed(const MixSeedArgs&),
 //        elementary(const ElementaryArgs&)
 #pragma once
 #include <torch/csrc/stable/library.h>
@@ -197,25 +197,43 @@ struct Ops {
     return output_gradient(device, a, output);
   }
 
+  static Pair bernoulli_log_prob_and_grad(const Tensor& output, const Tensor& x, std::optional<double> x_scale,
+                                          bool from_probs, double grad_scale) {
+    const LikelihoodShape shape = check_likelihood("bernoulli_log_prob_and_grad", output, x, x_scale);
+    Device device(output);
+    return log_prob_and_grad(device, Decoded(output, x, shape, from_probs, x_scale), output, shape.rows, grad_scale);
+  }
+
+  static Tensor bernoulli_log_prob_and_grad_(Tensor output, const Tensor& x, std::optional<double> x_scale,
+                                             bool from_probs, double grad_scale) {
+    const char* op = "bernoulli_log_prob_and_grad_";
+    const LikelihoodShape shape = check_likelihood(op, output, x, x_scale);
+    if (!output.is_contiguous()) fail(op, "output is not contiguous, and would be written over");
+    Device device(output);
+    const Decoded decoded(output, x, shape, from_probs, x_scale);
+    return std::get<0>(log_prob_and_grad(device, decoded, output, shape.rows, grad_scale, &output));
+  }
+
   // ---- the negative ELBO --------------------------------------------------------------------------------------------
 
   static Tensor negative_elbo(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
                               const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
                               std::optional<double> x_scale) {
-    const char* op = "FusedELBO";
-    const LatentShape latents = check_latents(op, mu, logvar);
-    check_same_device(op, "recon", recon, "mu", mu);
-    const LikelihoodShape shape = check_reconstruction(op, recon, x, latents.batch, "mu", x_scale);
-    check_beta(op, beta, recon);
-    const Reduction how = check_reduction(op, reduction);
-    Device device(recon);
-    const Tensor kl = kl_of(device, Latents(mu, logvar, latents));
-    return loss_of(device, Decoded(recon, x, shape, from_probs, x_scale), kl, beta, beta_scale, how);
+    return loss_of(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale);
+  }
+
+  static Pair negative_elbo_and_grad(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
+                                     const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
+                                     std::optional<double> x_scale) {
+    Tensor grad_recon = Device(recon).empty(sizes_of(recon), recon.scalar_type());
+    Tensor loss = loss_of(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale, &grad_recon);
+    return {loss, grad_recon};
   }
 
   static Triple negative_elbo_backward(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
                                        const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                       bool from_probs, std::optional<double> x_scale, const Tensor& grad) {
+                                       bool from_probs, std::optional<double> x_scale, const Tensor& grad,
+                                       bool recon_wanted) {
     const char* op = "negative_elbo_backward";
     const LatentShape shape = check_latents(op, mu, logvar);
     check_same_device(op, "recon", recon, "mu", mu);
@@ -223,7 +241,9 @@ struct Ops {
     const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, shape.batch);
     Device device(recon);
     const Tensor g = dense(grad);
-    Tensor grad_recon = reconstruction_gradient(device, Decoded(recon, x, decoded, from_probs, x_scale), recon, g, how);
+    Tensor grad_recon =
+        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, from_probs, x_scale), recon, g, how)
+                     : device.empty({0}, recon.scalar_type());
     const Latents latents(mu, logvar, shape);
     GaussianArgs a = latents.args();
     a.grad_kl = floats(g);
@@ -237,24 +257,30 @@ struct Ops {
   static Tensor negative_elbo_with_kl(const Tensor& recon, const Tensor& x, const Tensor& kl,
                                       const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
                                       std::optional<double> x_scale) {
-    const char* op = "FusedELBO";
-    const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
-    check_beta(op, beta, recon);
-    const Reduction how = check_reduction(op, reduction);
-    Device device(recon);
-    return loss_of(device, Decoded(recon, x, shape, from_probs, x_scale), dense(kl), beta, beta_scale, how);
+    return loss_given_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale);
+  }
+
+  static Pair negative_elbo_with_kl_and_grad(const Tensor& recon, const Tensor& x, const Tensor& kl,
+                                             const OptionalTensor& beta, double beta_scale, int64_t reduction,
+                                             bool from_probs, std::optional<double> x_scale) {
+    Tensor grad_recon = Device(recon).empty(sizes_of(recon), recon.scalar_type());
+    Tensor loss = loss_given_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale, &grad_recon);
+    return {loss, grad_recon};
   }
 
   static Pair negative_elbo_with_kl_backward(const Tensor& recon, const Tensor& x, const Tensor& kl,
                                              const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                             bool from_probs, std::optional<double> x_scale, const Tensor& grad) {
+                                             bool from_probs, std::optional<double> x_scale, const Tensor& grad,
+                                             bool recon_wanted) {
     const char* op = "negative_elbo_with_kl_backward";
     const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
     const Sizes batch = sizes_of(kl);
     const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, batch);
     Device device(recon);
     const Tensor g = dense(grad);
-    Tensor grad_recon = reconstruction_gradient(device, Decoded(recon, x, shape, from_probs, x_scale), recon, g, how);
+    Tensor grad_recon =
+        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, shape, from_probs, x_scale), recon, g, how)
+                     : device.empty({0}, recon.scalar_type());
     Tensor grad_kl = device.empty(batch, ScalarType::Float);
     device.scale({floats(g), how == Reduction::none, kl.numel(), kl_weight(how, kl.numel(), beta_scale),
                   beta ? floats(*beta) : nullptr, floats(grad_kl)});
@@ -343,10 +369,23 @@ struct Ops {
     return log_prob;
   }
 
+  // The gradient goes over `in_place`, where that is given, and else to a tensor of its own.
+  static Pair log_prob_and_grad(Device& device, const Decoded& decoded, const Tensor& output, const Sizes& rows,
+                                double grad_scale, Tensor* in_place = nullptr) {
+    Tensor log_prob = device.empty(rows, ScalarType::Float);
+    Tensor grad_output = in_place ? *in_place : device.empty(sizes_of(output), output.scalar_type());
+    LikelihoodArgs a = decoded.args();
+    a.log_prob = floats(log_prob);
+    a.grad_scale = static_cast<float>(grad_scale);
+    a.grad_output = grad_output.mutable_data_ptr();
+    device.likelihood(a);
+    return {log_prob, grad_output};
+  }
+
   static Tensor output_gradient(Device& device, LikelihoodArgs& a, const Tensor& output) {
     Tensor grad_output = device.empty(sizes_of(output), output.scalar_type());
     a.grad_output = grad_output.mutable_data_ptr();
-    device.likelihood_backward(a);
+    device.likelihood(a);
     return grad_output;
   }
 
@@ -366,10 +405,45 @@ struct Ops {
     return how;
   }
 
-  static Tensor loss_of(Device& device, const Decoded& decoded, const Tensor& kl, const OptionalTensor& beta,
-                        double beta_scale, Reduction how) {
+  // The loss, and with `grad_recon` the gradient of `recon` for an upstream gradient of 1.
+  static Tensor loss_of(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
+                        const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
+                        std::optional<double> x_scale, Tensor* grad_recon = nullptr) {
+    const char* op = "FusedELBO";
+    const LatentShape latents = check_latents(op, mu, logvar);
+    check_same_device(op, "recon", recon, "mu", mu);
+    const LikelihoodShape shape = check_reconstruction(op, recon, x, latents.batch, "mu", x_scale);
+    check_beta(op, beta, recon);
+    const Reduction how = check_reduction(op, reduction);
+    Device device(recon);
+    const Tensor kl = kl_of(device, Latents(mu, logvar, latents));
+    const Decoded decoded(recon, x, shape, from_probs, x_scale);
+    return joined_loss(device, decoded, kl, beta, beta_scale, how, grad_recon);
+  }
+
+  static Tensor loss_given_kl(const Tensor& recon, const Tensor& x, const Tensor& kl, const OptionalTensor& beta,
+                              double beta_scale, int64_t reduction, bool from_probs, std::optional<double> x_scale,
+                              Tensor* grad_recon = nullptr) {
+    const char* op = "FusedELBO";
+    const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
+    check_beta(op, beta, recon);
+    const Reduction how = check_reduction(op, reduction);
+    Device device(recon);
+    const Decoded decoded(recon, x, shape, from_probs, x_scale);
+    return joined_loss(device, decoded, dense(kl), beta, beta_scale, how, grad_recon);
+  }
+
+  static Tensor joined_loss(Device& device, const Decoded& decoded, const Tensor& kl, const OptionalTensor& beta,
+                            double beta_scale, Reduction how, Tensor* grad_recon) {
     const int64_t B = kl.numel(), R = decoded.shape.R;
-    const Tensor log_prob = log_prob_of(device, decoded, {R});
+    Tensor log_prob = device.empty({R}, ScalarType::Float);
+    LikelihoodArgs a = decoded.args();
+    a.log_prob = floats(log_prob);
+    if (grad_recon) {
+      a.grad_output = grad_recon->mutable_data_ptr();
+      a.grad_scale = reconstruction_scale(decoded, how);
+    }
+    device.likelihood(a);
     Tensor loss = device.empty(how == Reduction::none ? sizes_of(kl) : Sizes{}, ScalarType::Float);
     device.loss({floats(log_prob), floats(kl), B ? R / B : 1, B, static_cast<float>(beta_scale),
                  beta ? floats(*beta) : nullptr, how, floats(loss)});
@@ -388,11 +462,16 @@ struct Ops {
   static Tensor reconstruction_gradient(Device& device, const Decoded& decoded, const Tensor& recon, const Tensor& grad,
                                         Reduction how) {
     LikelihoodArgs a = decoded.args();
-    const int64_t L = decoded.shape.x_rows ? decoded.shape.R / decoded.shape.x_rows : 1;
     a.grad = floats(grad);
     a.grad_stride = how == Reduction::none;
-    a.grad_scale = static_cast<float>(-datapoint_weight(how, decoded.shape.x_rows) / static_cast<double>(L));
+    a.grad_scale = reconstruction_scale(decoded, how);
     return output_gradient(device, a, recon);
+  }
+
+  // What a unit of the loss' gradient is worth to the log-likelihood of one sample.
+  static float reconstruction_scale(const Decoded& decoded, Reduction how) {
+    const int64_t L = decoded.shape.x_rows ? decoded.shape.R / decoded.shape.x_rows : 1;
+    return static_cast<float>(-datapoint_weight(how, decoded.shape.x_rows) / static_cast<double>(L));
   }
 };
 
@@ -406,10 +485,16 @@ struct Ops {
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, bernoulli_log_prob);        \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);             \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo_with_kl);     \
-  library.impl("normal", TORCH_BOX(&aevb::Ops<Device>::normal));            \
-  library.impl("mix_seed", TORCH_BOX(&aevb::Ops<Device>::mix_seed));        \
-  library.impl("empty", TORCH_BOX(&aevb::Ops<Device>::empty));              \
-  library.impl("elementary", TORCH_BOX(&aevb::Ops<Device>::elementary))
+  AEVB_REGISTER_PLAIN(library, Device, bernoulli_log_prob_and_grad);        \
+  AEVB_REGISTER_PLAIN(library, Device, bernoulli_log_prob_and_grad_);       \
+  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_and_grad);             \
+  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_with_kl_and_grad);     \
+  AEVB_REGISTER_PLAIN(library, Device, normal);                             \
+  AEVB_REGISTER_PLAIN(library, Device, mix_seed);                           \
+  AEVB_REGISTER_PLAIN(library, Device, empty);                              \
+  AEVB_REGISTER_PLAIN(library, Device, elementary)
+
+#define AEVB_REGISTER_PLAIN(library, Device, name) library.impl(#name, TORCH_BOX(&aevb::Ops<Device>::name))
 
 // An op, its bare twin and its gradient.
 #define AEVB_REGISTER_DIFFERENTIABLE(library, Device, name)            \

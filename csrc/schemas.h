@@ -34,6 +34,14 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "bernoulli_log_prob_backward(Tensor output, Tensor x, float? x_scale, bool from_probs, Tensor grad)"
       " -> Tensor");
+  // Both in one pass: log p(x | z), and grad_scale times its gradient, as a tensor or, by the second, over `output`,
+  // which must be contiguous.
+  m.def(
+      "bernoulli_log_prob_and_grad(Tensor output, Tensor x, float? x_scale, bool from_probs, float grad_scale)"
+      " -> (Tensor log_prob, Tensor grad_output)");
+  m.def(
+      "bernoulli_log_prob_and_grad_(Tensor(a!) output, Tensor x, float? x_scale, bool from_probs, float grad_scale)"
+      " -> Tensor log_prob");
 
   // beta * KL - mean over samples of log p(x | z), for the KL of (mu, logvar), or for a KL that is there already.
   // reduction: 0 none, 1 mean, 2 sum. beta is a number times an optional 0-d tensor.
@@ -42,14 +50,21 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
            " bool from_probs, float? x_scale) -> Tensor");
   m.def(
       "negative_elbo_backward(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
-      " int reduction, bool from_probs, float? x_scale, Tensor grad)"
+      " int reduction, bool from_probs, float? x_scale, Tensor grad, bool recon_wanted=True)"
       " -> (Tensor grad_recon, Tensor grad_mu, Tensor grad_logvar)");
   AEVB_DEF("negative_elbo_with_kl",
            "(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale, int reduction, bool from_probs,"
            " float? x_scale) -> Tensor");
   m.def(
       "negative_elbo_with_kl_backward(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale, int reduction,"
-      " bool from_probs, float? x_scale, Tensor grad) -> (Tensor grad_recon, Tensor grad_kl)");
+      " bool from_probs, float? x_scale, Tensor grad, bool recon_wanted=True) -> (Tensor grad_recon, Tensor grad_kl)");
+  // The loss, and in the same pass recon's gradient for an upstream gradient of 1.
+  m.def(
+      "negative_elbo_and_grad(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
+      " int reduction, bool from_probs, float? x_scale) -> (Tensor loss, Tensor grad_recon)");
+  m.def(
+      "negative_elbo_with_kl_and_grad(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale,"
+      " int reduction, bool from_probs, float? x_scale) -> (Tensor loss, Tensor grad_recon)");
 
   // The noise itself: element i of a seed's block is output i % 4 of Philox counter i / 4. seed is a prefix of size.
   m.def("normal(Tensor seed, int[] size) -> Tensor");

@@ -197,6 +197,7 @@ def _likelihoods(dtype) -> Iterator[Case]:
         args = (output, x, x_scale, from_probs)
         yield Case(name, "bernoulli_log_prob_forward", args)
         yield Case(name, "bernoulli_log_prob_backward", (*args, 3 * randn(12, *output.shape[:-1])))
+        yield Case(name, "bernoulli_log_prob_and_grad", (*args, 0.7))
 
     for shape in PIXEL_SHAPES:
         logits = 4 * randn(13, *shape)
@@ -226,6 +227,7 @@ def _losses(dtype) -> Iterator[Case]:
         for op, args in (("negative_elbo", (recon, x, mu, logvar)), ("negative_elbo_with_kl", (recon, x, kl))):
             yield Case(name, f"{op}_forward", (*args, *options))
             yield Case(name, f"{op}_backward", (*args, *options, grad))
+            yield Case(name, f"{op}_and_grad", (*args, *options))
 
     for samples, batch, pixels in (
         ((), (1,), 7),

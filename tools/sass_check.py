@@ -123,20 +123,31 @@ WORK = [
     ),
     Work("normal_runs", ">eps:4"),
     Work(
-        r"log_prob_rows<BernoulliLogits,[48],(?P<T>\w+),(?P<X>\w+)>",
+        r"log_prob_rows<BernoulliLogits,false,[48],(?P<T>\w+),(?P<X>\w+)>",
         "output:T x:X",
         around=lambda t: (256 // t["T"],),
         floor={"fp32": 90, "bf16": 75},
+    ),
+    Work(
+        r"log_prob_rows<BernoulliLogits,true,[48],(?P<T>\w+),(?P<X>\w+)>",
+        "output:T x:X >grad:T",
+        around=lambda t: (256 // t["T"],),
+        floor={"fp32": 90, "bf16": 80},
     ),
     Work(
         r"log_prob_gradient<BernoulliLogits,[48],(?P<T>\w+),(?P<X>\w+)>",
         "output:T x:X >grad:T",
         floor={"fp32": 90, "bf16": 80},
     ),
-    Work(r"log_prob_rows<BernoulliProbs,[48],(?P<T>\w+),AnyDtype>", "output:T x:4!", around=lambda t: (256 // t["T"],)),
+    Work(
+        r"log_prob_rows<BernoulliProbs,false,[48],(?P<T>\w+),AnyDtype>",
+        "output:T x:4!",
+        around=lambda t: (256 // t["T"],),
+    ),
+    Work(r"log_prob_rows<BernoulliProbs,true,[48],(?P<T>\w+),AnyDtype>", "output:T x:4! >grad:T"),
     Work(r"log_prob_gradient<BernoulliProbs,[48],(?P<T>\w+),AnyDtype>", "output:T x:4! >grad:T"),
     # Unaligned rows, sums of a few numbers a row, and what only tests call.
-    Work(r"(gaussian|log_ratio)_(tile|gradient)<[\w,]+,false>|log_prob_(rows|gradient)<\w+,1,\w+,\w+>", ""),
+    Work(r"(gaussian|log_ratio)_(tile|gradient)<[\w,]+,false>|log_prob_(rows<\w+,\w+|gradient<\w+),1,\w+,\w+>", ""),
     Work(r"join_parts|mix_seeds|datapoint_losses<\w+,\w+>|elementary_function|scale_elements", ""),
 ]
 

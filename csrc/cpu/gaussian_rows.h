@@ -13,6 +13,38 @@ namespace {
 // Small enough that reading one tile overlaps with computing the one before. Divides kGroup.
 constexpr int kTile = 256;
 
+#define AEVB_INLINE __attribute__((always_inline))
+
+// f(i) for every i < n, two vectors at a time where there are as many: each has waits that the other fills.
+template <class F>
+AEVB_FORMULA void for_elements(int n, const F& f) {
+  constexpr int kAtOnce = 16;
+  int i = 0;
+  for (; i + kAtOnce <= n; i += kAtOnce) {
+#pragma omp simd
+    for (int k = 0; k < kAtOnce; ++k) f(i + k);
+  }
+#pragma omp simd
+  for (int k = i; k < n; ++k) f(k);
+}
+
+template <Range kRange>
+struct RangeConstant {
+  static constexpr Range value = kRange;
+};
+
+// use(RangeConstant): the range that all logvar[0 .. n) are in.
+template <class Use>
+AEVB_FORMULA void with_range(const float* logvar, int n, const Use& use) {
+  int beyond = 0;
+#pragma omp simd reduction(| : beyond)
+  for (int i = 0; i < n; ++i) beyond |= !(abs_of(logvar[i]) <= kModerateLogvar);
+  if (beyond)
+    use(RangeConstant<Range::any>{});
+  else
+    use(RangeConstant<Range::moderate>{});
+}
+
 struct Tile {
   int64_t row, rows, column, columns;
   int n() const { return static_cast<int>(rows * columns); }
@@ -62,12 +94,13 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
     const int n = t.n();
     const float* mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);              // [n]
     const float* logvar = read_rows(a.logvar, t.row, t.rows, t.column, t.columns, logvar_buffer);  // [n]
-#pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      const float m = mu[i], v = logvar[i];
-      sd[i] = gaussian_sd(v);
-      two_kl[i] = gaussian_two_kl(m, v);
-    }
+    with_range(logvar, n, [&](auto range) AEVB_INLINE {
+      for_elements(n, [&](int i) AEVB_INLINE {
+        const float m = mu[i], v = logvar[i];
+        sd[i] = gaussian_sd<range.value>(v);
+        two_kl[i] = gaussian_two_kl<range.value>(m, v);
+      });
+    });
     if (a.kl && a.D == 1) {  // a KL for each dimension
       for (int i = 0; i < n; ++i) a.kl[t.row + i] = half * (0.0f + two_kl[i]);
     } else if (a.kl && t.columns == a.D) {
@@ -170,12 +203,13 @@ inline void gaussian_log_ratio_rows(const GaussianArgs& a, int64_t begin, int64_
     mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);
     logvar = read_rows(a.logvar, t.row, t.rows, t.column, t.columns, logvar_buffer);
     const int n = t.n();
-#pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      const ExpDifferences e = exp_differences(0.5f * logvar[i]);
-      sd[i] = e.exp;
-      sd_less_1[i] = e.expm1;
-    }
+    with_range(logvar, n, [&](auto range) AEVB_INLINE {
+      for_elements(n, [&](int i) AEVB_INLINE {
+        const ExpDifferences e = exp_differences<range.value>(0.5f * logvar[i]);
+        sd[i] = e.exp;
+        sd_less_1[i] = e.expm1;
+      });
+    });
   };
   const auto sample = [&](const Tile& t, int64_t l) {
     const int n = t.n();
@@ -303,25 +337,28 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
     }
     const bool through_z = a.grad_z.data && a.L > 0, through_kl = a.grad_kl != nullptr;
     if (through_z && through_kl) {
-#pragma omp simd
-      for (int i = 0; i < n; ++i) {
-        const float v = logvar[i];
-        grad_mu[i] = fmadd(grad_kl[i], mu[i], sums.grad_z[i]);
-        grad_logvar[i] =
-            fmadd(grad_kl[i], gaussian_kl_grad_logvar(v), gaussian_sample_grad_logvar(v, sums.grad_z_eps[i]));
-      }
+      with_range(logvar, n, [&](auto range) AEVB_INLINE {
+        for_elements(n, [&](int i) AEVB_INLINE {
+          const float v = logvar[i];
+          grad_mu[i] = fmadd(grad_kl[i], mu[i], sums.grad_z[i]);
+          grad_logvar[i] = fmadd(grad_kl[i], gaussian_kl_grad_logvar<range.value>(v),
+                                 gaussian_sample_grad_logvar<range.value>(v, sums.grad_z_eps[i]));
+        });
+      });
     } else if (through_kl) {
-#pragma omp simd
-      for (int i = 0; i < n; ++i) {
-        grad_mu[i] = grad_kl[i] * mu[i];
-        grad_logvar[i] = grad_kl[i] * gaussian_kl_grad_logvar(logvar[i]);
-      }
+      with_range(logvar, n, [&](auto range) AEVB_INLINE {
+        for_elements(n, [&](int i) AEVB_INLINE {
+          grad_mu[i] = grad_kl[i] * mu[i];
+          grad_logvar[i] = grad_kl[i] * gaussian_kl_grad_logvar<range.value>(logvar[i]);
+        });
+      });
     } else if (through_z) {
-#pragma omp simd
-      for (int i = 0; i < n; ++i) {
-        grad_mu[i] = sums.grad_z[i];
-        grad_logvar[i] = gaussian_sample_grad_logvar(logvar[i], sums.grad_z_eps[i]);
-      }
+      with_range(logvar, n, [&](auto range) AEVB_INLINE {
+        for_elements(n, [&](int i) AEVB_INLINE {
+          grad_mu[i] = sums.grad_z[i];
+          grad_logvar[i] = gaussian_sample_grad_logvar<range.value>(logvar[i], sums.grad_z_eps[i]);
+        });
+      });
     } else {
       for (int i = 0; i < n; ++i) grad_mu[i] = grad_logvar[i] = 0.0f;
     }

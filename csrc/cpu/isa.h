@@ -17,8 +17,8 @@ struct Kernels {
   // As kl: where rows have several chunks, log_ratio is [L, B, chunks(D)], each twice the ratio.
   void (*gaussian_log_ratio)(const GaussianArgs&, int64_t begin, int64_t end);
   void (*gaussian_log_ratio_backward)(const GaussianArgs&, int64_t begin, int64_t end);
+  // log_prob, grad_output, or both: those that are not null.
   void (*likelihood)(const LikelihoodArgs&, int64_t begin, int64_t end);
-  void (*likelihood_backward)(const LikelihoodArgs&, int64_t begin, int64_t end);
   float (*sum)(const float* x, int64_t n, int64_t stride);  // in the order of csrc/README.md
   float (*sum_groups)(const float* x, int64_t n);           // joins the sums of n groups or chunks
   void (*normals)(uint64_t seed, int64_t first, int64_t n, float* out);

@@ -64,7 +64,6 @@ const Kernels AEVB_KERNELS = {
     gaussian_log_ratio_rows,
     gaussian_log_ratio_backward_rows,
     likelihood_rows,
-    likelihood_backward_rows,
     sum_elements,
     sum_groups,
     normals,

@@ -141,7 +141,12 @@ class Noise {
   AEVB_FORMULA void normals(int counters, float* eps) {
 #pragma omp simd
     for (int i = 0; i < counters; ++i) {
-      const NormalPair a = box_muller(word_[0][i], word_[1][i]), b = box_muller(word_[2][i], word_[3][i]);
+      radius_[0][i] = box_muller_radius(word_[0][i]);
+      radius_[1][i] = box_muller_radius(word_[2][i]);
+    }
+#pragma omp simd
+    for (int i = 0; i < counters; ++i) {
+      const NormalPair a = box_muller_at(radius_[0][i], word_[1][i]), b = box_muller_at(radius_[1][i], word_[3][i]);
       eps[4 * i] = a.first;
       eps[4 * i + 1] = a.second;
       eps[4 * i + 2] = b.first;
@@ -153,6 +158,7 @@ class Noise {
   int64_t begin_ = 0, end_ = 0;  // eps_ holds the normals of elements [begin_, end_) of seed_'s block
   KeySchedule keys_;
   alignas(64) uint32_t word_[4][kMost];
+  alignas(64) float radius_[2][kMost];
   alignas(64) float eps_[4 * kMost];
 };
 

@@ -99,10 +99,6 @@ class Cpu {
     results.join(1.0f);
   }
 
-  void likelihood_backward(const LikelihoodArgs& a) {
-    run(kernels().likelihood_backward, a, a.R, a.D, kLikelihoodGrain);
-  }
-
   void loss(const LossArgs& a) {
     const float beta = a.beta ? a.beta_scale * *a.beta : a.beta_scale;
     std::unique_ptr<float[]> buffer;

@@ -18,6 +18,7 @@ AEVB_FORMULA float fold_lanes(float* lane) {  // [2 * kWidth], destroyed
 // Joins group sums by a binary tree over adjacent pairs; one without a partner moves up unchanged.
 class PairwiseSum {
  public:
+  PairwiseSum() {}  // not the implicit one, which would fill partial_ with zeros
   AEVB_FORMULA void add(float x) {
     int level = 0;
     for (uint64_t bits = count_++; bits & 1; bits >>= 1) x = partial_[level++] + x;

@@ -58,7 +58,8 @@ struct Targets<AnyDtype> {
   }
 };
 
-// ---- forward --------------------------------------------------------------------------------------------------------
+// ---- log p, and with it the gradient where that is asked for
+// ---------------------------------------------------------
 
 template <class T, class X>
 struct ForwardArgs {
@@ -69,10 +70,15 @@ struct ForwardArgs {
   int64_t units, D, part_elements;  // a row is cut into `parts` parts; R * parts units
   float x_scale, sign;
   float* result;  // [R, parts]
+  // Of the kernels with kGrad:
+  const float* grad;
+  int64_t grad_sample_stride, grad_stride;
+  float grad_scale;
+  T* grad_output;  // [R, D]; may be `output`
 };
 
 // kLanes / V threads share a unit: each adds up V neighbouring lanes of every group.
-template <class L, int V, class T, class X>
+template <class L, bool kGrad, int V, class T, class X>
 __global__ void __launch_bounds__(kThreads, V > 4 ? 2 : 3) log_prob_rows(const ForwardArgs<T, X> a) {
   constexpr int kSharing = kLanes / V;
   constexpr int kAtOnce = Targets<X>::kAtRunTime ? 1 : (V > 4 ? 2 : 4);  // vectors under way: as registers allow
@@ -81,16 +87,20 @@ __global__ void __launch_bounds__(kThreads, V > 4 ? 2 : 3) log_prob_rows(const F
   const int t = threadIdx.x % kSharing;
   const unsigned sharing = (kSharing == kWarp ? ~0u : (1u << (kSharing % kWarp)) - 1u)
                            << (threadIdx.x % kWarp / kSharing * kSharing);
-  const int64_t row = a.parts.divide(unit), x_row = row - a.x_rows.divide(row) * a.x_rows.divisor();
+  const int64_t row = a.parts.divide(unit), sample = a.x_rows.divide(row), x_row = row - sample * a.x_rows.divisor();
   const int64_t begin = (unit - row * a.parts.divisor()) * a.part_elements;
   const int64_t end = begin + a.part_elements < a.D ? begin + a.part_elements : a.D;
+  float upstream = 1.0f;
+  if (kGrad && a.grad) upstream = a.grad[sample * a.grad_sample_stride + x_row * a.grad_stride];
   TreeSum<7> sum;
   for (int64_t first = begin; first < end; first += kGroup) {
     const int n = static_cast<int>(end - first < kGroup ? end - first : kGroup);
     const T* output = a.output + row * a.output_stride + first + t * V;
-    const int64_t x = x_row * a.x.stride + first + t * V;
+    T* grad_output = kGrad ? a.grad_output + row * a.D + first + t * V : nullptr;
+    int64_t x = x_row * a.x.stride + first + t * V;
+    int k = 0;
     float linear[V] = {}, product[V] = {};
-    const auto add = [&](const auto& loaded_output, const auto& loaded_x) {
+    const auto add = [&](const auto& loaded_output, const auto& loaded_x, T* grad_to) {
       float out[V], target[V];
       loaded_output.unpack_to(out);
       loaded_x.unpack_to(target);
@@ -99,22 +109,29 @@ __global__ void __launch_bounds__(kThreads, V > 4 ? 2 : 3) log_prob_rows(const F
         const NegLogProb p = L::add_neg_log_prob(linear[i], out[i], target[i], a.x_scale);
         linear[i] = p.sum;
         product[i] = fmadd(product[i], p.excess, product[i] + p.excess);  // (1 + product) (1 + excess) - 1
+        if constexpr (kGrad) out[i] = upstream * (a.grad_scale * L::grad(out[i], target[i], a.x_scale));
       }
+      if constexpr (kGrad) store<V>(out, grad_to);
     };
-    int k = 0;
-    for (; k + kAtOnce * kLanes <= n; k += kAtOnce * kLanes) {
+    const auto go_on = [&](int elements) {
+      k += elements;
+      output += elements;
+      x += elements;
+      if constexpr (kGrad) grad_output += elements;
+    };
+    for (; k + kAtOnce * kLanes <= n; go_on(kAtOnce * kLanes)) {
       decltype(load<V>(output)) loaded_output[kAtOnce];
       decltype(a.x.template load_at<V>(0)) loaded_x[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        loaded_output[j] = load<V>(output + k + j * kLanes);
-        loaded_x[j] = a.x.template load_at<V>(x + k + j * kLanes);
+        loaded_output[j] = load<V>(output + j * kLanes);
+        loaded_x[j] = a.x.template load_at<V>(x + j * kLanes);
       }
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) add(loaded_output[j], loaded_x[j]);
+      for (int j = 0; j < kAtOnce; ++j) add(loaded_output[j], loaded_x[j], grad_output + j * kLanes);
     }
-    for (; k + t * V < n; k += kLanes)
-      add(load<V>(output + k), a.x.template load_at<V>(x + k));  // n is a multiple of V
+    for (; k + t * V < n; go_on(kLanes))
+      add(load<V>(output), a.x.template load_at<V>(x), grad_output);  // n is a multiple of V
 #pragma unroll
     for (int i = 0; i < V; ++i) linear[i] += log1p_nonnegative(product[i]);
     sum.add(fold_neighbours<V>(linear, sharing));
@@ -122,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, V > 4 ? 2 : 3) log_prob_rows(const F
   if (t == 0) a.result[unit] = a.sign * sum.total();
 }
 
-// ---- backward -------------------------------------------------------------------------------------------------------
+// ---- the gradient alone ---------------------------------------------------------------------------------------------
 
 template <class T, class X>
 struct BackwardArgs {
@@ -145,7 +162,7 @@ __global__ void __launch_bounds__(kThreads) log_prob_gradient(const BackwardArgs
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (kAtOnce * kThreads) + threadIdx.x;
   decltype(load<V>(a.output)) loaded_output[kAtOnce];
   decltype(a.x.template load_at<V>(0)) loaded_x[kAtOnce];
-  float g[kAtOnce];
+  float upstream[kAtOnce];
 #pragma unroll
   for (int j = 0; j < kAtOnce; ++j) {
     const int64_t vector = first + j * kThreads;
@@ -160,7 +177,7 @@ __global__ void __launch_bounds__(kThreads) log_prob_gradient(const BackwardArgs
     }
     loaded_output[j] = load<V>(a.output + output);
     loaded_x[j] = a.x.template load_at<V>(x);
-    g[j] = a.grad_scale * a.grad[grad];
+    upstream[j] = a.grad[grad];
   }
 #pragma unroll
   for (int j = 0; j < kAtOnce; ++j) {
@@ -170,7 +187,7 @@ __global__ void __launch_bounds__(kThreads) log_prob_gradient(const BackwardArgs
     loaded_output[j].unpack_to(out);
     loaded_x[j].unpack_to(target);
 #pragma unroll
-    for (int i = 0; i < V; ++i) out[i] = g[j] * L::grad(out[i], target[i], a.x_scale);
+    for (int i = 0; i < V; ++i) out[i] = upstream[j] * (a.grad_scale * L::grad(out[i], target[i], a.x_scale));
     store<V>(out, a.result + vector * V);
   }
 }
@@ -226,47 +243,9 @@ Parts parts_of(const LikelihoodArgs& a, int multiprocessors) {
   return {groups > each ? (groups + each - 1) / each : 1, each * kGroup};
 }
 
-}  // namespace
-
-int64_t likelihood_scratch(const LikelihoodArgs& a, int multiprocessors) {
-  const int64_t parts = parts_of(a, multiprocessors).parts;
-  return parts > 1 ? a.R * parts : 0;
-}
-
-const char* likelihood(const LikelihoodArgs& a, int multiprocessors, float* scratch, void* stream) {
-  if (a.R == 0) return nullptr;
-  const Parts parts = parts_of(a, multiprocessors);
-  const int64_t units = a.R * parts.parts;
-  const bool cut = parts.parts > 1;
-  // A small batch is a matter of latency: more threads a row, each with less to do.
-  const bool narrow = units * (kLanes / 4) < 64 * static_cast<int64_t>(multiprocessors) &&
-                      a.output.dtype == Dtype::float32 && a.x.dtype == Dtype::float32;
-  const char* error = with_types(a, narrow, [&](auto likelihood, auto t, auto v, auto x) {
-    using T = decltype(t);
-    using X = decltype(x);
-    constexpr int V = decltype(v)::value;
-    const ForwardArgs<T, X> args{static_cast<const T*>(a.output.data),
-                                 a.output.stride,
-                                 targets_of(a.x, x),
-                                 Divider(a.x_rows),
-                                 Divider(parts.parts),
-                                 units,
-                                 a.D,
-                                 parts.elements,
-                                 a.x_scale,
-                                 cut ? 1.0f : -1.0f,
-                                 cut ? scratch : a.log_prob};
-    AEVB_LAUNCH((log_prob_rows<decltype(likelihood), V, T, X>), blocks(units, kThreads / (kLanes / V)), kThreads,
-                static_cast<cudaStream_t>(stream), args);
-    return status();
-  });
-  if (error || !cut) return error;
-  return join(scratch, a.R, parts.parts, -1.0f, a.log_prob, stream);
-}
-
-const char* likelihood_backward(const LikelihoodArgs& a, void* stream) {
-  if (a.R == 0 || a.D == 0) return nullptr;
-  return with_types(a, false, [&](auto likelihood, auto t, auto v, auto x) {
+const char* gradient(const LikelihoodArgs& a, void* stream) {
+  if (a.D == 0) return nullptr;
+  return with_types(a, false, [&](auto formula, auto t, auto v, auto x) {
     using T = decltype(t);
     using X = decltype(x);
     constexpr int V = decltype(v)::value;
@@ -287,10 +266,57 @@ const char* likelihood_backward(const LikelihoodArgs& a, void* stream) {
                                   a.grad_sample_stride,
                                   a.grad_stride,
                                   static_cast<T*>(a.grad_output)};
-    AEVB_LAUNCH((log_prob_gradient<decltype(likelihood), V, T, X>), blocks(vectors, 2 * kThreads), kThreads,
+    AEVB_LAUNCH((log_prob_gradient<decltype(formula), V, T, X>), blocks(vectors, 2 * kThreads), kThreads,
                 static_cast<cudaStream_t>(stream), args);
     return status();
   });
+}
+
+}  // namespace
+
+int64_t likelihood_scratch(const LikelihoodArgs& a, int multiprocessors) {
+  if (!a.log_prob) return 0;
+  const int64_t parts = parts_of(a, multiprocessors).parts;
+  return parts > 1 ? a.R * parts : 0;
+}
+
+const char* likelihood(const LikelihoodArgs& a, int multiprocessors, float* scratch, void* stream) {
+  if (a.R == 0) return nullptr;
+  if (!a.log_prob) return gradient(a, stream);
+  const Parts parts = parts_of(a, multiprocessors);
+  const int64_t units = a.R * parts.parts;
+  const bool cut = parts.parts > 1;
+  // A small batch is a matter of latency: more threads a row, each with less to do.
+  const bool narrow = units * (kLanes / 4) < 64 * static_cast<int64_t>(multiprocessors) &&
+                      a.output.dtype == Dtype::float32 && a.x.dtype == Dtype::float32;
+  const char* error = with_types(a, narrow, [&](auto formula, auto t, auto v, auto x) {
+    using T = decltype(t);
+    using X = decltype(x);
+    constexpr int V = decltype(v)::value;
+    const ForwardArgs<T, X> args{static_cast<const T*>(a.output.data),
+                                 a.output.stride,
+                                 targets_of(a.x, x),
+                                 Divider(a.x_rows),
+                                 Divider(parts.parts),
+                                 units,
+                                 a.D,
+                                 parts.elements,
+                                 a.x_scale,
+                                 cut ? 1.0f : -1.0f,
+                                 cut ? scratch : a.log_prob,
+                                 a.grad,
+                                 a.grad_sample_stride,
+                                 a.grad_stride,
+                                 a.grad_scale,
+                                 static_cast<T*>(a.grad_output)};
+    with_bool(a.grad_output, [&](auto grad) {
+      AEVB_LAUNCH((log_prob_rows<decltype(formula), grad.value, V, T, X>), blocks(units, kThreads / (kLanes / V)),
+                  kThreads, static_cast<cudaStream_t>(stream), args);
+    });
+    return status();
+  });
+  if (error || !cut) return error;
+  return join(scratch, a.R, parts.parts, -1.0f, a.log_prob, stream);
 }
 
 }  // namespace aevb::cuda

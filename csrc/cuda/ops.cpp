@@ -92,7 +92,6 @@ class Gpu {
     const Scratch scratch(*this, likelihood_scratch(a, place_.size()));
     check(cuda::likelihood(a, place_.size(), scratch.data(), place_.stream()));
   }
-  void likelihood_backward(const LikelihoodArgs& a) { check(cuda::likelihood_backward(a, place_.stream())); }
   void loss(const LossArgs& a) {
     const Scratch scratch(*this, loss_scratch(a));
     check(cuda::loss(a, scratch.data(), place_.stream()));

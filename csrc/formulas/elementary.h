@@ -127,6 +127,9 @@ struct PowerOf2 {
 
 AEVB_FORMULA float pow2(uint32_t n) { return float_of((n + 127u) << 23); }  // n in [-126, 127], two's complement
 
+// 2^n for n in [-126, 127], from n_bits of ExpReduction.
+AEVB_FORMULA float pow2_of(uint32_t n_bits) { return float_of((n_bits << 23) + (127u << 23)); }
+
 AEVB_FORMULA PowerOf2 power_of_2(uint32_t n_bits) {
   const uint32_t n = n_bits - 0x4b400000u;
   const uint32_t half = static_cast<uint32_t>(static_cast<int32_t>(n) >> 1);
@@ -147,14 +150,20 @@ AEVB_FORMULA float exp_minus(float a) {
   return fmadd(fmadd(e.q, e.r, 1.0f), e.r, 1.0f) * scale * 0x1p-64f;
 }
 
-// e^x, e^x - 1 and e^x - 1 - x, for every float; the differences to full relative accuracy, however small they are.
+// Which arguments a function is for: every float, or only those for which it is short. The bits are the same.
+enum class Range { any, moderate };
+
+// e^x, e^x - 1 and e^x - 1 - x; the differences to full relative accuracy, however small they are. Range::moderate is
+// for |x| <= 22.
 struct ExpDifferences {
   float exp, expm1, expm1_minus_x;
 };
 
+template <Range kRange = Range::any>
 AEVB_FORMULA ExpDifferences exp_differences(float x) {
-  const ExpReduction e = reduce_exp(at_least(at_most(x, 89.0f), -104.0f));
-  const PowerOf2 power = power_of_2(e.n_bits);
+  constexpr bool kAny = kRange == Range::any;
+  const ExpReduction e = reduce_exp(kAny ? at_least(at_most(x, 89.0f), -104.0f) : x);
+  const PowerOf2 power = kAny ? power_of_2(e.n_bits) : PowerOf2{pow2_of(e.n_bits), 1.0f};
   const float s = power.first * power.second, t = s - 1.0f;
   const float w = e.q * (e.r * e.r);
   const float expm1_r = e.r + w;
@@ -162,6 +171,7 @@ AEVB_FORMULA ExpDifferences exp_differences(float x) {
   // e^x - 1 = s (e^r - 1) + (s - 1), and e^x - 1 - x = s w + (s r + (s - 1) - x): where n = 0, r is x, and the bracket
   // 0.
   const float expm1 = fmadd(expm1_r, s, t), expm1_minus_x = fmadd(w, s, fmadd(e.r, s, t) - x);
+  if constexpr (!kAny) return {exp, expm1, expm1_minus_x};
   const bool large = x > 22.0f;  // the rest is lost in rounding; and inf - inf does not come up
   return {exp, large ? exp : expm1, large ? exp : expm1_minus_x};
 }

@@ -88,9 +88,11 @@ struct NormalPair {
   float first, second;
 };
 
-// Two independent N(0, 1) from two words: radius sqrt(-2 log u), angle 2 pi v.
-AEVB_FORMULA NormalPair box_muller(uint32_t radius_word, uint32_t angle_word) {
-  const float radius = sqrt_in_range(-2.0f * log_unit_interval(radius_word));
+// sqrt(-2 log u), from a word.
+AEVB_FORMULA float box_muller_radius(uint32_t word) { return sqrt_in_range(-2.0f * log_unit_interval(word)); }
+
+// The radius at the angle 2 pi v, from a word.
+AEVB_FORMULA NormalPair box_muller_at(float radius, uint32_t angle_word) {
   // The angle is quadrant * pi/2 + y * pi/2 with y in [-1/2, 1/2), split exactly in integers: the quadrant is in the
   // top two bits of `turned`, and a shift drops it from the rest.
   const uint32_t turned = angle_word + 0x20000000u;
@@ -103,10 +105,15 @@ AEVB_FORMULA NormalPair box_muller(uint32_t radius_word, uint32_t angle_word) {
   cosine = fmadd(cosine, y2, 0x1.03c1b0p-2f);
   cosine = fmadd(cosine, y2, -0x1.3bd3ccp+0f);
   cosine = fmadd(cosine, y2, 1.0f);
-  const bool odd = turned & 0x40000000u;
+  const uint32_t odd = 0u - (turned >> 30 & 1u);  // all ones, or zero
   const uint32_t cosine_sign = (turned + 0x40000000u) & 0x80000000u, sine_sign = turned & 0x80000000u;
-  return {radius * float_of(bits_of(odd ? sine : cosine) ^ cosine_sign),
-          radius * float_of(bits_of(odd ? cosine : sine) ^ sine_sign)};
+  const uint32_t c = bits_of(cosine), s = bits_of(sine), swap = (c ^ s) & odd;
+  return {radius * float_of(c ^ swap ^ cosine_sign), radius * float_of(s ^ swap ^ sine_sign)};
+}
+
+// Two independent N(0, 1) from two words.
+AEVB_FORMULA NormalPair box_muller(uint32_t radius_word, uint32_t angle_word) {
+  return box_muller_at(box_muller_radius(radius_word), angle_word);
 }
 
 }  // namespace

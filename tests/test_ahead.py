@@ -1,0 +1,95 @@
+"""Gradients that the forward pass takes on a CPU: the backward kernel's bits, whatever flows back."""
+
+import pytest
+import torch
+from conftest import DTYPES, rand, randn, same_bits
+
+import aevb
+
+ops = torch.ops.aevb
+UPSTREAM = [1.0, 0.3, -1024.0, 0.0]
+
+
+def loss_call(kind, reduction, dtype):
+    """Inputs, the loss of them, and the backward kernel's gradients for an upstream gradient."""
+    logits, x = (4 * randn(1, 9, 41)).to(dtype).requires_grad_(), rand(2, 9, 41)
+    code = aevb.ops.REDUCTIONS[reduction]
+    beta = torch.tensor(0.7)
+    criterion = aevb.FusedELBO(beta, reduction)
+    if kind == "mu, logvar":
+        inputs = (logits, randn(3, 9, 6).to(dtype).requires_grad_(), randn(4, 9, 6).to(dtype).requires_grad_())
+        loss = lambda: criterion(inputs[0], x, *inputs[1:])  # noqa: E731
+        kernel = (
+            lambda g: ops.negative_elbo_backward(  # noqa: E731
+                inputs[0], x, *inputs[1:], beta, 1.0, code, False, None, g
+            )
+        )
+    else:
+        inputs = (logits, rand(3, 9).requires_grad_())
+        loss = lambda: criterion(inputs[0], x, kl=inputs[1])  # noqa: E731
+        kernel = lambda g: ops.negative_elbo_with_kl_backward(  # noqa: E731
+            inputs[0], x, inputs[1], beta, 1.0, code, False, None, g
+        )
+    return inputs, loss, kernel
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("kind", ["mu, logvar", "kl"])
+def test_loss_has_the_backward_kernels_bits(kind, reduction, dtype):
+    inputs, loss, kernel = loss_call(kind, reduction, dtype)
+    for upstream in UPSTREAM:
+        found = torch.autograd.grad(loss(), inputs, torch.tensor(upstream))
+        assert all(map(same_bits, found, kernel(torch.tensor(upstream))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(3, 1), (9, 41), (4, 2, 1271), (2, 33_000)])
+def test_log_prob_has_the_backward_kernels_bits(size, dtype):
+    logits, x = (4 * randn(1, *size)).to(dtype).requires_grad_(), rand(2, *size)
+    upstream = 3 * randn(3, *size[:-1])
+    value = aevb.bernoulli_log_prob(logits, x)
+    assert same_bits(value, ops.bernoulli_log_prob_forward(logits, x, None, False))
+    (found,) = torch.autograd.grad(value, logits, upstream)
+    assert same_bits(found, ops.bernoulli_log_prob_backward(logits, x, None, False, upstream))
+
+
+@pytest.mark.parametrize("upstream", UPSTREAM)
+def test_a_graph_that_is_kept_gives_its_gradients_again(upstream):
+    """Also where somebody has written over those that it gave before."""
+    for kind in ("mu, logvar", "kl"):
+        inputs, loss, kernel = loss_call(kind, "mean", torch.float32)
+        value = loss()
+        for keep in (True, True, False):
+            found = torch.autograd.grad(value, inputs, torch.tensor(upstream), retain_graph=keep)
+            assert all(map(same_bits, found, kernel(torch.tensor(upstream))))
+            for gradient in found:
+                gradient.fill_(7)
+    logits, x = randn(1, 9, 41).requires_grad_(), rand(2, 9, 41)
+    value = aevb.bernoulli_log_prob(logits, x)
+    first = torch.autograd.grad(value, logits, torch.full((9,), upstream), retain_graph=True)[0]
+    expected = first.clone()
+    first.fill_(7)
+    assert same_bits(torch.autograd.grad(value, logits, torch.full((9,), upstream))[0], expected)
+
+
+def test_in_place_writes_the_gradient_over_the_logits_and_refuses_others():
+    logits, x = 4 * randn(1, 9, 41), rand(2, 9, 41)
+    expected = ops.bernoulli_log_prob_and_grad(logits, x, None, False, 0.3)
+    over = logits.clone()
+    value = ops.bernoulli_log_prob_and_grad_(over, x, None, False, 0.3)
+    assert same_bits(value, expected[0])
+    assert same_bits(over, expected[1])
+    with pytest.raises(RuntimeError, match="not contiguous"):
+        ops.bernoulli_log_prob_and_grad_(randn(1, 41, 9).t(), x, None, False, 1.0)
+
+
+def test_it_is_taken_only_where_somebody_may_ask_for_it():
+    """Not without grad mode, and not where the logits need no gradient."""
+    logits, x, mu, logvar = randn(1, 5, 7), rand(2, 5, 7), randn(3, 5, 2), randn(4, 5, 2)
+    with torch.no_grad():
+        assert aevb.FusedELBO()(logits.requires_grad_(), x, mu, logvar).grad_fn is None
+    loss = aevb.FusedELBO()(logits.detach(), x, mu.requires_grad_(), logvar)
+    assert len(loss.grad_fn.saved_tensors) == 5
+    assert len(aevb.FusedELBO()(logits, x, mu, logvar).grad_fn.saved_tensors) == 6
+    assert len(aevb.FusedELBO(reduction="none")(logits, x, mu, logvar).grad_fn.saved_tensors) == 5
