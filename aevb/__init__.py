@@ -16,11 +16,12 @@ except ImportError as error:
 from . import diagnostics, reference
 from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
 from .info import build_info
-from .linear import LinearLogits, linear_bernoulli_log_prob
+from .layers import linear
+from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .loss import FusedELBO
 from .marginal import log_marginal_likelihood
 from .models import VAE
-from .ops import bernoulli_log_prob, gaussian_kl, mix_seed, sample_gaussian, sample_gaussian_log_ratio
+from .ops import bernoulli_log_prob, binarize, gaussian_kl, mix_seed, sample_gaussian, sample_gaussian_log_ratio
 from .train import TrainConfig, Trainer
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "bernoulli_log_prob",
+    "binarize",
     "build_info",
     "capacity",
     "cyclical_warmup",
@@ -39,6 +41,7 @@ __all__ = [
     "free_bits",
     "gaussian_kl",
     "importance_weighted_bound",
+    "linear",
     "linear_bernoulli_log_prob",
     "linear_warmup",
     "log_marginal_likelihood",

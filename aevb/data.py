@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .ops import binarize
+
 DIGITS_TEST = 297
 FILE_TEST_FRACTION = 10  # of a single file, one image in so many is held out for the test
 
@@ -93,14 +95,35 @@ def load(source: str | os.PathLike[str]) -> Dataset:
 BINARIZATIONS = ("dynamic", "threshold", "none")
 
 
-def targets(images: Tensor, binarize: str, max_value: int, generator: torch.Generator) -> Tensor:
-    """x of uint8 images with values 0..max_value: bool where binarized, else float32 in [0, 1]."""
-    if binarize == "dynamic":
-        # A uniform integer below max_value is less than the pixel with probability pixel / max_value, exactly.
-        return torch.empty_like(images).random_(0, max_value, generator=generator) < images
-    if binarize == "threshold":
-        return images > max_value // 2
-    return images * (1 / max_value)
+class Targets:
+    """What a model is given of grey images, bits or the pixels as they are: bytes on a device, gathered when used.
+
+    Args:
+        images: (N, D), uint8, values 0..max_value.
+        how: "dynamic": each pixel is set with its grey value as the probability (see `aevb.binarize`); "threshold":
+            where it is above half; "none": pixels as they are, uint8, to be multiplied by `x_scale`.
+        device: where they are kept.
+
+    Attributes: x_scale, None but for "none".
+    """
+
+    def __init__(self, images: Tensor, how: str, max_value: int, device: torch.device | str = "cpu"):
+        self.max_value = max_value
+        self.dynamic = how == "dynamic"
+        self.x_scale = 1 / max_value if how == "none" else None
+        self.images = (images > max_value // 2 if how == "threshold" else images).to(device)
+
+    def __call__(self, index: Tensor, seed: Tensor) -> Tensor:
+        """x of images `index`, (B,): (B, D), bool or uint8. The noise is that of the seed, 0-d, and the image."""
+        if self.dynamic:
+            return binarize(self.images, index, seed=seed, max_value=self.max_value)
+        return self.images[index]
+
+    def all(self, seed: Tensor) -> Tensor:
+        """x of all images, bool, or float32 in [0, 1]."""
+        if self.dynamic:
+            return binarize(self.images, seed=seed, max_value=self.max_value)
+        return self.images if self.x_scale is None else self.images * self.x_scale
 
 
 def _split(name: str, shape: tuple[int, int], max_value: int, images: Tensor, labels: Tensor | None, num_test: int):

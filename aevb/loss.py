@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import bounds, linear, ops
-from .linear import LinearLogits
+from . import bounds, linear_likelihood, ops
+from .linear_likelihood import LinearLogits
 
 
 class Estimator(NamedTuple):
@@ -251,6 +251,13 @@ class FusedELBO(nn.Module):
         beta = self._beta
         return beta.float() if isinstance(beta, Tensor) and beta.dtype != torch.float32 else beta
 
+    def ratio_weight(self) -> Tensor | float:
+        """What multiplies the log ratio of "iwae" and "dreg": beta."""
+        beta = self._weight()
+        if self.estimator != "dreg":
+            return beta
+        return beta.clamp_min(SMALLEST_BETA) if isinstance(beta, Tensor) else max(beta, SMALLEST_BETA)
+
     def _closed_form_kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         if self.free_bits is None:
             return ops.gaussian_kl(mu, logvar)
@@ -265,17 +272,15 @@ class FusedELBO(nn.Module):
         x = self._rows(x, kl.shape)
         samples = _samples(logits, x, kl.dim())
         if self.reduction == "none" or kl.numel() == 0:
-            log_prob = linear.linear_bernoulli_log_prob(*logits, x, self.x_scale)
+            log_prob = linear_likelihood.linear_bernoulli_log_prob(*logits, x, self.x_scale)
             loss = self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0)
             return self._reduced(loss)
         datapoints, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
         factor = 1.0 / (samples * datapoints) if samples else float("nan")
-        return self._weight() * kl - linear.sum_log_prob(logits, x, self.x_scale, factor)
+        return self._weight() * kl - linear_likelihood.sum_log_prob(logits, x, self.x_scale, factor)
 
     def _importance_weighted(self, recon: Tensor | LinearLogits, x: Tensor, log_ratio: Tensor) -> Tensor:
-        beta = self._weight()
-        if self.estimator == "dreg":
-            beta = beta.clamp_min(SMALLEST_BETA) if isinstance(beta, Tensor) else max(beta, SMALLEST_BETA)
+        beta = self.ratio_weight()
         if isinstance(recon, Tensor):
             rows = tuple(log_ratio.shape)
             log_prob = ops.reconstruction_log_prob(recon, x, rows, self.from_probs, self.x_scale)
@@ -285,8 +290,8 @@ class FusedELBO(nn.Module):
             count = x.shape[:-1].numel()
             if self.reduction != "none" and count:
                 factor = -1.0 / (count if self.reduction == "mean" else 1)
-                return linear.sum_importance_weighted_bound(recon, x, self.x_scale, log_ratio, beta, factor)
-            log_prob = linear.linear_bernoulli_log_prob(*recon, x, self.x_scale)
+                return linear_likelihood.sum_importance_weighted_bound(recon, x, self.x_scale, log_ratio, beta, factor)
+            log_prob = linear_likelihood.linear_bernoulli_log_prob(*recon, x, self.x_scale)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         return self._reduced(loss)
 

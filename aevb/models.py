@@ -9,9 +9,9 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from .linear import LinearLogits, linear_bernoulli_log_prob
+from .layers import linear
+from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .ops import sample_gaussian
-from .products import product
 
 
 class VAE(nn.Module):
@@ -68,13 +68,17 @@ class VAE(nn.Module):
         z, kl = sample_gaussian(*self.encode(x), num_samples, seed=seed)
         return self.decode(z), kl
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(mu, logvar), each (..., latent_dim), of the posterior q(z|x). x may be floating or bool."""
+    def encode(self, x: Tensor, x_scale: float | None = None) -> tuple[Tensor, Tensor]:
+        """(mu, logvar), each (..., latent_dim), of the posterior q(z|x). x may be floating, bool, or uint8 with
+        x_scale: 1/255 for pixels in 0..255. Bits and pixels are taken as they are where most of them are 0."""
         _check_last(x, "x", self.data_dim, ": flatten each datapoint, x.flatten(1)")
-        if not (x.is_floating_point() or x.dtype == torch.bool):
-            raise ValueError(f"x is {x.dtype}; expected values in [0, 1], floating or bool: for pixels, x / 255")
-        x = x.to(next(self.parameters()).dtype)
-        mu, logvar = _output(self.encoder, _hidden(self.encoder, x)).chunk(2, dim=-1)
+        if not (x.is_floating_point() or x.dtype == torch.bool or (x.dtype == torch.uint8 and x_scale is not None)):
+            raise ValueError(
+                f"x is {x.dtype}; expected values in [0, 1], floating or bool: for pixels, x_scale=1/255, or x / 255"
+            )
+        if x.is_floating_point():
+            x = x.to(next(self.parameters()).dtype)
+        mu, logvar = _output(self.encoder, _hidden(self.encoder, x, x_scale)).chunk(2, dim=-1)
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor:
@@ -144,38 +148,20 @@ def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequenti
     return nn.Sequential(*layers[:-1])
 
 
-def _hidden(mlp: nn.Sequential, x: Tensor) -> Tensor:
+def _hidden(mlp: nn.Sequential, x: Tensor, x_scale: float | None = None) -> Tensor:
     """What the last hidden layer gives."""
     *hidden, _ = mlp
-    if _needs_autograd(x):
-        for layer in hidden:
-            x = layer(x)
-        return x
-    out = x.reshape(-1, x.shape[-1])
     for layer in hidden[::2]:
         assert isinstance(layer, nn.Linear)
-        out = product(out, layer.weight, layer.bias, "tanh")
-    return out.view(*x.shape[:-1], out.shape[-1])
+        x = linear(x, layer.weight, layer.bias, "tanh", x_scale)
+        x_scale = None
+    return x
 
 
 def _output(mlp: nn.Sequential, hidden: Tensor) -> Tensor:
     last = mlp[-1]
     assert isinstance(last, nn.Linear)
-    if _needs_autograd(hidden):
-        return last(hidden)
-    out = product(hidden.reshape(-1, hidden.shape[-1]), last.weight, last.bias)
-    return out.view(*hidden.shape[:-1], out.shape[-1])
-
-
-def _needs_autograd(x: Tensor) -> bool:
-    """Whether somebody other than the kernels may have to see the products: autograd, a compiler, autocast."""
-    transformed = torch._C._are_functorch_transforms_active()
-    return (
-        torch.is_grad_enabled()
-        or transformed
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled(x.device.type)
-    )
+    return linear(hidden, last.weight, last.bias)
 
 
 def _check_last(t: Tensor, name: str, size: int, hint: str = "") -> None:

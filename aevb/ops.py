@@ -155,40 +155,39 @@ def differentiable(
     torch.library.register_fake(f"aevb::{name}_forward", fake)
     torch.library.register_fake(f"aevb::{name}_backward", fake_backward)
 
-    if ahead is not None:
-        takes_ahead = ahead.takes
+    class EagerAhead(Eager):
+        @staticmethod
+        def forward(ctx, *args):
+            assert ahead is not None
+            result, grad = ahead.forward(*args)
+            ctx.save_for_backward(*args[:num_tensors], grad)
+            ctx.options = args[num_tensors:]
+            ctx.set_materialize_grads(False)
+            return result
 
-        class EagerAhead(Eager):
-            @staticmethod
-            def forward(ctx, *args):
-                result, grad = ahead.forward(*args)
-                ctx.save_for_backward(*args[:num_tensors], grad)
-                ctx.options = args[num_tensors:]
-                ctx.set_materialize_grads(False)
-                return result
+        @staticmethod
+        def backward(ctx, *grads):
+            assert ahead is not None
+            *tensors, taken = ctx.saved_tensors
+            needs = ctx.needs_input_grad
+            if not (torch.is_grad_enabled() or any([needs[i] for i in rare])):
+                found = ahead.backward(tensors, ctx.options, taken, *grads)
+                if found is not None:
+                    return by_position((*found, None))
+            return gradients(_Saved(tensors, ctx.options, needs), *grads)
 
-            @staticmethod
-            def backward(ctx, *grads):
-                *tensors, taken = ctx.saved_tensors
-                needs = ctx.needs_input_grad
-                if not (torch.is_grad_enabled() or any([needs[i] for i in rare])):
-                    found = ahead.backward(tensors, ctx.options, taken, *grads)
-                    if found is not None:
-                        return by_position((*found, None))
-                return gradients(_Saved(tensors, ctx.options, needs), *grads)
-
-        EagerAhead.__name__ = EagerAhead.__qualname__ = name
-        apply_ahead = super(torch.autograd.Function, EagerAhead).apply
+    EagerAhead.__name__ = EagerAhead.__qualname__ = name
 
     # The outer apply is for torch.func, which never comes here; without it a call is 2 us cheaper.
     apply = super(torch.autograd.Function, Eager).apply
+    apply_ahead = super(torch.autograd.Function, EagerAhead).apply
 
     def call(*args):
         if on_reference(args[0]):
             return formula(*args)
         if _is_compiling():
             return op(*args)
-        if ahead is not None and args[0].requires_grad and _grad_enabled() and args[0].is_cpu and takes_ahead(*args):
+        if ahead is not None and args[0].requires_grad and _grad_enabled() and args[0].is_cpu and ahead.takes(*args):
             return apply_ahead(*args)
         return apply(*args)
 
@@ -293,6 +292,36 @@ def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
     return _ops.mix_seed.default(seeds, indices)
 
 
+@torch.library.register_fake("aevb::binarize")
+def _(images, index, seed, max_value):
+    rows = images.shape[0] if index is None else index.shape[0]
+    return images.new_empty((rows, images.shape[1]), dtype=torch.bool)
+
+
+def binarize(images: Tensor, index: Tensor | None = None, *, seed: Tensor | int, max_value: int = 255) -> Tensor:
+    """Grey images to bits, each set with its grey value as the probability: dynamic binarization, gathered.
+
+    ``x[b, d] = u < images[index[b], d] / max_value`` with u uniform. The noise belongs to the image: it is that of the
+    seed ``mix_seed(seed, index[b])``, so that a batch, an epoch and a rank see the same bits of an image for the same
+    seed. One pass, from bytes to bytes.
+
+    Args:
+        images: (N, D), uint8, values 0..max_value. 0 is never set, and max_value always; probabilities between are
+            exact to 6e-8.
+        index: (B,), int64, which of them; by default all. On a GPU an index out of range ends in a device-side assert.
+        seed: an int or a 0-d int64 tensor: one for each epoch, say.
+        max_value: 1 to 255.
+
+    Returns (B, D), bool: targets for `bernoulli_log_prob`, and an input for `linear`, as they are.
+
+    Raises RuntimeError for shapes, dtypes or devices that do not fit, and on a CPU an index out of range.
+    """
+    seed = _int64(seed, "seed", images.device)
+    if images.is_cuda and "cuda" in _reference_on:
+        return reference.binarize(images, index, seed, max_value)
+    return _ops.binarize.default(images, index, seed, max_value)
+
+
 # ---- the Gaussian posterior -----------------------------------------------------------------------------------------
 
 
@@ -327,7 +356,8 @@ def _log_ratio_fake(mu, logvar, seed, num_samples, gradient):
     return mu.new_empty(size), mu.new_empty(size[:-1], dtype=torch.float32)
 
 
-def _weigh_samples(options, grads):
+def weigh_samples(options, grads):
+    """(grad_z, grad_log_ratio, sample_weight) for the backward kernel of `sample_gaussian_log_ratio`."""
     _, gradient = options
     grad_z, grad_log_ratio = grads
     if GRADIENTS[gradient] != "doubly_reparameterized" or grad_log_ratio is None:
@@ -338,7 +368,7 @@ def _weigh_samples(options, grads):
 
 GRADIENTS = ("total", "path", "doubly_reparameterized")  # by the op's code
 _sample_gaussian_log_ratio = differentiable(
-    "sample_gaussian_log_ratio", 3, (0, 1), _log_ratio_formula, _log_ratio_fake, _weigh_samples
+    "sample_gaussian_log_ratio", 3, (0, 1), _log_ratio_formula, _log_ratio_fake, weigh_samples
 )
 _gaussian_kl = differentiable(
     "gaussian_kl",
@@ -536,6 +566,17 @@ def bernoulli_log_prob(
     return _bernoulli_log_prob(logits, x, x_scale, False)
 
 
+@torch.library.register_fake("aevb::bernoulli_log_prob_and_grad")
+def _(output, x, x_scale, from_probs, grad_scale):
+    grad = torch.empty_like(output, memory_format=torch.contiguous_format)
+    return output.new_empty(output.shape[:-1], dtype=torch.float32), grad
+
+
+@torch.library.register_fake("aevb::bernoulli_log_prob_and_grad_")
+def _(output, x, x_scale, from_probs, grad_scale):
+    return output.new_empty(output.shape[:-1], dtype=torch.float32)
+
+
 # ---- the negative ELBO ----------------------------------------------------------------------------------------------
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
@@ -573,6 +614,17 @@ def _elbo_with_kl_formula(recon, x, kl, beta, beta_scale, reduction, from_probs,
 
 def _loss_fake(recon, batch, reduction):
     return recon.new_empty(batch if reduction == REDUCTIONS["none"] else (), dtype=torch.float32)
+
+
+@torch.library.register_fake("aevb::negative_elbo_and_grad")
+def _(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale):
+    grad = torch.empty_like(recon, memory_format=torch.contiguous_format)
+    return _loss_fake(recon, mu.shape[:-1], reduction), grad
+
+
+@torch.library.register_fake("aevb::negative_elbo_with_kl_and_grad")
+def _(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale):
+    return _loss_fake(recon, kl.shape, reduction), torch.empty_like(recon, memory_format=torch.contiguous_format)
 
 
 def _loss_ahead(name: str, position_of_reduction: int) -> Ahead:

@@ -1,21 +1,40 @@
 """Matrix products, by the fastest public route on the machine.
 
-On a CPU `F.linear` in float32 goes to MKL, which on AMD processors runs at about half of what oneDNN reaches (here 200
-against 430 GFLOP/s); PyTorch carries both, and `torch.compile`'s own CPU code calls oneDNN by the op used here.
+PyTorch carries two libraries for float32 on x86 CPUs, MKL (`F.linear`, `torch.mm`) and oneDNN (an op that
+`torch.compile`'s own CPU code calls). Which is faster is a matter of the processor, so there is a rule, not a race,
+whose winner could differ between two runs of one seed:
+
+* AMD with AVX-512: oneDNN. MKL keeps to AVX2 there; on Zen 5 it runs at 200 GFLOP/s on two cores, oneDNN at 430-550.
+* everything else: torch's own. On AMD with AVX2 (Zen 3) MKL runs at 150-170 GFLOP/s on two cores, 93% of what the
+  machine can, and oneDNN at 110-150; on Intel MKL takes every instruction set.
+
+`AEVB_PRODUCTS=torch` or `onednn` overrides it; `torch.backends.mkldnn.flags(enabled=False)` turns oneDNN off.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ACTIVATIONS = ("none", "tanh", "relu")  # by the kernels' code
+
+CACHED = 32768  # elements of a result, from which on its memory comes from the kernels' cache of buffers
+
+_empty = torch.ops.aevb.empty.default
+_bias_activation = torch.ops.aevb.bias_activation_.default
+_activation_backward = torch.ops.aevb.activation_backward.default
+
 
 @functools.cache
 def _onednn():
-    """oneDNN's product with bias and activation folded in; None where this PyTorch has none."""
+    """oneDNN's product with bias folded in, where it is the faster route; else None."""
+    if not _prefers_onednn():
+        return None
     try:
         op = torch.ops.mkldnn._linear_pointwise.default
         a = torch.ones(3, 2)
@@ -25,11 +44,25 @@ def _onednn():
     return op
 
 
-def packed(b: Tensor) -> Tensor:
-    """b (M, K) in the layout that oneDNN likes best, for many products with it: a sixth faster. No other use of it."""
-    if _onednn() is None or not _for_onednn(b):
-        return b
-    return torch.ops.mkldnn._reorder_linear_weight(b.contiguous())
+def _prefers_onednn() -> bool:
+    wanted = os.environ.get("AEVB_PRODUCTS", "")
+    if wanted not in ("", "torch", "onednn"):
+        raise ValueError(f"AEVB_PRODUCTS is {wanted!r}; expected 'torch' or 'onednn'")
+    if wanted:
+        return wanted == "onednn"
+    return _is_amd() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def route() -> str:
+    """Where float32 products on a CPU go: "oneDNN" or "torch"."""
+    return "torch" if _onednn() is None else "oneDNN"
 
 
 def _for_onednn(t: Tensor) -> bool:
@@ -38,14 +71,79 @@ def _for_onednn(t: Tensor) -> bool:
     return enabled and t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0
 
 
+def packed(b: Tensor) -> Tensor:
+    """b (M, K) in the layout that oneDNN likes best, for many products with it: a sixth faster. No other use of it."""
+    if _onednn() is None or not _for_onednn(b):
+        return b
+    return torch.ops.mkldnn._reorder_linear_weight(b.contiguous())
+
+
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     """``activation(a @ b.T + bias)`` for a (N, K), b (M, K), as it is or `packed`, and bias (M,).
 
-    activation is "none", "tanh" or "relu". No gradient flows through it. float32 on a CPU goes to oneDNN, unless
-    `torch.backends.mkldnn.flags` turns that off; everything else to `F.linear`, which has the fastest route already.
+    activation is "none", "tanh" or "relu". No gradient flows through it.
     """
     onednn = _onednn() if _for_onednn(a) and b.numel() else None
+    if activation != "none":
+        return activate_(product(a, b), bias, activation)
     if onednn is not None:
-        return onednn(a, b, bias, activation, [], "")
-    out = F.linear(a, b, bias)
+        return onednn(a, b, bias, "none", [], "")
+    out = _cached(a, a.shape[0], b.shape[0])
+    if out is None or a.dtype != b.dtype:
+        return F.linear(a, b, bias)
+    return torch.mm(a, b.t(), out=out) if bias is None else torch.addmm(bias, a, b.t(), out=out)
+
+
+def _cached(like: Tensor, rows: int, columns: int) -> Tensor | None:
+    """Memory for a large result on a CPU: malloc would give it back after each step, and each page be a fault again."""
+    if rows * columns < CACHED or like.device.type != "cpu":
+        return None
+    return _empty(like, [rows, columns])
+
+
+def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """``out = a @ b.T`` for a (N, K), b (M, K), as it is or `packed`, and out (N, M)."""
+    if out.is_contiguous() and out.dtype == a.dtype and (_onednn() is None or not _for_onednn(a)):
+        torch.mm(a, b.t(), out=out)
+    else:
+        out.copy_(product(a, b))
+
+
+MANY_ROWS = 256  # from which on oneDNN's product below is faster turned round, along the rows in both operands
+
+
+def rows_product(a: Tensor, b: Tensor, total: Tensor | None = None) -> Tensor:
+    """``a.T @ b``, a sum over rows, for a (K, N), b (K, M): (N, M). It is added to `total`, in place, where that is
+    given; sums then have total's dtype."""
+    if _onednn() is not None and _for_onednn(a) and a.shape[0] > MANY_ROWS:
+        found = product(b.t(), a.t()).t()
+    elif total is not None and total.dtype == a.dtype:
+        return total.addmm_(a.t(), b)
+    else:
+        found = product(a.t(), b.t())
+    return found if total is None else total.add_(found)
+
+
+def _has_kernel(t: Tensor) -> bool:
+    return t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() and t.dim() > 0
+
+
+def activate_(out: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """``activation(out + bias)``, over out."""
+    if _has_kernel(out):
+        _bias_activation(out, bias, ACTIVATIONS.index(activation))
+        return out
+    if bias is not None:
+        out = out.add_(bias)
     return out if activation == "none" else out.tanh_() if activation == "tanh" else out.relu_()
+
+
+def activation_grads(out: Tensor, grad: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Of out (N, M) = activation(t + bias), from its gradient, those of t and of bias."""
+    if _has_kernel(out) and grad.dtype == torch.float32:
+        return _activation_backward(out, grad, ACTIVATIONS.index(activation))
+    if activation == "tanh":
+        grad = torch.ops.aten.tanh_backward(grad, out)
+    elif activation == "relu":
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+    return grad, grad.sum(0)

@@ -65,6 +65,26 @@ def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
     return low | (high << 32)
 
 
+def binarize(images: Tensor, index: Tensor | None = None, seed: Tensor | int = 0, max_value: int = 255) -> Tensor:
+    """As `aevb.binarize`: set is where word d % 4 of counter d // 4 is below value * floor(2^32 / max_value)."""
+    index = torch.arange(images.shape[0], device=images.device) if index is None else index
+    pixels = images[index].long()
+    counter = torch.arange((pixels.shape[1] + 3) // 4, device=images.device)
+    zero = torch.zeros_like(counter)
+    keys = [k.unsqueeze(-1) for k in _words(mix_seed(seed, index))]
+    words = torch.stack(philox([*_words(counter), zero, zero], keys), -1).flatten(-2)[..., : pixels.shape[1]]
+    return (words < pixels * (2**32 // max_value)) | (pixels == max_value)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", x_scale: float | None = None
+) -> Tensor:
+    """As `aevb.linear`."""
+    x = x if x.is_floating_point() else x.to(weight.dtype)
+    out = F.linear(x if x_scale is None else x * x_scale, weight, bias)
+    return out if activation == "none" else torch.tanh(out) if activation == "tanh" else torch.relu(out)
+
+
 def _compute(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 

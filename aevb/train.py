@@ -17,11 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .bounds import cyclical_warmup, linear_warmup
-from .data import BINARIZATIONS, Dataset, load, targets
+from .data import BINARIZATIONS, Dataset, Targets, load
 from .loss import ESTIMATORS, FusedELBO
 from .models import VAE
 from .ops import mix_seed, sample_gaussian
 from .runs import CONFIG, MODEL, RunFolder
+from .steps import training_step
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
 EVALUATION_BATCH = 1000
@@ -77,6 +78,11 @@ class TrainConfig:
     where above half (threshold); or grey as they are (none)."""
     seed: int = 0
     """Everything random follows from it: one seed, one result, to the bit, on the same machine and threads."""
+    device: str = "cpu"
+    """Where to train: "cpu", "cuda", "cuda:1". On a GPU a step is captured in a CUDA graph."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the matrix products; losses, KLs and weights are float32. bf16 is faster where the processor has instructions
+    for it: AMX or AVX512-BF16, a GPU."""
     threads: int | None = None
     """Threads to train with. By default PyTorch's number, but one where a step is too little work to be shared."""
     progress: bool = True
@@ -113,6 +119,7 @@ class TrainConfig:
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; expected a 64-bit signed integer")
         for name, choices in (
+            ("precision", ("float32", "bf16")),
             ("optimizer", tuple(OPTIMIZERS)),
             ("binarize", BINARIZATIONS),
             ("estimator", tuple(ESTIMATORS)),
@@ -121,7 +128,15 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}
+def _adam(parameters, lr: float, device: torch.device) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=device.type == "cuda")
+
+
+def _adagrad(parameters, lr: float, device: torch.device) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(parameters, lr=lr, fused=True)
+
+
+OPTIMIZERS = {"adam": _adam, "adagrad": _adagrad}
 
 
 @dataclass(frozen=True)
@@ -133,6 +148,73 @@ class Evaluation:
     kl: float
 
 
+class _Ledger:
+    """What the steps of an epoch gave. It is written where it is, and read without waiting for a GPU."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.steps: list[int] = []
+        self.sizes: list[int] = []
+        self.rows: list[Tensor] = []
+        self.pending: list[tuple[list[int], list[int], Tensor, torch.cuda.Event | None]] = []
+        self.total, self.count = 0.0, 0
+
+    def add(self, step: int, size: int, loss: Tensor, kl: Tensor, excess: Tensor | float) -> None:
+        """A step's loss, mean KL, and what the loss has more than the negative ELBO; size is the number of images."""
+        self.steps.append(step)
+        self.sizes.append(size)
+        excess = excess if isinstance(excess, Tensor) else torch.zeros_like(loss)
+        self.rows.append(torch.stack([loss, kl, excess]))
+
+    def read(self, wait: bool) -> Iterator[tuple[int, float]]:
+        """(steps, average ELBO) of what has arrived since the last call; with `wait`, of everything.
+
+        Raises FloatingPointError, naming the step and the term, where a loss is not finite.
+        """
+        if self.rows:
+            numbers, event = torch.stack(self.rows), None
+            if self.device.type == "cuda":
+                numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
+                event = torch.cuda.Event()
+                event.record()
+            self.pending.append((self.steps, self.sizes, numbers, event))
+            self.steps, self.sizes, self.rows = [], [], []
+        while self.pending and (wait or self.pending[0][3] is None or self.pending[0][3].query()):
+            steps, sizes, numbers, event = self.pending.pop(0)
+            if event is not None:
+                event.synchronize()
+            losses, kls, excess = numbers.double().unbind(1)
+            _check_finite(steps, losses, kls)
+            elbo = float((excess - losses) @ torch.tensor(sizes, dtype=torch.float64))
+            self.total += elbo
+            self.count += sum(sizes)
+            yield len(steps), elbo / sum(sizes)
+
+    @property
+    def average(self) -> float:
+        """The average ELBO of what was read, each image with the same weight."""
+        return self.total / self.count
+
+
+def _check_finite(steps: list[int], losses: Tensor, kls: Tensor) -> None:
+    for i in (~losses.isfinite()).nonzero().flatten().tolist():
+        finite_kl = kls[i].isfinite()
+        term, value = ("log-likelihood", -losses[i]) if finite_kl else ("KL divergence", kls[i])
+        raise FloatingPointError(f"the {term} is {float(value)} at step {steps[i]}")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; expected 'cpu', 'cuda' or 'cuda:1'") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}; expected 'cpu', 'cuda' or 'cuda:1'")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but this PyTorch finds no CUDA GPU; expected 'cpu'")
+    return device
+
+
 class Trainer:
     """Trains a VAE by the AEVB algorithm (Kingma & Welling 2013, algorithm 1), with any estimator of `FusedELBO`.
 
@@ -142,6 +224,9 @@ class Trainer:
         trainer = aevb.Trainer(aevb.TrainConfig(epochs=20, out="runs/mine"))
         print(trainer.fit())                  # the last line of metrics.jsonl
         trainer.model.sample(16)
+
+    The noise of an image, its bits and its samples of z, is a function of the config's seed, the epoch and the image,
+    and the order of an epoch one of the seed and the epoch.
 
     Attributes: config, dataset, model, optimizer; test_x, the test images as the model is evaluated on them; epoch and
     step, how many were done; folder, the run's, from `fit` on.
@@ -165,8 +250,9 @@ class Trainer:
             config = dataclasses.replace(config, hidden_dims=model.hidden_dims, latent_dim=model.latent_dim)
         self.config = config
         self.dataset = dataset or load(config.data)
-        init_seed, order_seed, self._noise_seed, test_seed = mix_seed(config.seed, torch.arange(4)).tolist()
-        self._generator = torch.Generator().manual_seed(order_seed)
+        self.device = _device(config.device)
+        seeds = mix_seed(config.seed, torch.arange(4)).tolist()
+        init_seed, self._order_seed, self._noise_seed, test_seed = seeds
         self.model = model or VAE(
             self.dataset.data_dim,
             config.hidden_dims,
@@ -178,19 +264,28 @@ class Trainer:
                 f"the model's data_dim is {self.model.data_dim}; expected {self.dataset.data_dim}, "
                 f"the pixels of an image of {self.dataset.name}"
             )
-        self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), lr=config.learning_rate, fused=True)
+        self.model.to(self.device)
+        self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), config.learning_rate, self.device)
+        targets, test_targets = (
+            Targets(images, config.binarize, self.dataset.max_value, self.device)
+            for images in (self.dataset.train_images, self.dataset.test_images)
+        )
         self.criterion = FusedELBO(
             beta=config.beta,
+            x_scale=targets.x_scale,
             estimator=config.estimator,
             num_samples=None if config.num_samples == 1 else config.num_samples,
             free_bits=config.free_bits,
             capacity=config.capacity,
         )
+        self._step = training_step(
+            self.model, self.criterion, self.optimizer, targets, config.batch_size, config.precision == "bf16"
+        )
         self.step = 0
         self.epoch = 0
         # The test images are binarized once and their noise has one seed, so that epochs can be compared.
-        self.test_x = self._targets(self.dataset.test_images, torch.Generator().manual_seed(test_seed))
-        self._test_seeds = mix_seed(test_seed, torch.arange(len(self.test_x)))
+        self.test_x = test_targets.all(torch.tensor(test_seed, device=self.device))
+        self._test_seeds = mix_seed(test_seed, torch.arange(len(self.test_x), device=self.device))
 
     @classmethod
     def load(cls, run: str | PathLike[str]) -> Trainer:
@@ -239,32 +334,30 @@ class Trainer:
 
         Raises FloatingPointError, naming the step and the term, where the loss is not finite.
         """
-        images, criterion = self.dataset.train_images, self.criterion
-        batches = torch.randperm(len(images), generator=self._generator).split(self.config.batch_size)
-        seeds = mix_seed(self._noise_seed, torch.arange(self.step, self.step + len(batches)))
-        total, losses, kls, sizes = 0.0, [], [], []
-        for batch, seed in zip(batches, seeds.unbind(), strict=True):
-            x = self._targets(images[batch], self._generator)
-            criterion.beta = self._beta()
-            z, kl = criterion.sample(*self.model.encode(x), seed=seed)
-            loss = criterion(self.model.linear_logits(z), x, kl=kl)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+        batches = self.order(self.epoch).split(self.config.batch_size)
+        batch_seed, noise_seed = self.noise_seeds(self.epoch)
+        ledger = _Ledger(self.device)
+        for index in batches:
+            self.criterion.beta = self._beta()
+            outcome = self._step(index, batch_seed, noise_seed)
             self.step += 1
-            losses.append(loss.detach())
-            kls.append(self._batch_kl(kl.detach()))
-            sizes.append(len(batch))
-            if len(losses) == CHECK_EVERY or batch is batches[-1]:
-                batch_losses, batch_kls = torch.stack(losses).double(), torch.stack(kls).double()
-                self._check_finite(batch_losses, batch_kls[:, 0])
-                bounds = batch_kls[:, 1] - batch_losses
-                elbo = float(bounds @ torch.tensor(sizes, dtype=torch.float64))
-                total += elbo
-                report(len(losses), elbo / sum(sizes))
-                losses, kls, sizes = [], [], []
+            ledger.add(self.step, len(index), outcome.loss, *self._kls(outcome.kl))
+            if self.step % CHECK_EVERY == 0 or index is batches[-1]:
+                for steps, elbo in ledger.read(wait=index is batches[-1]):
+                    report(steps, elbo)
         self.epoch += 1
-        return total / len(images)
+        return ledger.average
+
+    def order(self, epoch: int) -> Tensor:
+        """The training images' numbers in the order of an epoch, on the device."""
+        generator = torch.Generator().manual_seed(int(mix_seed(self._order_seed, epoch)))
+        return torch.randperm(len(self.dataset.train_images), generator=generator).to(self.device)
+
+    def noise_seeds(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The seeds of an epoch's batches and of its samples: 0-d int64 tensors on the device."""
+        seeds = mix_seed(self._noise_seed, torch.tensor([2 * epoch, 2 * epoch + 1]))
+        batches, samples = seeds.to(self.device).unbind()
+        return batches, samples
 
     @torch.no_grad()
     def evaluate(self, images: int | None = None) -> Evaluation:
@@ -287,22 +380,15 @@ class Trainer:
             return linear_warmup(self.step, steps, end=config.beta)
         return cyclical_warmup(self.step, steps, cycles=config.warmup_cycles, end=config.beta)
 
-    def _batch_kl(self, kl: Tensor) -> Tensor:
-        """Of the batch the mean KL, and what the loss has more than the negative ELBO because of its own KL term."""
-        mean = kl.sum() / max(kl.numel() if self.config.free_bits is None else kl[..., 0].numel(), 1)
-        if ESTIMATORS[self.config.estimator].importance_weighted:
-            return torch.stack([mean, torch.zeros_like(mean)])
-        return torch.stack([mean, self.criterion.beta * self.criterion.kl_term(kl).mean() - mean])
-
-    def _targets(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return targets(images, self.config.binarize, self.dataset.max_value, generator)
-
-    def _check_finite(self, losses: Tensor, kls: Tensor) -> None:
-        """Raises FloatingPointError unless the losses and KLs of the last steps are finite."""
-        for i in (~losses.isfinite()).nonzero().flatten().tolist():
-            finite_kl = kls[i].isfinite()
-            term, value = ("log-likelihood", -losses[i]) if finite_kl else ("KL divergence", kls[i])
-            raise FloatingPointError(f"the {term} is {float(value)} at step {self.step - len(losses) + i + 1}")
+    def _kls(self, kl: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Of a batch the mean KL, and what the loss has more than the negative ELBO because of its own KL term: 0-d."""
+        config = self.config
+        mean = kl.mean() if config.free_bits is None else kl.sum() / max(kl[..., 0].numel(), 1)
+        if ESTIMATORS[config.estimator].importance_weighted:
+            return mean, 0.0
+        plain = config.free_bits is None and config.capacity is None
+        term = mean if plain else self.criterion.kl_term(kl).mean()
+        return mean, self.criterion.beta * term - mean
 
     def _num_threads(self) -> int:
         if self.config.threads is not None:

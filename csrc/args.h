@@ -90,10 +90,61 @@ struct MixSeedArgs {
   int64_t* mixed;  // [n]
 };
 
+// x[b, d] = whether pixel d of image index[b] is set, by the noise of the seed mix_seed(seed, index[b]).
+struct BinarizeArgs {
+  const uint8_t* images;  // [N, D], values 0..max_value
+  int64_t N;
+  const int64_t* index;  // [B], or null: 0, 1, 2, ...
+  int64_t B, D;
+  const int64_t* seed;  // []
+  uint32_t max_value;
+  uint8_t* x;  // [B, D]
+};
+
+enum class Activation { none = 0, tanh = 1, relu = 2 };
+
+// out = activation(out + bias), over out; or the gradients of that.
+struct ActivationArgs {
+  int64_t rows, D;
+  Activation activation;
+  float* out;          // [rows, D]
+  const float* bias;   // [D], or null: 0
+  const float* grad;   // [rows, D], of out
+  float* grad_input;   // [rows, D]; may be grad
+  float* partial_sum;  // [blocks of rows, D], of grad_input
+};
+
+// out = activation(x_scale x @ weight.T + bias) for x of few elements that are not 0, or the gradient of weight.
+struct SparseArgs {
+  Rows x;  // [B, D], bytes
+  float x_scale;
+  bool bits;  // every x_scale x that is not 0 is 1
+  int64_t B, D, H;
+  const float* weight;  // [H, D]
+  const float* bias;    // [H], or null: 0
+  Activation activation;
+  float* out;          // [B, H]
+  const float* grad;   // [B, H], of x_scale x @ weight.T
+  float* grad_weight;  // [H, D]
+};
+
 // Functions that the tests run over all of float; the names are those that Python sees.
-enum class Elementary { exp, exp_minus, expm1, expm1_minus_x, log, log1p, log_one_minus, rcp, sqrt, bfloat16, float16 };
-constexpr const char* kElementaryNames[] = {"exp",           "exp_minus", "expm1", "expm1_minus_x", "log",    "log1p",
-                                            "log_one_minus", "rcp",       "sqrt",  "bfloat16",      "float16"};
+enum class Elementary {
+  exp,
+  exp_minus,
+  expm1,
+  expm1_minus_x,
+  tanh,
+  log,
+  log1p,
+  log_one_minus,
+  rcp,
+  sqrt,
+  bfloat16,
+  float16
+};
+constexpr const char* kElementaryNames[] = {"exp",   "exp_minus",     "expm1", "expm1_minus_x", "tanh",     "log",
+                                            "log1p", "log_one_minus", "rcp",   "sqrt",          "bfloat16", "float16"};
 
 struct ElementaryArgs {
   Elementary function;

@@ -6,7 +6,7 @@
 //   void gaussian(const GaussianArgs&), gaussian_backward(..), gaussian_log_ratio(..),
 //        gaussian_log_ratio_backward(..), likelihood(const LikelihoodArgs&), loss(const LossArgs&),
 //        scale(const ScaleArgs&), normal(const NormalArgs&), mix_seed(const MixSeedArgs&),
-//        elementary(const ElementaryArgs&)
+//        binarize(const BinarizeArgs&), elementary(const ElementaryArgs&)
 #pragma once
 #include <torch/csrc/stable/library.h>
 
@@ -155,6 +155,36 @@ struct Ops {
     device.mix_seed(
         {s.const_data_ptr<int64_t>(), i.const_data_ptr<int64_t>(), mixed.numel(), mixed.mutable_data_ptr<int64_t>()});
     return mixed;
+  }
+
+  static Tensor binarize(const Tensor& images, const OptionalTensor& index, const Tensor& seed, int64_t max_value) {
+    const char* op = "binarize";
+    const Sizes sizes = sizes_of(images);
+    if (images.scalar_type() != ScalarType::Byte || sizes.size() != 2)
+      fail(op, "images has shape ", shape_text(images), " and dtype ", dtype_text(images.scalar_type()),
+           "; expected uint8 (N, D)");
+    if (max_value < 1 || max_value > 255) fail(op, "max_value is ", max_value, "; expected 1 to 255");
+    if (seed.scalar_type() != ScalarType::Long || !sizes_of(seed).empty())
+      fail(op, "seed has shape ", shape_text(seed), " and dtype ", dtype_text(seed.scalar_type()),
+           "; expected an int or a 0-d int64 tensor");
+    check_same_device(op, "images", images, "seed", seed);
+    int64_t B = sizes[0];
+    if (index) {
+      if (index->scalar_type() != ScalarType::Long || sizes_of(*index).size() != 1)
+        fail(op, "index has shape ", shape_text(*index), " and dtype ", dtype_text(index->scalar_type()),
+             "; expected int64 (B,)");
+      check_same_device(op, "images", images, "index", *index);
+      B = index->numel();
+    }
+    Device device(images);
+    const Tensor from = dense(images);
+    const OptionalTensor rows = index ? OptionalTensor(dense(*index)) : std::nullopt;
+    Tensor x = device.empty({B, sizes[1]}, ScalarType::Bool);
+    if (x.numel())
+      device.binarize({from.const_data_ptr<uint8_t>(), sizes[0], rows ? rows->const_data_ptr<int64_t>() : nullptr, B,
+                       sizes[1], seed.const_data_ptr<int64_t>(), static_cast<uint32_t>(max_value),
+                       static_cast<uint8_t*>(x.mutable_data_ptr())});
+    return x;
   }
 
   static Tensor empty(const Tensor& like, std::vector<int64_t> size) {
@@ -491,6 +521,7 @@ struct Ops {
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_with_kl_and_grad);     \
   AEVB_REGISTER_PLAIN(library, Device, normal);                             \
   AEVB_REGISTER_PLAIN(library, Device, mix_seed);                           \
+  AEVB_REGISTER_PLAIN(library, Device, binarize);                           \
   AEVB_REGISTER_PLAIN(library, Device, empty);                              \
   AEVB_REGISTER_PLAIN(library, Device, elementary)
 

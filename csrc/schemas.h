@@ -70,6 +70,19 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("normal(Tensor seed, int[] size) -> Tensor");
   m.def("mix_seed(Tensor seed, Tensor index) -> Tensor");
 
+  // x[b, d] = whether pixel d of images[index[b]], with values 0..max_value, is set: by the noise of mix_seed(seed,
+  // index[b]).
+  m.def("binarize(Tensor images, Tensor? index, Tensor seed, int max_value) -> Tensor x");
+
+  // A layer on a CPU, but for its dense matrix product. activation: 0 none, 1 tanh, 2 relu.
+  m.def("bias_activation_(Tensor(a!) out, Tensor? bias, int activation) -> ()");
+  m.def("activation_backward(Tensor out, Tensor grad, int activation) -> (Tensor grad_input, Tensor grad_bias)");
+  // The same for x, bool or uint8, that mostly holds zeros: activation(x_scale x @ weight.T + bias), and the gradient
+  // of weight; the part of x that is not 0, from some of its rows.
+  m.def("sparse_linear(Tensor x, float? x_scale, Tensor weight, Tensor? bias, int activation) -> Tensor out");
+  m.def("sparse_linear_weight_grad(Tensor x, float? x_scale, Tensor grad) -> Tensor grad_weight");
+  m.def("density(Tensor x) -> float");
+
   // Uninitialised memory for a large result of Python's own making, from where kernels' results come.
   m.def("empty(Tensor like, int[] size) -> Tensor");
 

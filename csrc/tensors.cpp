@@ -56,6 +56,7 @@ int32_t dtype_code(ScalarType dtype) {
     case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
     case ScalarType::Half: return aoti_torch_dtype_float16();
     case ScalarType::Long: return aoti_torch_dtype_int64();
+    case ScalarType::Bool: return aoti_torch_dtype_bool();
     default: return aoti_torch_dtype_float32();
   }
 }
@@ -65,6 +66,7 @@ int64_t item_size(ScalarType dtype) {
     case ScalarType::BFloat16:
     case ScalarType::Half: return 2;
     case ScalarType::Long: return 8;
+    case ScalarType::Bool: return 1;
     default: return 4;
   }
 }

@@ -71,6 +71,7 @@ def views(t: Tensor) -> dict[str, Tensor]:
 
 def cases() -> Iterator[Case]:
     yield from _noise()
+    yield from _pixels()
     for dtype in DTYPES:
         yield from _latents(dtype)
         yield from _log_ratios(dtype)
@@ -87,11 +88,23 @@ def _noise() -> Iterator[Case]:
     yield Case("", "mix_seed", (torch.arange(5000) * 2**50, torch.arange(5000) - 1000))
     x = torch.arange(-(2**31), 2**31, 99_991).to(torch.int32).view(torch.float32)
     in_range = x[(x.abs() >= 2.0**-60) & (x.abs() <= 2.0**60)].abs()
-    for name in ("exp", "expm1", "expm1_minus_x", "log", "log_one_minus", "bfloat16", "float16"):
+    for name in ("exp", "expm1", "expm1_minus_x", "tanh", "log", "log_one_minus", "bfloat16", "float16"):
         yield Case(name, "elementary", (name, x))
     yield Case("exp_minus", "elementary", ("exp_minus", x[~(x < 0)]))
     for name in ("log1p", "rcp", "sqrt"):
         yield Case(name, "elementary", (name, in_range))
+
+
+def _pixels() -> Iterator[Case]:
+    for shape in ((9, 784), (20, 16), (7, 33), (3, 1), (2, 1271), (4, 256), (0, 5), (4, 0)):
+        u = rand(30, *shape)
+        for max_value in (255, 16, 1):
+            images = torch.where(u < 0.5, torch.zeros(()), 1 + (2 * u - 1) * max_value).clamp_max(max_value)
+            images = images.to(torch.uint8)
+            yield Case(f"up to {max_value}", "binarize", (images, None, torch.tensor(SEED), max_value))
+        index = torch.arange(3 * shape[0]) * 5 % max(shape[0], 1)
+        yield Case("some of them", "binarize", (images, index, torch.tensor(-3), 255))
+        yield Case("not aligned", "binarize", (views(images)["not aligned"], index, torch.tensor(7), 1))
 
 
 def _latents(dtype) -> Iterator[Case]:

@@ -16,20 +16,23 @@ def loss_call(kind, reduction, dtype):
     code = aevb.ops.REDUCTIONS[reduction]
     beta = torch.tensor(0.7)
     criterion = aevb.FusedELBO(beta, reduction)
+    options = (beta, 1.0, code, False, None)
     if kind == "mu, logvar":
-        inputs = (logits, randn(3, 9, 6).to(dtype).requires_grad_(), randn(4, 9, 6).to(dtype).requires_grad_())
-        loss = lambda: criterion(inputs[0], x, *inputs[1:])  # noqa: E731
-        kernel = (
-            lambda g: ops.negative_elbo_backward(  # noqa: E731
-                inputs[0], x, *inputs[1:], beta, 1.0, code, False, None, g
-            )
-        )
+        latents = tuple(randn(seed, 9, 6).to(dtype).requires_grad_() for seed in (3, 4))
+        given: dict = {"mu": latents[0], "logvar": latents[1]}
+        backward = ops.negative_elbo_backward
     else:
-        inputs = (logits, rand(3, 9).requires_grad_())
-        loss = lambda: criterion(inputs[0], x, kl=inputs[1])  # noqa: E731
-        kernel = lambda g: ops.negative_elbo_with_kl_backward(  # noqa: E731
-            inputs[0], x, inputs[1], beta, 1.0, code, False, None, g
-        )
+        latents = (rand(3, 9).requires_grad_(),)
+        given = {"kl": latents[0]}
+        backward = ops.negative_elbo_with_kl_backward
+    inputs = (logits, *latents)
+
+    def loss():
+        return criterion(logits, x, **given)
+
+    def kernel(grad):
+        return backward(logits, x, *latents, *options, grad)
+
     return inputs, loss, kernel
 
 

@@ -56,7 +56,7 @@ def differentiated(outputs, inputs, seed):
 def results():
     """Name and tensors of everything that the kernels compute."""
     x = torch.from_numpy(np.arange(0, 2**32, 99_991).astype(np.uint32).view(np.float32))
-    for name in ("exp", "expm1", "expm1_minus_x", "log", "log_one_minus", "bfloat16", "float16"):
+    for name in ("exp", "expm1", "expm1_minus_x", "tanh", "log", "log_one_minus", "bfloat16", "float16"):
         yield f"elementary {name}", (torch.ops.aevb.elementary(name, x),)
     for n in (1, 31, 512, 1000, 40_000, 3_000_000):
         yield f"row sum {n}", (torch.tensor(_C.row_sum(randn(1, n).numpy())),)
@@ -65,6 +65,7 @@ def results():
     seeds = aevb.mix_seed(3, torch.arange(100_000))
     yield "mix_seed", (seeds,)
     yield "noise of seeds", (torch.ops.aevb.normal(seeds, [100_000, 5]),)
+    yield from layers()
     for dtype in DTYPES:
         for size in LATENT_SHAPES:
             for edges in (False, True):
@@ -104,6 +105,27 @@ def results():
     recon, x = randn(17, 300, 7, 50).requires_grad_(), torch.rand(7, 50, generator=torch.Generator().manual_seed(18))
     kl = torch.ones(7).requires_grad_()
     yield "elbo of samples", differentiated(aevb.FusedELBO(0.3)(recon, x, kl=kl), (recon, kl), 19)
+
+
+def layers():
+    """Bits and pixels, and what follows a layer's product."""
+    ops = torch.ops.aevb
+    for B, D, H in ((1, 1, 1), (7, 33, 20), (130, 784, 65), (1100, 129, 7), (3, 1271, 500)):
+        u = torch.rand(B, D, generator=torch.Generator().manual_seed(30))
+        grey = torch.where(u < 0.3, 850 * u, 0.0).to(torch.uint8)
+        weight, bias, grad = randn(31, H, D), randn(32, H), randn(33, B, H)
+        name = f"{B}x{D}x{H}"
+        bits = ops.binarize(grey, None, torch.tensor(5), 255)
+        yield f"binarize {name}", (bits,)
+        for kind, x, x_scale in (("bits", bits, None), ("pixels", grey, 1 / 255)):
+            for activation in range(3):
+                yield f"sparse {kind} {activation} {name}", (ops.sparse_linear(x, x_scale, weight, bias, activation),)
+            yield f"sparse gradient {kind} {name}", (ops.sparse_linear_weight_grad(x, x_scale, grad),)
+        for activation in range(3):
+            out = with_edges(grad, 34)
+            ops.bias_activation_(out, bias, activation)
+            found = ops.activation_backward(out, randn(35, B, H), activation)
+            yield f"activation {activation} {name}", (out, *found)
 
 
 def run_with(isa):

@@ -10,8 +10,8 @@ from conftest import close_by_magnitude, rand, randn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import aevb
-from aevb import linear, reference
-from aevb.linear import LinearLogits
+from aevb import chunks, linear_likelihood, reference
+from aevb.linear_likelihood import LinearLogits
 from aevb.products import product
 
 SIZES = [  # L (0: no samples), B, H, D
@@ -28,8 +28,8 @@ SIZES = [  # L (0: no samples), B, H, D
 def chunked(request, monkeypatch):
     """Chunks as they are, and so small that every size above has several: parts of a sample, and some samples."""
     if request.param == "many chunks":
-        monkeypatch.setattr(linear, "CHUNK_BYTES", {"cpu": 1, "cuda": 1})
-        monkeypatch.setattr(linear, "FEWEST_ROWS", {"cpu": 10, "cuda": 10})
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", {"cpu": 1, "cuda": 1})
+        monkeypatch.setattr(chunks, "FEWEST_ROWS", {"cpu": 10, "cuda": 10})
 
 
 def inputs(L, B, H, D, device="cpu", dtype=torch.float32):
@@ -170,22 +170,34 @@ def test_what_is_frozen_costs_nothing(reduction, frozen, monkeypatch, chunked):
     tensors, x = inputs(3, 41, 20, 33)
     for i in frozen:
         tensors[i].requires_grad_(False)
-    products = []
-    monkeypatch.setattr(linear, "product", lambda *args: products.append(len(args)) or product(*args))
-    rows = linear._rows_of_chunk(tensors[1])
-    chunks, forward_chunks = (len(list(linear._chunks(3, 41, r))) for r in (rows, 2 * rows))
+    products = []  # "logits" are those with a bias
+
+    def counted(name, function):
+        def call(*args):
+            products.append("logits" if name == "product" and len(args) == 3 else "gradient")
+            return function(*args)
+
+        return call
+
+    for module, name in (
+        (linear_likelihood, "product"),
+        *((chunks, n) for n in ("product", "product_into", "rows_product")),
+    ):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    rows = chunks.rows_of_chunk(tensors[1])
+    number, forward_number = (len(list(chunks.chunks_of(3, 41, r))) for r in (rows, 2 * rows))
     if reduction == "mean":
-        forward_chunks = chunks
+        forward_number = number
     value = aevb.linear_bernoulli_log_prob(*tensors, x, reduction=reduction)
-    assert products.count(3) == forward_chunks  # those with a bias make logits
+    assert products.count("logits") == forward_number
     if len(frozen) == 3:
         assert not value.requires_grad
-        assert len(products) == forward_chunks
+        assert len(products) == forward_number
         return
     value.sum().backward()
     # The backward pass computes the logits of several chunks again.
-    assert products.count(3) == forward_chunks + (chunks if reduction == "none" and chunks > 1 else 0)
-    assert products.count(2) == chunks * ((0 not in frozen) + (1 not in frozen))
+    assert products.count("logits") == forward_number + (number if reduction == "none" and number > 1 else 0)
+    assert products.count("gradient") == number * ((0 not in frozen) + (1 not in frozen))
     for i, t in enumerate(tensors):
         assert (t.grad is None) == (i in frozen)
 
@@ -322,7 +334,7 @@ def test_the_logits_are_never_in_memory(way):
             value = aevb.linear_bernoulli_log_prob(*tensors, x, reduction=way)
         value.backward(randn(8, *value.shape))
     logits = 20 * 300 * 784
-    chunk = max(linear.CHUNK_BYTES["cpu"] // 4, linear.FEWEST_ROWS["cpu"] * 784)
+    chunk = max(chunks.CHUNK_BYTES["cpu"] // 4, chunks.FEWEST_ROWS["cpu"] * 784)
     assert h.numel() <= largest.elements <= 2 * max(h.numel(), chunk) < logits / 3
 
 

@@ -13,7 +13,7 @@ import torch
 
 import aevb
 from aevb import runs
-from aevb.data import Dataset, load
+from aevb.data import Dataset, Targets, load
 from aevb.runs import RunFolder, RunFolderError
 
 NAMES = {"config.json", "metrics.jsonl", "model.safetensors", "reconstructions.png", "samples.png", "latent.png"}
@@ -103,12 +103,13 @@ def test_an_epochs_average_has_one_weight_a_datapoint(tmp_path, digits, beta):
     reports = []
     average = trainer.train_epoch(lambda steps, elbo: reports.append((steps, elbo)))
 
-    order = torch.randperm(130, generator=aevb.Trainer(config, dataset=digits)._generator)
+    order, (_, noise_seed) = trainer.order(0), trainer.noise_seeds(0)
+    assert sorted(order.tolist()) == list(range(130))
     total = 0.0
-    for step, batch in enumerate(order.split(129)):
+    for batch in order.split(129):
         x = (digits.train_images[batch] > 8).float()
         with torch.no_grad():
-            logits, kl = trainer.model(x, seed=aevb.mix_seed(trainer._noise_seed, step))
+            logits, kl = trainer.model(x, seed=aevb.mix_seed(noise_seed, batch))
         total += float((aevb.bernoulli_log_prob(logits, x) - kl).sum())
     assert average == pytest.approx(total / 130, rel=1e-6)
     assert reports == [(2, pytest.approx(average))]
@@ -130,11 +131,13 @@ def test_what_the_loss_has_beside_the_bound_is_not_reported(tmp_path, digits, ch
     trainer = aevb.Trainer(config, dataset=digits)
     x = (digits.train_images > 8).float()
     average = trainer.train_epoch()
-    order = torch.randperm(130, generator=aevb.Trainer(config, dataset=digits)._generator)
+    order, (_, noise_seed) = trainer.order(0), trainer.noise_seeds(0)
     with torch.no_grad():
         mu, logvar = trainer.model.encode(x[order])
         L = changes.get("num_samples", 1)
-        z, ratio = aevb.sample_gaussian_log_ratio(mu, logvar, L, seed=aevb.mix_seed(trainer._noise_seed, 0))
+        seeds = aevb.mix_seed(noise_seed, order).expand(L, -1)
+        seeds = aevb.mix_seed(seeds, torch.arange(L).unsqueeze(1)) if L > 1 else seeds
+        z, ratio = aevb.sample_gaussian_log_ratio(mu, logvar, L, seed=seeds)
         log_prob = trainer.model.log_prob(x[order], z)
     kl = ratio if "estimator" in changes else aevb.gaussian_kl(mu, logvar)
     bound = aevb.importance_weighted_bound if changes.get("estimator") == "iwae" else aevb.elbo
@@ -183,16 +186,28 @@ def test_a_run_that_cannot_be_loaded_gets_a_sentence(tmp_path):
             aevb.Trainer.load(tmp_path)
 
 
-def test_dynamic_binarization_has_the_pixels_as_probabilities(tmp_path):
-    images = torch.arange(17, dtype=torch.uint8).expand(20000, 17)
-    data = Dataset("ramp", (1, 17), 16, images, images[:1])
-    trainer = aevb.Trainer(options(tmp_path), dataset=data)
-    x = trainer._targets(images, torch.Generator().manual_seed(1))
-    mean, p = x.double().mean(0), torch.arange(17) / 16
-    assert mean[0] == 0
-    assert mean[16] == 1
-    assert ((mean - p).abs() <= 5 * (p * (1 - p) / 20000).sqrt()).all()
-    assert not torch.equal(x, trainer._targets(images, torch.Generator().manual_seed(2)))
+@pytest.mark.parametrize("how", ["dynamic", "threshold", "none"])
+def test_targets_are_those_of_their_images(how):
+    """However they are gathered, and for bits: anew for each seed."""
+    images = torch.arange(17, dtype=torch.uint8).repeat(50, 1)
+    targets, index = Targets(images, how, 16), torch.tensor([7, 3, 3, 40])
+    x, whole = targets(index, torch.tensor(1)), targets.all(torch.tensor(1))
+    assert x.dtype == (torch.uint8 if how == "none" else torch.bool)
+    assert torch.equal(x * (1 / 16) if how == "none" else x, whole[index])
+    assert torch.equal(x, targets(index, torch.tensor(2))) == (how != "dynamic")
+    if how == "threshold":
+        assert torch.equal(whole, images > 8)
+
+
+def test_an_epoch_is_reproducible_from_its_seed(tmp_path, digits):
+    """Its order, bits and noise do not depend on the epochs before it, nor on how it is cut into batches."""
+    first, second = (aevb.Trainer(options(tmp_path, batch_size=b), dataset=digits) for b in (50, 13))
+    first.train_epoch()
+    assert torch.equal(first.order(1), second.order(1))
+    assert not torch.equal(first.order(1), first.order(2))
+    for a, b in zip(first.noise_seeds(1), second.noise_seeds(1), strict=True):
+        assert torch.equal(a, b)
+    assert len({int(s) for epoch in range(3) for s in first.noise_seeds(epoch)}) == 6
 
 
 def test_the_test_elbo_does_not_depend_on_how_the_test_set_is_cut(tmp_path, digits, monkeypatch):
@@ -366,17 +381,14 @@ def test_a_line_of_metrics_is_whole_or_absent(tmp_path, monkeypatch):
     assert lines(tmp_path) == [{"epoch": 1}]
 
 
-def test_an_interrupt_leaves_a_checkpoint_and_pictures(tmp_path, digits, monkeypatch):
+def test_an_interrupt_leaves_a_checkpoint_and_pictures(tmp_path, digits):
     trainer = aevb.Trainer(options(tmp_path, epochs=5), dataset=digits)
-    encode, calls = trainer.model.encode, []
 
-    def encode_until_interrupted(x):
-        calls.append(1)
-        if len(calls) == 6:  # the second step of the second epoch: an epoch is three steps and an evaluation
+    def interrupt(*_):
+        if trainer.step == 4:  # the second step of the second epoch
             raise KeyboardInterrupt
-        return encode(x)
 
-    monkeypatch.setattr(trainer.model, "encode", encode_until_interrupted)
+    trainer.optimizer.register_step_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"interrupted after 1 epochs, 4 steps; the model so far is in .*run"):
         trainer.fit()
     folder = tmp_path / "run"

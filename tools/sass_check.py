@@ -146,9 +146,12 @@ WORK = [
     ),
     Work(r"log_prob_rows<BernoulliProbs,true,[48],(?P<T>\w+),AnyDtype>", "output:T x:4! >grad:T"),
     Work(r"log_prob_gradient<BernoulliProbs,[48],(?P<T>\w+),AnyDtype>", "output:T x:4! >grad:T"),
+    Work("binarize_pixels<true>", "images:1 >x:1", whole=16),
     # Unaligned rows, sums of a few numbers a row, and what only tests call.
     Work(r"(gaussian|log_ratio)_(tile|gradient)<[\w,]+,false>|log_prob_(rows<\w+,\w+|gradient<\w+),1,\w+,\w+>", ""),
-    Work(r"join_parts|mix_seeds|datapoint_losses<\w+,\w+>|elementary_function|scale_elements", ""),
+    Work(
+        r"binarize_pixels<false>|join_parts|mix_seeds|datapoint_losses<\w+,\w+>|elementary_function|scale_elements", ""
+    ),
 ]
 
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Included by each isa_*.cpp inside its target region: the kernels of one instruction set, as one table.
+#include "activation_rows.h"
+#include "binarize_rows.h"
 #include "gaussian_rows.h"
 #include "likelihood_rows.h"
+#include "sparse_rows.h"
 
 namespace aevb::cpu {
 namespace {
@@ -44,6 +47,7 @@ void elementary(const ElementaryArgs& a) {
     case Elementary::exp_minus: return map(a.x, a.y, a.n, [](float v) { return exp_minus(v); });
     case Elementary::expm1: return map(a.x, a.y, a.n, [](float v) { return exp_differences(v).expm1; });
     case Elementary::expm1_minus_x: return map(a.x, a.y, a.n, [](float v) { return exp_differences(v).expm1_minus_x; });
+    case Elementary::tanh: return map(a.x, a.y, a.n, [](float v) { return tanh_of(v); });
     case Elementary::log: return map(a.x, a.y, a.n, [](float v) { return log_of(v); });
     case Elementary::log1p: return map(a.x, a.y, a.n, [](float v) { return log1p_nonnegative(v); });
     case Elementary::log_one_minus: return map(a.x, a.y, a.n, [](float v) { return log_one_minus(v); });
@@ -64,6 +68,16 @@ const Kernels AEVB_KERNELS = {
     gaussian_log_ratio_rows,
     gaussian_log_ratio_backward_rows,
     likelihood_rows,
+    binarize_rows,
+    activation_rows,
+    activation_backward_rows,
+    kSparseBlock,
+    kSparseColumns,
+    sparse_linear_scratch,
+    sparse_gradient_scratch,
+    sparse_linear_rows,
+    sparse_lists_blocks,
+    sparse_gradient_tiles,
     sum_elements,
     sum_groups,
     normals,

@@ -8,7 +8,7 @@
 
 #include "../formulas/philox.h"
 #include "isa.h"
-#include "memory.h"
+#include "results.h"
 
 namespace aevb::cpu {
 namespace {
@@ -48,26 +48,7 @@ class Cpu {
  public:
   explicit Cpu(const Tensor&) {}
 
-  Tensor empty(const Sizes& sizes, ScalarType dtype) {
-    int64_t numel = 1;
-    for (int64_t size : sizes) numel *= size;
-    const Sizes strides = contiguous_strides(sizes);
-    const auto dimensions = static_cast<int64_t>(sizes.size());
-    const size_t bytes = static_cast<size_t>(numel * item_size(dtype));
-    AtenTensorHandle handle;
-    if (bytes < kCachedBytes) {
-      TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dimensions, sizes.data(), strides.data(), dtype_code(dtype),
-                                                      aoti_torch_device_type_cpu(), 0, &handle));
-      return Tensor(handle);
-    }
-    void* data = acquire_buffer(bytes);
-    const AOTITorchError error = torch_from_blob(
-        data, dimensions, sizes.data(), strides.data(), 0, dtype_code(dtype), aoti_torch_device_type_cpu(), -1, &handle,
-        aoti_torch_layout_strided(), nullptr, 0, [](void* buffer, void*) { release_buffer(buffer); }, nullptr);
-    if (error != AOTI_TORCH_SUCCESS) release_buffer(data);
-    TORCH_ERROR_CODE_CHECK(error);
-    return Tensor(handle);
-  }
+  Tensor empty(const Sizes& sizes, ScalarType dtype) { return empty_result(sizes, dtype); }
 
   void gaussian(GaussianArgs a) {
     const RowResults results(a.kl, a.B, a.D);
@@ -141,6 +122,14 @@ class Cpu {
         a.mixed[i] =
             static_cast<int64_t>(aevb::mix_seed(static_cast<uint64_t>(a.seed[i]), static_cast<uint64_t>(a.index[i])));
     });
+  }
+
+  void binarize(const BinarizeArgs& a) {
+    for (int64_t b = 0; a.index && b < a.B; ++b)
+      if (a.index[b] < 0 || a.index[b] >= a.N)
+        fail("binarize", "index[", b, "] is ", a.index[b], "; expected 0 to ", a.N - 1, ", an image of ", a.N);
+    const int64_t grain = std::max<int64_t>(1, kGaussianGrain / a.D);
+    torch::stable::parallel_for(0, a.B, grain, [&](int64_t begin, int64_t end) { kernels().binarize(a, begin, end); });
   }
 
   void elementary(const ElementaryArgs& a) { kernels().elementary(a); }

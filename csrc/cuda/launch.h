@@ -21,6 +21,7 @@ const char* loss(const LossArgs& a, float* scratch, void* stream);
 const char* scale(const ScaleArgs& a, void* stream);
 const char* normal(const NormalArgs& a, void* stream);
 const char* mix_seed(const MixSeedArgs& a, void* stream);
+const char* binarize(const BinarizeArgs& a, void* stream);
 const char* elementary(const ElementaryArgs& a, void* stream);
 
 // out[row] = factor * the sum of the row whose parts, [rows, parts], are nodes of its tree.

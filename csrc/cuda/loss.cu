@@ -105,6 +105,7 @@ __global__ void __launch_bounds__(kThreads) elementary_function(const Elementary
     case Elementary::exp_minus: y = exp_minus(x); break;
     case Elementary::expm1: y = exp_differences(x).expm1; break;
     case Elementary::expm1_minus_x: y = exp_differences(x).expm1_minus_x; break;
+    case Elementary::tanh: y = tanh_of(x); break;
     case Elementary::log: y = log_of(x); break;
     case Elementary::log1p: y = log1p_nonnegative(x); break;
     case Elementary::log_one_minus: y = log_one_minus(x); break;

@@ -99,6 +99,7 @@ class Gpu {
   void scale(const ScaleArgs& a) { check(cuda::scale(a, place_.stream())); }
   void normal(const NormalArgs& a) { check(cuda::normal(a, place_.stream())); }
   void mix_seed(const MixSeedArgs& a) { check(cuda::mix_seed(a, place_.stream())); }
+  void binarize(const BinarizeArgs& a) { check(cuda::binarize(a, place_.stream())); }
   void elementary(const ElementaryArgs& a) { check(cuda::elementary(a, place_.stream())); }
 
  private:

@@ -176,6 +176,16 @@ AEVB_FORMULA ExpDifferences exp_differences(float x) {
   return {exp, large ? exp : expm1, large ? exp : expm1_minus_x};
 }
 
+// tanh x = -m / (2 + m) with m = e^(-2 |x|) - 1, for every float.
+AEVB_FORMULA float tanh_of(float x) {
+  const float a = at_most(abs_of(x), 20.0f);  // beyond 9.02 it is 1
+  const ExpReduction e = reduce_exp(-2.0f * a);
+  const float s = pow2_of(e.n_bits);
+  const float m = fmadd(fmadd(e.q, e.r * e.r, e.r), s, s - 1.0f);
+  const float t = m * rcp_in_range(2.0f + m);
+  return float_of((bits_of(t) & 0x7fffffffu) | (bits_of(x) & 0x80000000u));
+}
+
 // ---- logarithms -----------------------------------------------------------------------------------------------------
 
 // log(2^n (1 + f)) for integral n and 1 + f in [sqrt(1/2), sqrt(2)).

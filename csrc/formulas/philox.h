@@ -73,6 +73,13 @@ AEVB_FORMULA uint64_t mix_seed(uint64_t seed, uint64_t index) {
   return (static_cast<uint64_t>(w.word[1]) << 32) | w.word[0];
 }
 
+// Whether a grey value of 0..max_value is set: with the probability value / max_value, to 6e-8, and without fail at the
+// ends. step is grey_step(max_value).
+AEVB_FORMULA uint32_t grey_step(uint32_t max_value) { return static_cast<uint32_t>((uint64_t{1} << 32) / max_value); }
+AEVB_FORMULA bool is_set(uint32_t word, uint32_t value, uint32_t max_value, uint32_t step) {
+  return (word < value * step) | (value == max_value);
+}
+
 // log((u + 1/2) / 2^32), to full relative accuracy at both ends: all 32 bits count, so that the tails of the normal
 // reach 6.7 sigma and small radii are not grainy.
 AEVB_FORMULA float log_unit_interval(uint32_t u) {

@@ -8,7 +8,7 @@ its derivative are taken while they are in the cache, and two more products give
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,14 +17,21 @@ from torch import Tensor
 
 from . import ops, reference
 from .bounds import importance_weighted_bound
-from .products import packed, product
-
-CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 8 << 20}  # of a chunk's logits: they stay in the second- or third-level cache
-FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
-SMALL_ROWS = 256  # up to which the weight's gradient is not taken transposed
-
-_log_prob_kernel = torch.ops.aevb.bernoulli_log_prob_forward.default
-_gradient_kernel = torch.ops.aevb.bernoulli_log_prob_backward.default
+from .chunks import (
+    Gradients,
+    both_kernel,
+    chunks_of,
+    for_rows,
+    gradient_kernel,
+    log_prob_kernel,
+    rows_in_cache,
+    rows_of_chunk,
+    sizes_of,
+    sum_of_bounds,
+    sum_of_log_prob,
+    take,
+)
+from .products import product
 
 
 class LinearLogits(NamedTuple):
@@ -42,120 +49,18 @@ class LinearLogits(NamedTuple):
         return F.linear(self.h, self.weight, self.bias)
 
 
-# ---- chunks ---------------------------------------------------------------------------------------------------------
-
-
-class _Chunk(NamedTuple):
-    """Samples [first, last) of datapoints [begin, end): rows next to each other in [L * B, ...] and as many in x."""
-
-    first: int
-    last: int
-    begin: int
-    end: int
-
-    def rows(self, t: Tensor, B: int) -> Tensor:
-        """Of t [L * B, ...], the chunk's, [samples * datapoints, ...]."""
-        return t[self.first * B + self.begin : (self.last - 1) * B + self.end]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.last - self.first, self.end - self.begin
-
-
-def _rows_of_chunk(weight: Tensor) -> int:
-    return max(_rows_in_cache(weight), FEWEST_ROWS[_device_type(weight)])
-
-
-def _rows_in_cache(weight: Tensor) -> int:
-    return CHUNK_BYTES[_device_type(weight)] // (max(weight.shape[0], 1) * weight.element_size())
-
-
-def _device_type(t: Tensor) -> str:
-    return "cpu" if t.device.type == "cpu" else "cuda"
-
-
-def _chunks(L: int, B: int, rows: int) -> Iterator[_Chunk]:
-    """A function of the sizes alone, so that results are too."""
-    if B == 0 or L == 0:
-        return
-    if rows < B:
-        step = -(-B // -(-B // rows))  # chunks of nearly one size
-        for sample in range(L):
-            for begin in range(0, B, step):
-                yield _Chunk(sample, sample + 1, begin, min(begin + step, B))
-    else:
-        step = rows // B
-        for first in range(0, L, step):
-            yield _Chunk(first, min(first + step, L), 0, B)
-
-
-def _for_rows(weight: Tensor, rows: int, factor: Tensor) -> Tensor:
-    """`factor`, weight or its transpose, for the products of all chunks: packed, where there are several."""
-    return packed(factor) if rows > _rows_of_chunk(weight) else factor
-
-
-class _Gradients:
-    """What the chunks add to the gradients of h [R, H], weight [D, H] and bias [D]; None for what is not needed.
-
-    Sums over chunks are float32, whatever the dtype of the products.
-    """
-
-    def __init__(self, h: Tensor, weight: Tensor, bias: Tensor, needs: Sequence[bool]):
-        self.inputs = weight, bias
-        self.needs = needs
-        rows = h.shape[:-1].numel()
-        self.weight_to_h = _for_rows(weight, rows, weight.t()) if needs[0] else None
-        self.h = torch.ops.aevb.empty(h, h.shape) if needs[0] else None
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
-        # Of many rows the product is faster transposed, along the rows in both operands; of few it is not, and would
-        # have to be turned round.
-        self.transposed = rows > SMALL_ROWS
-
-    def add(self, h: Tensor, grad_logits: Tensor, grad_h: Tensor | None) -> None:
-        """Adds a chunk: h [rows, H], grad_logits [rows, D]; grad_h is where the gradient of h goes."""
-        if grad_h is not None:
-            assert self.weight_to_h is not None
-            grad_h.copy_(product(grad_logits, self.weight_to_h).view_as(grad_h))
-        if self.needs[1]:
-            a, b = (h, grad_logits) if self.transposed else (grad_logits, h)
-            share = product(a.t(), b.t())
-            self.weight = share.float() if self.weight is None else self.weight.add_(share)
-        if self.needs[2]:
-            share = grad_logits.sum(0, dtype=torch.float32)
-            self.bias = share if self.bias is None else self.bias.add_(share)
-
-    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        found: list[Tensor | None] = []
-        for needed, grad, like in zip(self.needs[1:], (self.weight, self.bias), self.inputs, strict=True):
-            if not needed:
-                found.append(None)
-            elif grad is None:  # there was no row
-                found.append(torch.zeros_like(like))
-            else:
-                turned = grad.t() if self.transposed and grad.dim() == 2 else grad
-                found.append(turned.to(like.dtype).contiguous())
-        return self.h, found[0], found[1]
-
-
 # ---- log_prob, and its gradients for any upstream gradient ----------------------------------------------------------
 
 
-def _sizes(h: Tensor, x: Tensor) -> tuple[int, int]:
-    """L, B."""
-    B = x.shape[:-1].numel()
-    return h.shape[: h.dim() - x.dim()].numel(), B
-
-
 def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None) -> Tensor:
-    L, B = _sizes(h, x)
+    L, B = sizes_of(h, x)
     rows, x_rows = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1])
     log_prob = torch.empty(L * B, dtype=torch.float32, device=h.device)
-    decoder = _for_rows(weight, L * B, weight)
-    for chunk in _chunks(L, B, 2 * _rows_of_chunk(weight)):  # no gradient is beside the logits
+    decoder = for_rows(weight, L * B, weight)
+    for chunk in chunks_of(L, B, 2 * rows_of_chunk(weight)):  # no gradient is beside the logits
         logits = product(chunk.rows(rows, B), decoder, bias)
         chunk.rows(log_prob, B).copy_(
-            _log_prob_kernel(
+            log_prob_kernel(
                 logits.view(*chunk.shape, weight.shape[0]), x_rows[chunk.begin : chunk.end], x_scale, False
             ).view(-1)
         )
@@ -165,14 +70,14 @@ def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float 
 def _backward(
     h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None, grad: Tensor, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    L, B = _sizes(h, x)
+    L, B = sizes_of(h, x)
     rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
-    gradients = _Gradients(rows, weight, bias, needs)
-    decoder = _for_rows(weight, L * B, weight)
-    for chunk in _chunks(L, B, _rows_of_chunk(weight)):
+    gradients = Gradients(rows, weight, bias, needs)
+    decoder = for_rows(weight, L * B, weight)
+    for chunk in chunks_of(L, B, rows_of_chunk(weight)):
         h_chunk = chunk.rows(rows, B)
         logits = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
-        grad_logits = _gradient_kernel(
+        grad_logits = gradient_kernel(
             logits, x_rows[chunk.begin : chunk.end], x_scale, False, chunk.rows(grads, B).view(chunk.shape)
         )
         gradients.add(
@@ -213,28 +118,29 @@ _linear_bernoulli_log_prob = ops.differentiable(
 
 
 class _OneChunk(torch.autograd.Function):
-    """log_prob of rows so few that they are one chunk, whose logits are kept for the backward pass."""
+    """log_prob of rows so few that they are one chunk, whose logits turn into their gradient in the forward pass."""
 
     @staticmethod
     def forward(ctx, h, weight, bias, x, x_scale):
-        L, B = _sizes(h, x)
+        L, B = sizes_of(h, x)
         logits = product(h.reshape(L * B, h.shape[-1]), weight, bias).view(*h.shape[:-1], weight.shape[0])
+        kernel = both_kernel if any(ctx.needs_input_grad[:3]) else log_prob_kernel
+        log_prob = kernel(logits, x, x_scale, False, *((1.0,) if kernel is both_kernel else ()))
         ctx.save_for_backward(h, weight, bias, x, logits)
         ctx.x_scale = x_scale
-        return _log_prob_kernel(logits, x, x_scale, False)
+        return log_prob
 
     @staticmethod
     def backward(ctx, grad):
-        *tensors, logits = ctx.saved_tensors
-        h, weight, bias, x = tensors
+        *tensors, grad_logits = ctx.saved_tensors
+        h, weight, bias, _ = tensors
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled() or needs[3]:
             formula = reference.linear_bernoulli_log_prob
             return *ops.reference_gradients(formula, tensors, (ctx.x_scale,), needs, (grad,)), None
         rows = h.reshape(-1, h.shape[-1])
-        gradients = _Gradients(rows, weight, bias, needs[:3])
-        grad_logits = _gradient_kernel(logits, x, ctx.x_scale, False, grad)
-        gradients.add(rows, grad_logits.view(len(rows), weight.shape[0]), gradients.h)
+        gradients = Gradients(rows, weight, bias, needs[:3])
+        gradients.add(rows, grad_logits.view(len(rows), weight.shape[0]), gradients.h, grad.reshape(-1))
         grad_h, grad_weight, grad_bias = gradients.result()
         return None if grad_h is None else grad_h.view(h.shape), grad_weight, grad_bias, None, None
 
@@ -243,44 +149,14 @@ class _OneChunk(torch.autograd.Function):
 
 
 class _Known(torch.autograd.Function):
-    """value = f(log_prob), a number, whose gradients but for a factor are taken in the forward pass.
-
-    `weigh(log_prob, chunk)` gives the chunk's share of the value, and the value's gradients by log_prob and by
-    log_ratio; `formula` is the same function in plain PyTorch.
-    """
+    """A `Sum`, whose gradients but for a factor are taken in the forward pass; `formula` is the same function in plain
+    PyTorch."""
 
     @staticmethod
-    def forward(ctx, h, weight, bias, x, log_ratio, x_scale, chunks, weigh, formula):
-        L, B = _sizes(h, x)
-        H, D = h.shape[-1], x.shape[-1]
+    def forward(ctx, h, weight, bias, x, log_ratio, x_scale, what, formula):
         needs = ctx.needs_input_grad
-        training = any(needs[:3])
-        samples, x_rows = h.reshape(L, B, H), x.reshape(B, D)
-        gradients = _Gradients(samples, weight, bias, needs[:3])
-        grad_log_ratio = torch.empty(L, B, device=h.device) if needs[4] else None
-        value = torch.zeros((), dtype=torch.float64, device=h.device)
-        decoder = _for_rows(weight, L * B, weight)
-        for chunk in chunks:
-            samples_of, datapoints = slice(chunk.first, chunk.last), slice(chunk.begin, chunk.end)
-            h_chunk = samples[samples_of, datapoints].reshape(-1, H)
-            x_chunk = x_rows[datapoints]
-            logits = product(h_chunk, decoder, bias).view(*chunk.shape, D)
-            log_prob = _log_prob_kernel(logits, x_chunk, x_scale, False)
-            share, grad, grad_ratio = weigh(log_prob, samples_of, datapoints)
-            value += share
-            if training:
-                grad_logits = _gradient_kernel(logits, x_chunk, x_scale, False, grad)
-                grad_h = None if gradients.h is None else gradients.h[samples_of, datapoints]
-                gradients.add(h_chunk, grad_logits.view(len(h_chunk), D), grad_h)
-            if grad_log_ratio is not None:
-                grad_log_ratio[samples_of, datapoints] = grad_ratio
-        grad_h, grad_weight, grad_bias = gradients.result()
-        found = [
-            None if grad_h is None else grad_h.view(h.shape),
-            grad_weight,
-            grad_bias,
-            None if grad_log_ratio is None else grad_log_ratio.view(log_ratio.shape),
-        ]
+        value, *found, grad_log_ratio = take(what, h, weight, bias, x, x_scale, (*needs[:3], needs[4]))
+        found.append(None if grad_log_ratio is None else grad_log_ratio.view(log_ratio.shape))
         ctx.save_for_backward(h, weight, bias, x, log_ratio, *found)
         ctx.formula, ctx.x_scale = formula, x_scale
         return value.float()
@@ -291,13 +167,13 @@ class _Known(torch.autograd.Function):
         needs = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled() or needs[3]:
             tensors = (h, weight, bias, x, log_ratio)
-            return *ops.reference_gradients(ctx.formula, tensors, (ctx.x_scale,), needs, (grad,)), *(None,) * 4
+            return *ops.reference_gradients(ctx.formula, tensors, (ctx.x_scale,), needs, (grad,)), *(None,) * 3
         # Of a graph that is not kept nobody else will ask for these again: no second copy is needed.
         keep = ops.kept_graph()
         if keep or not (grad.is_cpu and float(grad) == 1):
             found = [f if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found]
         grad_h, grad_weight, grad_bias, grad_log_ratio = found
-        return grad_h, grad_weight, grad_bias, None, grad_log_ratio, *(None,) * 4
+        return grad_h, grad_weight, grad_bias, None, grad_log_ratio, *(None,) * 3
 
 
 # ---- what is called -------------------------------------------------------------------------------------------------
@@ -375,7 +251,7 @@ def linear_bernoulli_log_prob(
     if reduction == "none":
         h, weight, bias = _checked(logits, x)
         plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or ops.on_reference(h)
-        apply = _linear_bernoulli_log_prob if plain or not 0 < rows <= _rows_in_cache(weight) else _OneChunk.apply
+        apply = _linear_bernoulli_log_prob if plain or not 0 < rows <= rows_in_cache(weight) else _OneChunk.apply
         return apply(h, weight, bias, x, x_scale)
     if reduction not in ops.REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(map(repr, ops.REDUCTIONS))}")
@@ -399,12 +275,7 @@ def sum_log_prob(logits: LinearLogits, x: Tensor, x_scale: float | None, factor:
     if not _may_know(h):
         return factor * _linear_bernoulli_log_prob(h, weight, bias, x, x_scale).sum()
 
-    def weigh(log_prob, samples, datapoints):
-        return factor * log_prob.sum(dtype=torch.float64), torch.full_like(log_prob, factor), None
-
-    L, B = _sizes(h, x)
-    chunks = _chunks(L, B, _rows_of_chunk(weight))
-    return _Known.apply(h, weight, bias, x, None, x_scale, chunks, weigh, formula)
+    return _Known.apply(h, weight, bias, x, None, x_scale, sum_of_log_prob(h, weight, x, factor), formula)
 
 
 def sum_importance_weighted_bound(
@@ -415,12 +286,9 @@ def sum_importance_weighted_bound(
     beta: Tensor | float,
     factor: float,
 ) -> Tensor:
-    """`factor` times the sum over datapoints of `importance_weighted_bound`, with its gradients in one pass.
-
-    Samples are in the first dimension. A chunk has all samples of its datapoints, so that it knows their weights.
-    """
+    """`factor` times the sum over datapoints of `importance_weighted_bound`, with its gradients in one pass. Samples
+    are in the first dimension."""
     h, weight, bias = _checked(logits, x)
-    L, B = _sizes(h, x)
     if h.shape[:-1] != log_ratio.shape:
         raise ValueError(
             f"h has shape {tuple(h.shape)} and log_ratio {tuple(log_ratio.shape)}; expected (L, *batch, H) and (L, "
@@ -433,19 +301,10 @@ def sum_importance_weighted_bound(
 
     if ops.on_reference(h):
         return formula(h, weight, bias, x, log_ratio, x_scale)
-    rows = _rows_of_chunk(weight)
     learned_beta = isinstance(beta, Tensor) and beta.requires_grad
-    if not _may_know(h) or learned_beta or 8 * rows < L or L == 0:
+    known = _may_know(h) and not learned_beta
+    what = sum_of_bounds(h, weight, x, log_ratio, beta, factor) if known else None
+    if what is None:
         log_prob = _linear_bernoulli_log_prob(h, weight, bias, x, x_scale)
         return factor * importance_weighted_bound(log_prob, log_ratio, beta).sum()
-    ratios = log_ratio.detach().reshape(L, B)
-
-    def weigh(log_prob, samples, datapoints):
-        log_weight = log_prob - beta * ratios[samples, datapoints]
-        share = (torch.logsumexp(log_weight, 0) - math.log(L)).sum(dtype=torch.float64)
-        grad = factor * torch.softmax(log_weight, 0)
-        return factor * share, grad, -beta * grad
-
-    step = max(rows // L, 1)
-    chunks = (_Chunk(0, L, begin, min(begin + step, B)) for begin in range(0, B, step))
-    return _Known.apply(h, weight, bias, x, log_ratio, x_scale, chunks, weigh, formula)
+    return _Known.apply(h, weight, bias, x, log_ratio, x_scale, what, formula)

@@ -1,0 +1,216 @@
+"""Going through the rows of a decoder's last layer a chunk at a time, so that its logits never exist.
+
+A matrix product makes a chunk's logits; the likelihood is taken while they are in the cache, and with it its
+derivative, over them; two more products give their share of the gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .products import packed, product, product_into, rows_product
+
+CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 8 << 20}  # of a chunk's logits: they stay in the second- or third-level cache
+FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
+
+log_prob_kernel = torch.ops.aevb.bernoulli_log_prob_forward.default
+gradient_kernel = torch.ops.aevb.bernoulli_log_prob_backward.default
+both_kernel = torch.ops.aevb.bernoulli_log_prob_and_grad_.default
+
+
+def sizes_of(h: Tensor, x: Tensor) -> tuple[int, int]:
+    """L, B."""
+    B = x.shape[:-1].numel()
+    return h.shape[: h.dim() - x.dim()].numel(), B
+
+
+class Chunk(NamedTuple):
+    """Samples [first, last) of datapoints [begin, end): rows next to each other in [L * B, ...] and as many in x."""
+
+    first: int
+    last: int
+    begin: int
+    end: int
+
+    def rows(self, t: Tensor, B: int) -> Tensor:
+        """Of t [L * B, ...], the chunk's, [samples * datapoints, ...]."""
+        return t[self.first * B + self.begin : (self.last - 1) * B + self.end]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.last - self.first, self.end - self.begin
+
+
+def rows_of_chunk(weight: Tensor) -> int:
+    return max(rows_in_cache(weight), FEWEST_ROWS[_device_type(weight)])
+
+
+def rows_in_cache(weight: Tensor) -> int:
+    return CHUNK_BYTES[_device_type(weight)] // (max(weight.shape[0], 1) * weight.element_size())
+
+
+def _device_type(t: Tensor) -> str:
+    return "cpu" if t.device.type == "cpu" else "cuda"
+
+
+def chunks_of(L: int, B: int, rows: int) -> Iterator[Chunk]:
+    """A function of the sizes alone, so that results are too."""
+    if B == 0 or L == 0:
+        return
+    if rows < B:
+        step = -(-B // -(-B // rows))  # chunks of nearly one size
+        for sample in range(L):
+            for begin in range(0, B, step):
+                yield Chunk(sample, sample + 1, begin, min(begin + step, B))
+    else:
+        step = rows // B
+        for first in range(0, L, step):
+            yield Chunk(first, min(first + step, L), 0, B)
+
+
+def for_rows(weight: Tensor, rows: int, factor: Tensor) -> Tensor:
+    """`factor`, weight or its transpose, for the products of all chunks: packed, where there are several."""
+    return packed(factor) if rows > rows_of_chunk(weight) else factor
+
+
+class Gradients:
+    """What the chunks add to the gradients of h [R, H], weight [D, H] and bias [D]; None for what is not needed.
+
+    Sums over chunks are float32, whatever the dtype of the products.
+    """
+
+    def __init__(self, h: Tensor, weight: Tensor, bias: Tensor, needs: Sequence[bool]):
+        self.inputs = weight, bias
+        self.needs = needs
+        rows = h.shape[:-1].numel()
+        self.weight_to_h = for_rows(weight, rows, weight.t()) if needs[0] else None
+        self.h = torch.ops.aevb.empty(h, h.shape) if needs[0] else None
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+
+    def add(self, h: Tensor, grad_logits: Tensor, grad_h: Tensor | None, row_weight: Tensor | None = None) -> None:
+        """Adds a chunk: h [rows, H], grad_logits [rows, D], each row times row_weight [rows]; grad_h is where the
+        gradient of h goes."""
+        if grad_h is not None:
+            assert self.weight_to_h is not None
+            if row_weight is None and grad_h.is_contiguous():
+                product_into(grad_h.view(h.shape), grad_logits, self.weight_to_h)
+            else:
+                found = product(grad_logits, self.weight_to_h)
+                found = found if row_weight is None else found.mul_(row_weight.unsqueeze(1))
+                grad_h.copy_(found.view_as(grad_h))
+        if self.needs[1]:
+            h = h if row_weight is None else h * row_weight.unsqueeze(1).to(h.dtype)
+            self.weight = rows_product(grad_logits, h, self.weight).float()
+        if self.needs[2]:
+            if row_weight is None:
+                share = grad_logits.sum(0, dtype=torch.float32)
+            else:
+                share = torch.mv(grad_logits.t(), row_weight.to(grad_logits.dtype)).float()
+            self.bias = share if self.bias is None else self.bias.add_(share)
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        found: list[Tensor | None] = []
+        for needed, grad, like in zip(self.needs[1:], (self.weight, self.bias), self.inputs, strict=True):
+            if not needed:
+                found.append(None)
+            elif grad is None:  # there was no row
+                found.append(torch.zeros_like(like))
+            else:
+                found.append(grad.to(like.dtype).contiguous())
+        return self.h, found[0], found[1]
+
+
+# ---- sums whose upstream gradient is known --------------------------------------------------------------------------
+
+
+class Sum(NamedTuple):
+    """A number that is a sum over the chunks of log p(x|z), and how it is taken.
+
+    weigh(log_prob, samples, datapoints) gives a chunk's share of it, and its gradients by log_prob and by log_ratio;
+    where the first is the same number for all, that is `factor`.
+    """
+
+    chunks: Iterable[Chunk]
+    weigh: Callable[[Tensor, slice, slice], tuple[Tensor, Tensor | None, Tensor | None]]
+    factor: float | None
+
+
+def sum_of_log_prob(h: Tensor, weight: Tensor, x: Tensor, factor: float) -> Sum:
+    """`factor` times the sum of log p(x|z) over all rows."""
+
+    def weigh(log_prob, samples, datapoints):
+        return factor * log_prob.sum(dtype=torch.float64), None, None
+
+    return Sum(chunks_of(*sizes_of(h, x), rows_of_chunk(weight)), weigh, factor)
+
+
+def sum_of_bounds(
+    h: Tensor, weight: Tensor, x: Tensor, log_ratio: Tensor, beta: Tensor | float, factor: float
+) -> Sum | None:
+    """`factor` times the sum over datapoints of the importance-weighted bound, samples in the first dimension of h and
+    log_ratio. A chunk has all samples of its datapoints, so that it knows their weights; None where these are too many.
+    """
+    L, B = sizes_of(h, x)
+    rows = rows_of_chunk(weight)
+    if 8 * rows < L or L == 0:
+        return None
+    ratios = log_ratio.detach().reshape(L, B)
+
+    def weigh(log_prob, samples, datapoints):
+        log_weight = log_prob - beta * ratios[samples, datapoints]
+        share = (torch.logsumexp(log_weight, 0) - math.log(L)).sum(dtype=torch.float64)
+        grad = factor * torch.softmax(log_weight, 0)
+        return factor * share, grad, -beta * grad
+
+    step = max(rows // L, 1)
+    return Sum((Chunk(0, L, begin, min(begin + step, B)) for begin in range(0, B, step)), weigh, None)
+
+
+class Taken(NamedTuple):
+    """A Sum's value, a 0-d float64 tensor, and those of its gradients that were asked for."""
+
+    value: Tensor
+    h: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    log_ratio: Tensor | None  # (L, B)
+
+
+def take(
+    what: Sum, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None, needs: Sequence[bool]
+) -> Taken:
+    """The sum and, in the same pass, its gradients by h, weight, bias and log_ratio, as `needs` asks for them."""
+    L, B = sizes_of(h, x)
+    H, D = h.shape[-1], x.shape[-1]
+    training = any(needs[:3])
+    samples, x_rows = h.reshape(L, B, H), x.reshape(B, D)
+    gradients = Gradients(samples, weight, bias, needs[:3])
+    grad_log_ratio = torch.empty(L, B, device=h.device) if needs[3] else None
+    value = torch.zeros((), dtype=torch.float64, device=h.device)
+    decoder = for_rows(weight, L * B, weight)
+    for chunk in what.chunks:
+        samples_of, datapoints = slice(chunk.first, chunk.last), slice(chunk.begin, chunk.end)
+        h_chunk = samples[samples_of, datapoints].reshape(-1, H)
+        x_chunk = x_rows[datapoints]
+        logits = product(h_chunk, decoder, bias).view(*chunk.shape, D)
+        if training:  # the logits turn into their gradient, but for its weights
+            log_prob = both_kernel(logits, x_chunk, x_scale, False, 1.0 if what.factor is None else what.factor)
+        else:
+            log_prob = log_prob_kernel(logits, x_chunk, x_scale, False)
+        share, grad, grad_ratio = what.weigh(log_prob, samples_of, datapoints)
+        value += share
+        if training:
+            grad_h = None if gradients.h is None else gradients.h[samples_of, datapoints]
+            row_weight = None if grad is None else grad.reshape(-1)
+            gradients.add(h_chunk, logits.view(len(h_chunk), D), grad_h, row_weight)
+        if grad_log_ratio is not None:
+            assert grad_ratio is not None
+            grad_log_ratio[samples_of, datapoints] = grad_ratio
+    grad_h, grad_weight, grad_bias = gradients.result()
+    return Taken(value, None if grad_h is None else grad_h.view(h.shape), grad_weight, grad_bias, grad_log_ratio)

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// A fully connected layer on a CPU, but for its dense matrix product, which is torch's.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "../tensors.h"
+#include "isa.h"
+#include "results.h"
+
+namespace aevb::cpu {
+namespace {
+
+constexpr int64_t kGrain = 16384;  // elements that are not worth a second thread
+
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : data_(acquire_buffer(static_cast<size_t>(bytes))) {}
+  ~Scratch() { release_buffer(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+Activation check_activation(const char* op, int64_t activation) {
+  if (activation < 0 || activation > 2)
+    fail(op, "activation is ", activation, "; expected 0 (none), 1 (tanh) or 2 (relu)");
+  return static_cast<Activation>(activation);
+}
+
+// [rows, D] of a contiguous float32 tensor.
+std::pair<int64_t, int64_t> check_rows(const char* op, const char* name, const Tensor& t) {
+  const Sizes sizes = sizes_of(t);
+  if (t.scalar_type() != ScalarType::Float || sizes.empty() || !t.is_contiguous())
+    fail(op, name, " has shape ", shape_text(t), " and dtype ", dtype_text(t.scalar_type()),
+         "; expected contiguous float32 (..., D)");
+  return {sizes.back() ? t.numel() / sizes.back() : 0, sizes.back()};
+}
+
+void check_bias(const char* op, const OptionalTensor& bias, int64_t D) {
+  if (bias && (bias->scalar_type() != ScalarType::Float || sizes_of(*bias) != Sizes{D} || !bias->is_contiguous()))
+    fail(op, "bias has shape ", shape_text(*bias), " and dtype ", dtype_text(bias->scalar_type()),
+         "; expected contiguous float32 (", D, ",)");
+}
+
+const float* floats(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
+
+int64_t grain_of(int64_t row_elements) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row_elements)); }
+
+// ---- bias and activation --------------------------------------------------------------------------------------------
+
+void bias_activation_(Tensor out, const OptionalTensor& bias, int64_t activation) {
+  const char* op = "bias_activation_";
+  const auto [rows, D] = check_rows(op, "out", out);
+  check_bias(op, bias, D);
+  ActivationArgs a{};
+  a.rows = rows;
+  a.D = D;
+  a.activation = check_activation(op, activation);
+  a.out = out.mutable_data_ptr<float>();
+  a.bias = floats(bias);
+  torch::stable::parallel_for(0, rows, grain_of(D),
+                              [&](int64_t begin, int64_t end) { kernels().activation(a, begin, end); });
+}
+
+std::tuple<Tensor, Tensor> activation_backward(const Tensor& out, const Tensor& grad, int64_t activation) {
+  const char* op = "activation_backward";
+  const auto [rows, D] = check_rows(op, "out", out);
+  if (sizes_of(grad) != sizes_of(out)) fail(op, "grad has shape ", shape_text(grad), "; expected ", shape_text(out));
+  const Tensor g = dense(grad);
+  check_rows(op, "grad", g);
+  const int64_t blocks = (rows + kActivationBlock - 1) / kActivationBlock;
+  ActivationArgs a{};
+  a.rows = rows;
+  a.D = D;
+  a.activation = check_activation(op, activation);
+  a.out = const_cast<float*>(out.const_data_ptr<float>());
+  a.grad = g.const_data_ptr<float>();
+  Tensor grad_input = a.activation == Activation::none ? g : empty_result(sizes_of(out), ScalarType::Float);
+  a.grad_input = const_cast<float*>(grad_input.const_data_ptr<float>());
+  const std::unique_ptr<float[]> partial(new float[static_cast<size_t>(blocks * D)]);
+  a.partial_sum = partial.get();
+  torch::stable::parallel_for(0, blocks, grain_of(D * kActivationBlock),
+                              [&](int64_t begin, int64_t end) { kernels().activation_backward(a, begin, end); });
+  Tensor grad_bias = empty_result({D}, ScalarType::Float);
+  float* sum = grad_bias.mutable_data_ptr<float>();
+  for (int64_t d = 0; d < D; ++d) {
+    double total = 0.0;
+    for (int64_t block = 0; block < blocks; ++block) total += static_cast<double>(partial[block * D + d]);
+    sum[d] = static_cast<float>(total);
+  }
+  return {grad_input, grad_bias};
+}
+
+// ---- rows that mostly hold zeros ------------------------------------------------------------------------------------
+
+SparseArgs sparse_args(const char* op, const Tensor& x, const Matrix& rows, std::optional<double> x_scale, int64_t D,
+                       int64_t H) {
+  SparseArgs a{};
+  a.x = rows.rows;
+  a.x_scale = static_cast<float>(x_scale.value_or(1.0));
+  a.bits = x.scalar_type() == ScalarType::Bool && a.x_scale == 1.0f;
+  a.D = D;
+  a.B = D ? x.numel() / D : 0;
+  a.H = H;
+  if (a.B * D >= int64_t{1} << 40) fail(op, "x has ", x.numel(), " elements; expected fewer than 2^40");
+  return a;
+}
+
+int64_t check_pixels(const char* op, const Tensor& x, std::optional<double> x_scale) {
+  const ScalarType dtype = x.scalar_type();
+  if (dtype != ScalarType::Bool && dtype != ScalarType::Byte)
+    fail(op, "x has dtype ", dtype_text(dtype), "; expected bool, or uint8 with x_scale");
+  if (dtype == ScalarType::Byte && !x_scale) fail(op, "x is uint8 and x_scale is not given");
+  const Sizes sizes = sizes_of(x);
+  if (sizes.empty()) fail(op, "x has shape (); expected (..., D)");
+  return sizes.back();
+}
+
+Tensor sparse_linear(const Tensor& x, std::optional<double> x_scale, const Tensor& weight, const OptionalTensor& bias,
+                     int64_t activation) {
+  const char* op = "sparse_linear";
+  const int64_t D = check_pixels(op, x, x_scale);
+  const Sizes w = sizes_of(weight);
+  if (weight.scalar_type() != ScalarType::Float || w.size() != 2 || w[1] != D)
+    fail(op, "weight has shape ", shape_text(weight), " and dtype ", dtype_text(weight.scalar_type()),
+         "; expected float32 (H, ", D, ")");
+  check_bias(op, bias, w[0]);
+  const Tensor rows_of_weight = dense(weight);
+  const Matrix rows = matrix(x, D);
+  Sizes sizes = sizes_of(x);
+  sizes.back() = w[0];
+  Tensor out = empty_result(sizes, ScalarType::Float);
+  SparseArgs a = sparse_args(op, x, rows, x_scale, D, w[0]);
+  a.B = w[0] ? out.numel() / w[0] : 0;
+  a.weight = rows_of_weight.const_data_ptr<float>();
+  a.bias = floats(bias);
+  a.activation = check_activation(op, activation);
+  a.out = out.mutable_data_ptr<float>();
+  // A tenth of the elements, and 8 of them at a time.
+  torch::stable::parallel_for(0, a.B, grain_of(D * w[0] / 80), [&](int64_t begin, int64_t end) {
+    const Scratch scratch(kernels().sparse_linear_scratch(a));
+    kernels().sparse_linear(a, scratch.data(), begin, end);
+  });
+  return out;
+}
+
+Tensor sparse_linear_weight_grad(const Tensor& x, std::optional<double> x_scale, const Tensor& grad) {
+  const char* op = "sparse_linear_weight_grad";
+  const int64_t D = check_pixels(op, x, x_scale);
+  const Tensor g = dense(grad);
+  const auto [count, H] = check_rows(op, "grad", g);
+  if (Sizes x_rows = sizes_of(x), g_rows = sizes_of(g);
+      !std::equal(x_rows.begin(), x_rows.end() - 1, g_rows.begin(), g_rows.end() - 1))
+    fail(op, "x has shape ", shape_text(x), " and grad ", shape_text(grad), "; expected (..., D) and (..., H)");
+  const Matrix rows = matrix(x, D);
+  Tensor grad_weight = empty_result({H, D}, ScalarType::Float);
+  SparseArgs a = sparse_args(op, x, rows, x_scale, D, H);
+  a.B = count;
+  a.grad = g.const_data_ptr<float>();
+  a.grad_weight = grad_weight.mutable_data_ptr<float>();
+  const Kernels& k = kernels();
+  const int64_t blocks = (a.B + k.sparse_block - 1) / k.sparse_block;
+  const int64_t elements = blocks * k.sparse_block * D;
+  const Scratch lists(blocks * (D + 1) * 4 + elements * (a.bits ? 1 : 2));
+  SparseLists found;
+  found.start = static_cast<int32_t*>(lists.data());
+  found.row = reinterpret_cast<uint8_t*>(found.start + blocks * (D + 1));
+  found.value = a.bits ? nullptr : found.row + elements;
+  torch::stable::parallel_for(0, blocks, grain_of(k.sparse_block * D / 8),
+                              [&](int64_t begin, int64_t end) { k.sparse_lists(a, found, begin, end); });
+  const int64_t units = (H + k.sparse_columns - 1) / k.sparse_columns * sparse_ranges(D);
+  torch::stable::parallel_for(0, units, grain_of(a.B * D * H / std::max<int64_t>(units, 1) / 80),
+                              [&](int64_t begin, int64_t end) {
+                                const Scratch scratch(k.sparse_gradient_scratch(a));
+                                k.sparse_gradient(a, found, scratch.data(), begin, end);
+                              });
+  return grad_weight;
+}
+
+double density(const Tensor& x) {
+  const Sizes sizes = sizes_of(x);
+  check_pixels("density", x, 1.0);
+  const int64_t D = sizes.back(), rows = D ? x.numel() / D : 0;
+  const Matrix m = matrix(x, std::max<int64_t>(D, 1));
+  constexpr int64_t kSome = 16;
+  const int64_t step = std::max<int64_t>(1, rows / kSome), some = rows ? (rows + step - 1) / step : 0;
+  int64_t count = 0;
+  for (int64_t r = 0; r < rows; r += step) {
+    const uint8_t* row = static_cast<const uint8_t*>(m.rows.data) + r * m.rows.stride;
+    for (int64_t d = 0; d < D; ++d) count += row[d] != 0;
+  }
+  return some ? static_cast<double>(count) / static_cast<double>(some * D) : 0.0;
+}
+
+}  // namespace
+}  // namespace aevb::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(aevb, CPU, m) {
+  m.impl("bias_activation_", TORCH_BOX(&aevb::cpu::bias_activation_));
+  m.impl("activation_backward", TORCH_BOX(&aevb::cpu::activation_backward));
+  m.impl("sparse_linear", TORCH_BOX(&aevb::cpu::sparse_linear));
+  m.impl("sparse_linear_weight_grad", TORCH_BOX(&aevb::cpu::sparse_linear_weight_grad));
+  m.impl("density", TORCH_BOX(&aevb::cpu::density));
+}

@@ -1,0 +1,148 @@
+"""The steps of training: without autograd and with it, the same bits; and a CUDA graph that cannot be."""
+
+import pytest
+import torch
+from conftest import rand
+
+import aevb
+from aevb.data import Targets
+from aevb.ops import GRADIENTS
+from aevb.steps import AutogradStep, DirectStep, GraphStep, training_step
+
+SEEDS = torch.tensor(3), torch.tensor(4)
+
+
+def images(n=60, dim=64):
+    u = rand(0, n, dim)
+    return torch.where(u < 0.3, 255 * u / 0.3, 0.0).to(torch.uint8)
+
+
+def step(cls, how="dynamic", hidden_dims=(50,), bf16=False, data=None, **criterion):
+    targets = Targets(images() if data is None else data, how, 255)
+    model = aevb.VAE(64, hidden_dims, 5, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    loss = aevb.FusedELBO(x_scale=targets.x_scale, **criterion)
+    return cls(model, loss, optimizer, targets, targets.x_scale, bf16)
+
+
+def after(made, steps=3):
+    """What the steps gave, and the weights after them."""
+    outcomes = [made(torch.arange(i, 60, 2), *SEEDS) for i in range(steps)]
+    return [t for outcome in outcomes for t in outcome] + [p.detach() for p in made.model.parameters()]
+
+
+@pytest.mark.parametrize("how", ["dynamic", "none"])
+@pytest.mark.parametrize("hidden_dims", [(50,), (40, 30)])
+@pytest.mark.parametrize(
+    ("estimator", "num_samples"),
+    [(e, n) for e in ("sgvb-b", "sgvb-a", "stl") for n in (None, 3)] + [("iwae", 3), ("dreg", 3)],
+)
+def test_without_autograd_are_the_same_bits(estimator, num_samples, hidden_dims, how):
+    options = {"how": how, "hidden_dims": hidden_dims, "estimator": estimator, "num_samples": num_samples, "beta": 0.7}
+    direct, autograd = step(DirectStep, **options), step(AutogradStep, **options)
+    assert DirectStep.fits(direct.model, direct.criterion, direct.batch.images, False)
+    for a, b in zip(after(direct), after(autograd), strict=True):
+        assert torch.equal(a, b)
+    assert not any(t.requires_grad for t in direct(torch.arange(4), *SEEDS))
+
+
+def test_dense_images_too():
+    """Of which no product is a sum of a few rows."""
+    data = (255 * rand(5, 60, 64)).to(torch.uint8)
+    for a, b in zip(
+        after(step(DirectStep, "none", data=data)), after(step(AutogradStep, "none", data=data)), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_no_more_than_this_is_taken_for_a_plain_vae():
+    class Other(aevb.VAE):
+        pass
+
+    def fits(model, bf16=False, **options):
+        return DirectStep.fits(model, aevb.FusedELBO(**options), images(), bf16)
+
+    vae = aevb.VAE(64, 50, 5)
+    assert fits(vae)
+    assert not fits(vae, bf16=True)
+    assert not fits(vae, free_bits=1.0)
+    assert not fits(vae, capacity=1.0)
+    assert not fits(vae, beta=torch.tensor(1.0))
+    assert not fits(Other(64, 50, 5))
+    assert not fits(vae.double())
+    hooked = aevb.VAE(64, 50, 5)
+    hooked.decoder[0].weight.register_hook(lambda grad: grad)
+    assert not fits(hooked)
+    frozen = aevb.VAE(64, 50, 5)
+    frozen.decoder[0].bias.requires_grad_(False)
+    assert not fits(frozen)
+
+
+def test_the_noise_of_an_image_does_not_depend_on_its_batch():
+    made = step(AutogradStep, estimator="iwae", num_samples=4)
+    whole = made.noise_seeds(SEEDS[1], torch.arange(60))
+    assert whole.shape == (4, 60)
+    assert torch.equal(made.noise_seeds(SEEDS[1], torch.tensor([7, 40])), whole[:, [7, 40]])
+    assert len(set(whole.flatten().tolist())) == 240
+    assert step(AutogradStep).noise_seeds(SEEDS[1], torch.arange(60)).shape == (60,)
+
+
+def test_bf16_trains():
+    made = step(AutogradStep, bf16=True)
+    losses = [float(made(torch.arange(60), *SEEDS).loss) for _ in range(30)]
+    assert losses[-1] < losses[0] - 5
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in made.model.parameters())
+    exact = step(AutogradStep)
+    assert losses[0] == pytest.approx(float(exact(torch.arange(60), *SEEDS).loss), rel=0.01)
+
+
+def test_a_step_that_no_graph_can_hold_runs_as_it_is(monkeypatch):
+    """Here: on a machine without a GPU, or with one on the CPU's tensors."""
+    if torch.cuda.is_available():
+        pytest.skip("what there is to see here needs a machine without a GPU")
+    made = GraphStep(step(AutogradStep), batch_size=30, warm_up=0)
+    with pytest.warns(UserWarning, match="could not be captured in a CUDA graph .*; the same numbers|it runs op by op"):
+        made(torch.arange(0, 60, 2), *SEEDS)
+    assert made.given_up
+    made(torch.arange(1, 60, 2), *SEEDS)
+    plain = step(AutogradStep)
+    for i in range(2):
+        plain(torch.arange(i, 60, 2), *SEEDS)
+    for a, b in zip(made.step.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert made.step.criterion.beta == 1.0
+
+
+def test_the_fastest_step_is_chosen():
+    def chosen(**options):
+        made = step(AutogradStep, **options)
+        return type(training_step(made.model, made.criterion, made.optimizer, made.batch, 30, made.bf16))
+
+    assert chosen() is DirectStep
+    assert chosen(free_bits=0.5) is AutogradStep
+    assert chosen(bf16=True) is AutogradStep
+    assert GRADIENTS[0] == "total"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("estimator", ["sgvb-b", "iwae", "dreg"])
+def test_a_graph_has_the_bits_of_its_ops(estimator):
+    def trained(graph):
+        targets = Targets(images(), "dynamic", 255, "cuda")
+        model = aevb.VAE(64, 50, 5, generator=torch.Generator().manual_seed(1)).cuda()
+        optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=True)
+        criterion = aevb.FusedELBO(estimator=estimator, num_samples=None if estimator == "sgvb-b" else 5)
+        made = AutogradStep(model, criterion, optimizer, targets, None)
+        made = GraphStep(made, 20) if graph else made
+        seeds = torch.tensor(3, device="cuda"), torch.tensor(4, device="cuda")
+        losses = []
+        for i in range(12):
+            criterion.beta = min(1.0, i / 6)
+            index = torch.arange(i, i + (20 if i != 9 else 7), device="cuda")
+            losses.append(made(index, *seeds).loss)
+        assert not graph or made.graph is not None
+        return [*losses, *(p.detach() for p in model.parameters())]
+
+    for a, b in zip(trained(True), trained(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
