@@ -41,6 +41,8 @@ from torch import Tensor
 
 import aevb
 from aevb import _C
+from aevb.data import Targets
+from aevb.steps import training_step
 
 from . import cases
 from .report import RESULTS, duration, quartiles
@@ -536,6 +538,8 @@ class Run:
             "eager": lambda: Step(self.device, batch, plain_loss),
             "aevb": lambda: Step(self.device, batch, fused_loss),
             "compile": lambda: Step(self.device, batch, self.compiled(plain_loss)),
+            "aevb, trainer": lambda: TrainerStep(self.device, batch, fused_loss),
+            "aevb, trainer, bf16": lambda: TrainerStep(self.device, batch, fused_loss, bf16=True),
         }
         if self.cuda:
             providers |= {
@@ -647,6 +651,25 @@ class CapturedStep(Step):
         self.graph.replay()
 
 
+class TrainerStep(Step):
+    """The step of `aevb.Trainer`: images are bytes on the device, gathered within it, and on a GPU all of it is a CUDA
+    graph."""
+
+    def __init__(self, device: str, batch: int, loss: Function, bf16: bool = False):
+        super().__init__(device, batch, loss)
+        images = Targets((255 * torch.cat(self.batches)).to(torch.uint8).cpu(), "threshold", 255, device)
+        capturable = torch.device(device).type == "cuda"
+        optimizer = torch.optim.Adam(self.model.parameters(), 1e-3, fused=True, capturable=capturable)
+        self.step = training_step(self.model, aevb.FusedELBO(), optimizer, images, batch, bf16)
+        self.index = torch.arange(len(self.batches) * batch, device=device).split(batch)
+        self.seeds = torch.arange(1000, device=device).unbind()
+
+    def __call__(self) -> None:
+        self.done += 1
+        seed = self.seeds[self.done % len(self.seeds)]
+        self.loss = self.step(self.index[self.done % len(self.index)], seed, seed).loss
+
+
 # ---- the machine ----------------------------------------------------------------------------------------------------
 
 
@@ -756,11 +779,11 @@ def verdicts(results: Json) -> list[Json]:
         add(f"FusedELBO float32, forward and backward: against {peer}", wanted, peers.get(peer, {}).get("ratio"), "x")
     for batch in (100, 1000):
         times: Json = next((s["providers"] for s in results["steps"] if s["batch"] == batch), {})
-        captured = times.get("aevb, captured", {}).get("median")
+        captured = times.get("aevb, trainer", {}).get("median")
         for peer, wanted in (("eager", 3.0), ("compile, reduce-overhead", 1.5)):
             theirs = times.get(peer, {}).get("median")
             ratio = theirs / captured if theirs and captured else None
-            add(f"captured training step, batch {batch}: against {peer}", wanted, ratio, "x")
+            add(f"the trainer's step, captured, batch {batch}: against {peer}", wanted, ratio, "x")
     return found
 
 
