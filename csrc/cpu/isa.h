@@ -11,20 +11,16 @@ inline int64_t chunks(int64_t D) { return D > kChunk ? (D + kChunk - 1) / kChunk
 
 constexpr int64_t kActivationBlock = 64;  // rows whose gradients are summed one after the other
 
-// Rows that mostly hold zeros: how many are gone through together, and how columns of x are cut for the gradient.
-inline int64_t sparse_rows_at_once(int64_t D) {
-  const int64_t rows = (int64_t{1} << 22) / (D > 0 ? D : 1);
-  return rows < 32 ? 32 : rows > 512 ? 512 : rows;
-}
-inline int64_t sparse_ranges(int64_t D) { return D > 512 ? (D + 511) / 512 : 1; }
-constexpr int64_t kSparseSum = 512;  // rows whose gradients are summed one after the other, then the next
+// Rows that mostly hold zeros.
+constexpr int64_t kSparseRows = 512;  // of x and of the result that are gone through together, at most
+constexpr int64_t kSparseSum = 512;   // rows whose gradients are summed one after the other, before the next are
+inline int64_t sparse_ranges(int64_t D) { return D > 512 ? (D + 511) / 512 : 1; }  // that columns of x are cut into
 
-// Where in each block of rows the elements of x that are not 0 are, column by column. A block's rows and values begin
-// at block * block rows * D; those of column d are at [start[d], start[d + 1]) from there.
+// Where x is not 0: by rows or by columns, as the kernels that make and read the lists say.
 struct SparseLists {
-  int32_t* start;  // [blocks, D + 1]
-  uint8_t* row;    // within the block
-  uint8_t* value;  // null where all are 1
+  int32_t* start;
+  uint8_t* at;     // [B, D] is room enough
+  uint8_t* value;  // as many; null where all are 1
 };
 
 struct Kernels {
@@ -40,13 +36,14 @@ struct Kernels {
   void (*binarize)(const BinarizeArgs&, int64_t begin, int64_t end);               // rows
   void (*activation)(const ActivationArgs&, int64_t begin, int64_t end);           // rows
   void (*activation_backward)(const ActivationArgs&, int64_t begin, int64_t end);  // blocks of kActivationBlock rows
-  // Rows that mostly hold zeros. A row of weight is gone through in tiles of sparse_columns columns.
+  // Rows that mostly hold zeros. Matrices are cut into tiles of sparse_block rows and sparse_columns columns.
   int64_t sparse_block, sparse_columns;
   int64_t (*sparse_linear_scratch)(const SparseArgs&);                                                        // bytes
   int64_t (*sparse_gradient_scratch)(const SparseArgs&);                                                      // bytes
-  void (*sparse_linear)(const SparseArgs&, void* scratch, int64_t begin, int64_t end);                        // rows
-  void (*sparse_lists)(const SparseArgs&, const SparseLists&, int64_t begin, int64_t end);                    // blocks
-  void (*sparse_gradient)(const SparseArgs&, const SparseLists&, void* scratch, int64_t begin, int64_t end);  // units
+  void (*sparse_row_lists)(const SparseArgs&, const SparseLists&, int64_t begin, int64_t end);                // rows
+  void (*sparse_linear)(const SparseArgs&, const SparseLists&, void* scratch, int64_t begin, int64_t end);    // tiles
+  void (*sparse_column_lists)(const SparseArgs&, const SparseLists&, int64_t begin, int64_t end);             // parts
+  void (*sparse_gradient)(const SparseArgs&, const SparseLists&, void* scratch, int64_t begin, int64_t end);  // tiles
   float (*sum)(const float* x, int64_t n, int64_t stride);  // in the order of csrc/README.md
   float (*sum_groups)(const float* x, int64_t n);           // joins the sums of n groups or chunks
   void (*normals)(uint64_t seed, int64_t first, int64_t n, float* out);

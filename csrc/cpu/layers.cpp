@@ -112,6 +112,28 @@ SparseArgs sparse_args(const char* op, const Tensor& x, const Matrix& rows, std:
   return a;
 }
 
+int64_t tiles_of(int64_t H) { return (H + kernels().sparse_columns - 1) / kernels().sparse_columns; }
+
+// Memory for where x is not 0.
+class Lists {
+ public:
+  Lists(const SparseArgs& a, int64_t starts) : memory_(4 * starts + a.B * a.D * (a.bits ? 1 : 2) + 1) {
+    found.start = static_cast<int32_t*>(memory_.data());
+    found.at = reinterpret_cast<uint8_t*>(found.start + starts);
+    found.value = a.bits ? nullptr : found.at + a.B * a.D;
+  }
+  SparseLists found;
+
+ private:
+  Scratch memory_;
+};
+
+// Work of `units` units, each of `elements` of x: bytes that are looked at, or a tenth of as many sums of vectors.
+template <class Work>
+void parallel(int64_t units, int64_t elements, const Work& work) {
+  if (units > 0) torch::stable::parallel_for(0, units, grain_of(elements), work);
+}
+
 int64_t check_pixels(const char* op, const Tensor& x, std::optional<double> x_scale) {
   const ScalarType dtype = x.scalar_type();
   if (dtype != ScalarType::Bool && dtype != ScalarType::Byte)
@@ -142,10 +164,14 @@ Tensor sparse_linear(const Tensor& x, std::optional<double> x_scale, const Tenso
   a.bias = floats(bias);
   a.activation = check_activation(op, activation);
   a.out = out.mutable_data_ptr<float>();
-  // A tenth of the elements, and 8 of them at a time.
-  torch::stable::parallel_for(0, a.B, grain_of(D * w[0] / 80), [&](int64_t begin, int64_t end) {
-    const Scratch scratch(kernels().sparse_linear_scratch(a));
-    kernels().sparse_linear(a, scratch.data(), begin, end);
+  const Kernels& k = kernels();
+  const int64_t blocks = (D + k.sparse_block - 1) / k.sparse_block;
+  const Lists lists(a, a.B * (blocks + 1));
+  parallel(a.B, D, [&](int64_t begin, int64_t end) { k.sparse_row_lists(a, lists.found, begin, end); });
+  const int64_t groups = (a.B + kSparseRows - 1) / kSparseRows;
+  parallel(groups * tiles_of(w[0]), std::min(a.B, kSparseRows) * D, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(k.sparse_linear_scratch(a));
+    k.sparse_linear(a, lists.found, scratch.data(), begin, end);
   });
   return out;
 }
@@ -165,21 +191,15 @@ Tensor sparse_linear_weight_grad(const Tensor& x, std::optional<double> x_scale,
   a.grad = g.const_data_ptr<float>();
   a.grad_weight = grad_weight.mutable_data_ptr<float>();
   const Kernels& k = kernels();
-  const int64_t blocks = (a.B + k.sparse_block - 1) / k.sparse_block;
-  const int64_t elements = blocks * k.sparse_block * D;
-  const Scratch lists(blocks * (D + 1) * 4 + elements * (a.bits ? 1 : 2));
-  SparseLists found;
-  found.start = static_cast<int32_t*>(lists.data());
-  found.row = reinterpret_cast<uint8_t*>(found.start + blocks * (D + 1));
-  found.value = a.bits ? nullptr : found.row + elements;
-  torch::stable::parallel_for(0, blocks, grain_of(k.sparse_block * D / 8),
-                              [&](int64_t begin, int64_t end) { k.sparse_lists(a, found, begin, end); });
-  const int64_t units = (H + k.sparse_columns - 1) / k.sparse_columns * sparse_ranges(D);
-  torch::stable::parallel_for(0, units, grain_of(a.B * D * H / std::max<int64_t>(units, 1) / 80),
-                              [&](int64_t begin, int64_t end) {
-                                const Scratch scratch(k.sparse_gradient_scratch(a));
-                                k.sparse_gradient(a, found, scratch.data(), begin, end);
-                              });
+  const int64_t blocks = (a.B + k.sparse_block - 1) / k.sparse_block, ranges = sparse_ranges(D);
+  const int64_t width = (D + ranges - 1) / ranges;
+  const Lists lists(a, blocks * ranges * (width + 1));
+  parallel(blocks * ranges, k.sparse_block * width,
+           [&](int64_t begin, int64_t end) { k.sparse_column_lists(a, lists.found, begin, end); });
+  parallel(tiles_of(H) * ranges, a.B * width, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(k.sparse_gradient_scratch(a));
+    k.sparse_gradient(a, lists.found, scratch.data(), begin, end);
+  });
   return grad_weight;
 }
 

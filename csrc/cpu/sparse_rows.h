@@ -122,136 +122,172 @@ AEVB_FORMULA const uint8_t* sparse_row(const SparseArgs& a, int64_t b) {
   return static_cast<const uint8_t*>(a.x.data) + b * a.x.stride;
 }
 
-// ---- x @ weight.T ---------------------------------------------------------------------------------------------------
-
-// Bytes of `scratch`.
-inline int64_t sparse_linear_scratch(const SparseArgs& a) {
-  const int64_t rows = sparse_rows_at_once(a.D), blocks = (a.D + kSparseBlock - 1) / kSparseBlock;
-  return (kSparseBlock + 1 + rows) * kSparseColumns * 4 + rows * (blocks + 1) * 4 + 2 * rows * a.D;
+// Tile t of a matrix with H columns.
+struct TileColumns {
+  int64_t first;
+  int count;
+};
+AEVB_FORMULA TileColumns tile_columns(int64_t t, int64_t H) {
+  const int64_t first = t * kSparseColumns, left = H - first;
+  return {first, static_cast<int>(left < kSparseColumns ? left : kSparseColumns)};
 }
 
-template <bool kBits>
-inline void sparse_linear_rows(const SparseArgs& a, void* scratch, int64_t begin, int64_t end) {
-  const int64_t at_once = sparse_rows_at_once(a.D), blocks = (a.D + kSparseBlock - 1) / kSparseBlock;
-  float* tile = static_cast<float*>(scratch);                                // [kSparseBlock, kSparseColumns] of weight
-  float* bias = tile + kSparseBlock * kSparseColumns;                        // [kSparseColumns]
-  float* sum = bias + kSparseColumns;                                        // [at_once, kSparseColumns]
-  auto* start = reinterpret_cast<int32_t*>(sum + at_once * kSparseColumns);  // [at_once, blocks + 1]
-  auto* column = reinterpret_cast<uint8_t*>(start + at_once * (blocks + 1));  // within the block
-  uint8_t* value = column + at_once * a.D;
-  for (int64_t first = begin; first < end; first += at_once) {
-    const int64_t n = end - first < at_once ? end - first : at_once;
+// ---- x @ weight.T ---------------------------------------------------------------------------------------------------
+
+// Where each of the rows [begin, end) of x is not 0, by blocks of kSparseBlock columns: those of block k of row b are
+// at [start[k], start[k + 1]) from b * D, with start that of the row, [blocks + 1].
+inline void sparse_row_lists(const SparseArgs& a, const SparseLists& lists, int64_t begin, int64_t end) {
+  const int64_t blocks = (a.D + kSparseBlock - 1) / kSparseBlock;
+  for (int64_t b = begin; b < end; ++b) {
+    int32_t* start = lists.start + b * (blocks + 1);
+    uint8_t *at = lists.at + b * a.D, *value = lists.value ? lists.value + b * a.D : nullptr;
+    const uint8_t* x = sparse_row(a, b);
     int32_t count = 0;
-    for (int64_t r = 0; r < n; ++r) {
-      const uint8_t* x = sparse_row(a, first + r);
-      for (int64_t block = 0; block < blocks; ++block) {
-        start[r * (blocks + 1) + block] = count;
-        const int64_t d = block * kSparseBlock, left = a.D - d;
-        for_nonzero(x + d, left < kSparseBlock ? left : kSparseBlock, [&](int64_t k, uint8_t v) {
-          column[count] = static_cast<uint8_t>(k);
-          if (!kBits) value[count] = v;
-          ++count;
-        });
-      }
-      start[r * (blocks + 1) + blocks] = count;
+    for (int64_t block = 0; block < blocks; ++block) {
+      start[block] = count;
+      const int64_t d = block * kSparseBlock, left = a.D - d;
+      for_nonzero(x + d, left < kSparseBlock ? left : kSparseBlock, [&](int64_t k, uint8_t v) {
+        at[count] = static_cast<uint8_t>(k);
+        if (value) value[count] = v;
+        ++count;
+      });
     }
-    for (int64_t h = 0; h < a.H; h += kSparseColumns) {
-      const int columns = static_cast<int>(a.H - h < kSparseColumns ? a.H - h : kSparseColumns);
-      for (int k = 0; k < kSparseColumns; ++k) bias[k] = a.bias && k < columns ? a.bias[h + k] : 0.0f;
-      for (int64_t r = 0; r < n; ++r) __builtin_memcpy(sum + r * kSparseColumns, bias, sizeof(float) * kSparseColumns);
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t d = block * kSparseBlock, left = a.D - d;
-        transpose(a.weight + h * a.D + d, a.D, columns, left < kSparseBlock ? left : kSparseBlock, tile,
-                  kSparseColumns);
-        for (int64_t r = 0; r < n; ++r) {
-          const int32_t* s = start + r * (blocks + 1) + block;
-          if (s[1] > s[0])
-            add_rows<kBits>(tile, column + s[0], value + s[0], a.x_scale, s[1] - s[0], sum + r * kSparseColumns);
-        }
-      }
-      activate(a.activation, sum, nullptr, n * kSparseColumns);
-      unpack(sum, n, columns, a.out + first * a.H + h, a.H);
-    }
+    start[blocks] = count;
   }
 }
 
-inline void sparse_linear_rows(const SparseArgs& a, void* scratch, int64_t begin, int64_t end) {
-  if (a.bits) return sparse_linear_rows<true>(a, scratch, begin, end);
-  sparse_linear_rows<false>(a, scratch, begin, end);
+inline int64_t sparse_linear_scratch(const SparseArgs& a) {  // bytes
+  return (kSparseBlock + 1 + kSparseRows) * kSparseColumns * static_cast<int64_t>(sizeof(float));
 }
 
-// ---- x^T @ grad -----------------------------------------------------------------------------------------------------
-
-// Where x is not 0, column by column, for the blocks [begin, end) of kSparseBlock rows.
-inline void sparse_lists_blocks(const SparseArgs& a, const SparseLists& lists, int64_t begin, int64_t end) {
-  for (int64_t block = begin; block < end; ++block) {
-    const int64_t first = block * kSparseBlock, n = a.B - first < kSparseBlock ? a.B - first : kSparseBlock;
-    int32_t* start = lists.start + block * (a.D + 1);
-    uint8_t* row = lists.row + first * a.D;
-    uint8_t* value = lists.value ? lists.value + first * a.D : nullptr;
-    for (int64_t d = 0; d <= a.D; ++d) start[d] = 0;
-    for (int64_t r = 0; r < n; ++r) {
-      const uint8_t* x = sparse_row(a, first + r);
-#pragma omp simd
-      for (int64_t d = 0; d < a.D; ++d) start[d + 1] += x[d] != 0;
+// Units are numbered group of up to kSparseRows rows * tiles + tile of columns of the result.
+template <bool kBits>
+inline void sparse_linear_tiles(const SparseArgs& a, const SparseLists& lists, void* scratch, int64_t begin,
+                                int64_t end) {
+  const int64_t blocks = (a.D + kSparseBlock - 1) / kSparseBlock, tiles = (a.H + kSparseColumns - 1) / kSparseColumns;
+  const int64_t groups = (a.B + kSparseRows - 1) / kSparseRows, group_rows = groups ? (a.B + groups - 1) / groups : 0;
+  float* tile = static_cast<float*>(scratch);          // [kSparseBlock, kSparseColumns] of weight
+  float* bias = tile + kSparseBlock * kSparseColumns;  // [kSparseColumns]
+  float* sum = bias + kSparseColumns;                  // [group_rows, kSparseColumns]
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const TileColumns h = tile_columns(unit % tiles, a.H);
+    const int64_t first = unit / tiles * group_rows, n = a.B - first < group_rows ? a.B - first : group_rows;
+    for (int k = 0; k < kSparseColumns; ++k) bias[k] = a.bias && k < h.count ? a.bias[h.first + k] : 0.0f;
+    for (int64_t r = 0; r < n; ++r) __builtin_memcpy(sum + r * kSparseColumns, bias, sizeof(float) * kSparseColumns);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t d = block * kSparseBlock, left = a.D - d;
+      transpose(a.weight + h.first * a.D + d, a.D, h.count, left < kSparseBlock ? left : kSparseBlock, tile,
+                kSparseColumns);
+      for (int64_t r = 0; r < n; ++r) {
+        const int32_t* start = lists.start + (first + r) * (blocks + 1) + block;
+        const int64_t from = (first + r) * a.D + start[0];
+        if (start[1] > start[0])
+          add_rows<kBits>(tile, lists.at + from, kBits ? nullptr : lists.value + from, a.x_scale, start[1] - start[0],
+                          sum + r * kSparseColumns);
+      }
     }
-    for (int64_t d = 0, sum = 0; d < a.D;
-         ++d) {  // start[d + 1] is where column d goes on, and in the end where it ends
+    activate(a.activation, sum, nullptr, n * kSparseColumns);
+    unpack(sum, n, h.count, a.out + first * a.H + h.first, a.H);
+  }
+}
+
+inline void sparse_linear_tiles(const SparseArgs& a, const SparseLists& lists, void* scratch, int64_t begin,
+                                int64_t end) {
+  if (a.bits) return sparse_linear_tiles<true>(a, lists, scratch, begin, end);
+  sparse_linear_tiles<false>(a, lists, scratch, begin, end);
+}
+
+// ---- grad.T @ x -----------------------------------------------------------------------------------------------------
+
+// The columns of x in one range, and a block of its rows: both are cut, so that few of either keep all threads busy.
+struct SparsePart {
+  int64_t first_row, rows, first_column, columns;
+};
+AEVB_FORMULA SparsePart sparse_part(const SparseArgs& a, int64_t block, int64_t range) {
+  const int64_t ranges = sparse_ranges(a.D), width = (a.D + ranges - 1) / ranges;
+  const int64_t row = block * kSparseBlock, column = range * width;
+  const int64_t rows = a.B - row < kSparseBlock ? a.B - row : kSparseBlock;
+  const int64_t columns = a.D - column < width ? a.D - column : width;
+  return {row, rows, column, columns > 0 ? columns : 0};
+}
+// Where the lists of a part begin, and its starts, [columns + 1].
+AEVB_FORMULA int64_t first_of(const SparseArgs& a, const SparsePart& p) {
+  return p.first_row * a.D + p.rows * p.first_column;
+}
+AEVB_FORMULA int32_t* starts_of(const SparseArgs& a, const SparseLists& lists, const SparsePart& p, int64_t range) {
+  const int64_t ranges = sparse_ranges(a.D), width = (a.D + ranges - 1) / ranges;
+  return lists.start + (p.first_row / kSparseBlock * ranges + range) * (width + 1);
+}
+
+// Where x is not 0, column by column, for the parts [begin, end), numbered block * ranges + range.
+inline void sparse_column_lists(const SparseArgs& a, const SparseLists& lists, int64_t begin, int64_t end) {
+  const int64_t ranges = sparse_ranges(a.D);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const SparsePart p = sparse_part(a, unit / ranges, unit % ranges);
+    int32_t* start = starts_of(a, lists, p, unit % ranges);
+    uint8_t* at = lists.at + first_of(a, p);
+    uint8_t* value = lists.value ? lists.value + first_of(a, p) : nullptr;
+    for (int64_t d = 0; d <= p.columns; ++d) start[d] = 0;
+    for (int64_t r = 0; r < p.rows; ++r) {
+      const uint8_t* x = sparse_row(a, p.first_row + r) + p.first_column;
+#pragma omp simd
+      for (int64_t d = 0; d < p.columns; ++d) start[d + 1] += x[d] != 0;
+    }
+    int32_t sum = 0;
+    for (int64_t d = 0; d < p.columns; ++d) {  // start[d + 1] is where column d goes on, and in the end where it ends
       const int32_t count = start[d + 1];
-      start[d + 1] = static_cast<int32_t>(sum);
+      start[d + 1] = sum;
       sum += count;
     }
-    for (int64_t r = 0; r < n; ++r) {
-      for_nonzero(sparse_row(a, first + r), a.D, [&](int64_t d, uint8_t v) {
-        const int32_t at = start[d + 1]++;
-        row[at] = static_cast<uint8_t>(r);
-        if (value) value[at] = v;
+    for (int64_t r = 0; r < p.rows; ++r) {
+      for_nonzero(sparse_row(a, p.first_row + r) + p.first_column, p.columns, [&](int64_t d, uint8_t v) {
+        const int32_t k = start[d + 1]++;
+        at[k] = static_cast<uint8_t>(r);
+        if (value) value[k] = v;
       });
     }
   }
 }
 
-inline int64_t sparse_gradient_scratch(const SparseArgs& a) {
-  const int64_t range = (a.D + sparse_ranges(a.D) - 1) / sparse_ranges(a.D);
-  return (kSparseBlock + 2 * range) * kSparseColumns * 4;
+inline int64_t sparse_gradient_scratch(const SparseArgs& a) {  // bytes
+  const int64_t width = sparse_part(a, 0, 0).columns;
+  return (kSparseBlock + 2 * width) * kSparseColumns * static_cast<int64_t>(sizeof(float));
 }
 
-// Units are numbered tile of columns * sparse_ranges(D) + range of rows of the weight.
+// Units are numbered tile of columns of grad * ranges + range.
 template <bool kBits>
 inline void sparse_gradient_tiles(const SparseArgs& a, const SparseLists& lists, void* scratch, int64_t begin,
                                   int64_t end) {
-  const int64_t ranges = sparse_ranges(a.D), range = (a.D + ranges - 1) / ranges;
-  const int64_t blocks = (a.B + kSparseBlock - 1) / kSparseBlock;
-  constexpr int64_t kTogether = kSparseSum / kSparseBlock;  // blocks
-  float* tile = static_cast<float*>(scratch);               // [kSparseBlock, kSparseColumns] of grad
-  float* sum = tile + kSparseBlock * kSparseColumns;        // [range, kSparseColumns], of kSparseSum rows
-  float* total = sum + range * kSparseColumns;              // [range, kSparseColumns]
+  const int64_t ranges = sparse_ranges(a.D), blocks = (a.B + kSparseBlock - 1) / kSparseBlock;
+  constexpr int64_t kTogether = kSparseSum / kSparseBlock;             // blocks
+  float* tile = static_cast<float*>(scratch);                          // [kSparseBlock, kSparseColumns] of grad
+  float* sum = tile + kSparseBlock * kSparseColumns;                   // [columns, kSparseColumns], of kSparseSum rows
+  float* total = sum + sparse_part(a, 0, 0).columns * kSparseColumns;  // the same
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t h = unit / ranges * kSparseColumns, d0 = unit % ranges * range;
-    const int64_t n = a.D - d0 < range ? a.D - d0 : range;
-    if (n <= 0) continue;
-    const int columns = static_cast<int>(a.H - h < kSparseColumns ? a.H - h : kSparseColumns);
+    const int64_t range = unit % ranges;
+    const TileColumns h = tile_columns(unit / ranges, a.H);
+    const SparsePart whole = sparse_part(a, 0, range);
+    const int64_t floats = whole.columns * kSparseColumns;
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t first = block * kSparseBlock;
-      const int64_t rows = a.B - first < kSparseBlock ? a.B - first : kSparseBlock;
-      if (block % kTogether == 0) __builtin_memset(sum, 0, n * kSparseColumns * sizeof(float));
-      pack(a.grad + first * a.H + h, a.H, rows, columns, tile);
-      const int32_t* start = lists.start + block * (a.D + 1) + d0;
-      const uint8_t *row = lists.row + first * a.D, *value = kBits ? nullptr : lists.value + first * a.D;
-      for (int64_t d = 0; d < n; ++d) {
-        const int count = start[d + 1] - start[d];
-        if (count > 0)
-          add_rows<kBits>(tile, row + start[d], kBits ? nullptr : value + start[d], a.x_scale, count,
-                          sum + d * kSparseColumns);
+      const SparsePart p = sparse_part(a, block, range);
+      if (block % kTogether == 0) __builtin_memset(sum, 0, floats * sizeof(float));
+      pack(a.grad + p.first_row * a.H + h.first, a.H, p.rows, h.count, tile);
+      const int32_t* start = starts_of(a, lists, p, range);
+      for (int64_t d = 0; d < p.columns; ++d) {
+        const int64_t from = first_of(a, p) + start[d];
+        if (start[d + 1] > start[d])
+          add_rows<kBits>(tile, lists.at + from, kBits ? nullptr : lists.value + from, a.x_scale,
+                          start[d + 1] - start[d], sum + d * kSparseColumns);
       }
       if (block == kTogether - 1 && blocks > kTogether) {
-        __builtin_memcpy(total, sum, n * kSparseColumns * sizeof(float));
+        __builtin_memcpy(total, sum, floats * sizeof(float));
       } else if (block >= kTogether && (block % kTogether == kTogether - 1 || block == blocks - 1)) {
-        for (int64_t i = 0; i < n * kSparseColumns; ++i) total[i] += sum[i];
+        for (int64_t i = 0; i < floats; ++i) total[i] += sum[i];
       }
     }
-    if (blocks == 0) __builtin_memset(sum, 0, n * kSparseColumns * sizeof(float));
-    transpose(blocks > kTogether ? total : sum, kSparseColumns, n, columns, a.grad_weight + h * a.D + d0, a.D);
+    if (blocks == 0) __builtin_memset(sum, 0, floats * sizeof(float));
+    transpose(blocks > kTogether ? total : sum, kSparseColumns, whole.columns, h.count,
+              a.grad_weight + h.first * a.D + whole.first_column, a.D);
   }
 }
 
