@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .products import packed, product, product_into, rows_product
+from .products import packed, product, rows_product
 
-CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 8 << 20}  # of a chunk's logits: they stay in the second- or third-level cache
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 8 << 20}  # of a chunk's logits: they stay in the second- or third-level cache
 FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
 
 log_prob_kernel = torch.ops.aevb.bernoulli_log_prob_forward.default
@@ -98,11 +98,10 @@ class Gradients:
         gradient of h goes."""
         if grad_h is not None:
             assert self.weight_to_h is not None
-            if row_weight is None and grad_h.is_contiguous():
-                product_into(grad_h.view(h.shape), grad_logits, self.weight_to_h)
-            else:
-                found = product(grad_logits, self.weight_to_h)
-                found = found if row_weight is None else found.mul_(row_weight.unsqueeze(1))
+            out = grad_h.view(h.shape) if grad_h.is_contiguous() and grad_h.dtype == grad_logits.dtype else None
+            found = product(grad_logits, self.weight_to_h, out=out)
+            found = found if row_weight is None else found.mul_(row_weight.unsqueeze(1))
+            if found is not out:
                 grad_h.copy_(found.view_as(grad_h))
         if self.needs[1]:
             h = h if row_weight is None else h * row_weight.unsqueeze(1).to(h.dtype)

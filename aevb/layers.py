@@ -14,8 +14,8 @@ from .products import ACTIVATIONS, activation_grads, product, rows_product
 # not at all at a half.
 SPARSE = 0.35
 
-_sparse_linear = torch.ops.aevb.sparse_linear.default
-_sparse_weight_grad = torch.ops.aevb.sparse_linear_weight_grad.default
+sparse_linear = torch.ops.aevb.sparse_linear.default
+sparse_weight_grad = torch.ops.aevb.sparse_linear_weight_grad.default
 _density = torch.ops.aevb.density.default
 
 
@@ -63,7 +63,7 @@ def _has_kernels(weight: Tensor, x: Tensor) -> bool:
     )
 
 
-def _floating(x: Tensor, x_scale: float | None, weight: Tensor) -> Tensor:
+def floating(x: Tensor, x_scale: float | None, weight: Tensor) -> Tensor:
     x = x if x.is_floating_point() else x.to(weight.dtype)
     return x if x_scale is None else x * x_scale
 
@@ -78,8 +78,8 @@ def layer_forward(
 ) -> Tensor:
     """`linear` without autograd, in the way that `sparse` (see `is_sparse`) says."""
     if sparse:
-        return _sparse_linear(x, x_scale, weight, bias, ACTIVATIONS.index(activation))
-    rows = _floating(x, x_scale, weight).reshape(-1, x.shape[-1])
+        return sparse_linear(x, x_scale, weight, bias, ACTIVATIONS.index(activation))
+    rows = floating(x, x_scale, weight).reshape(-1, x.shape[-1])
     return product(rows, weight, bias, activation).view(*x.shape[:-1], weight.shape[0])
 
 
@@ -103,9 +103,9 @@ def layer_backward(
     if needs[1]:
         rows = x.reshape(-1, x.shape[-1])
         if sparse:
-            grad_weight = _sparse_weight_grad(rows, x_scale, grad)
+            grad_weight = sparse_weight_grad(rows, x_scale, grad)
         else:
-            grad_weight = rows_product(grad, _floating(rows, x_scale, weight)).contiguous()
+            grad_weight = rows_product(grad, floating(rows, x_scale, weight)).contiguous()
     return grad_x, grad_weight, grad_bias
 
 

@@ -26,7 +26,8 @@ ACTIVATIONS = ("none", "tanh", "relu")  # by the kernels' code
 CACHED = 32768  # elements of a result, from which on its memory comes from the kernels' cache of buffers
 
 _empty = torch.ops.aevb.empty.default
-_bias_activation = torch.ops.aevb.bias_activation_.default
+bias_activation = torch.ops.aevb.bias_activation_.default
+activation_backward_ = torch.ops.aevb.activation_backward_.default
 _activation_backward = torch.ops.aevb.activation_backward.default
 
 
@@ -78,17 +79,20 @@ def packed(b: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(b.contiguous())
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+def product(
+    a: Tensor, b: Tensor, bias: Tensor | None = None, activation: str = "none", out: Tensor | None = None
+) -> Tensor:
     """``activation(a @ b.T + bias)`` for a (N, K), b (M, K), as it is or `packed`, and bias (M,).
 
-    activation is "none", "tanh" or "relu". No gradient flows through it.
+    activation is "none", "tanh" or "relu". No gradient flows through it. `out` (N, M), contiguous and of a's dtype, is
+    memory that the result may take.
     """
-    onednn = _onednn() if _for_onednn(a) and b.numel() else None
     if activation != "none":
-        return activate_(product(a, b), bias, activation)
-    if onednn is not None:
+        return activate_(product(a, b, out=out), bias, activation)
+    onednn = _onednn()
+    if onednn is not None and _for_onednn(a) and b.numel():
         return onednn(a, b, bias, "none", [], "")
-    out = _cached(a, a.shape[0], b.shape[0])
+    out = _cached(a, a.shape[0], b.shape[0]) if out is None else out
     if out is None or a.dtype != b.dtype:
         return F.linear(a, b, bias)
     return torch.mm(a, b.t(), out=out) if bias is None else torch.addmm(bias, a, b.t(), out=out)
@@ -101,26 +105,20 @@ def _cached(like: Tensor, rows: int, columns: int) -> Tensor | None:
     return _empty(like, [rows, columns])
 
 
-def product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out = a @ b.T`` for a (N, K), b (M, K), as it is or `packed`, and out (N, M)."""
-    if out.is_contiguous() and out.dtype == a.dtype and (_onednn() is None or not _for_onednn(a)):
-        torch.mm(a, b.t(), out=out)
-    else:
-        out.copy_(product(a, b))
-
-
 MANY_ROWS = 256  # from which on oneDNN's product below is faster turned round, along the rows in both operands
 
 
-def rows_product(a: Tensor, b: Tensor, total: Tensor | None = None) -> Tensor:
+def rows_product(a: Tensor, b: Tensor, total: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """``a.T @ b``, a sum over rows, for a (K, N), b (K, M): (N, M). It is added to `total`, in place, where that is
-    given; sums then have total's dtype."""
-    if _onednn() is not None and _for_onednn(a) and a.shape[0] > MANY_ROWS:
-        found = product(b.t(), a.t()).t()
+    given; sums then have total's dtype. `out` is memory that the result may take."""
+    onednn = _onednn()
+    if onednn is not None and _for_onednn(a):
+        found = product(b.t(), a.t()).t() if a.shape[0] > MANY_ROWS else product(a.t(), b.t())
     elif total is not None and total.dtype == a.dtype:
         return total.addmm_(a.t(), b)
     else:
-        found = product(a.t(), b.t())
+        out = _cached(a, a.shape[1], b.shape[1]) if out is None else out
+        found = torch.mm(a.t(), b) if out is None else torch.mm(a.t(), b, out=out)
     return found if total is None else total.add_(found)
 
 
@@ -131,7 +129,7 @@ def _has_kernel(t: Tensor) -> bool:
 def activate_(out: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """``activation(out + bias)``, over out."""
     if _has_kernel(out):
-        _bias_activation(out, bias, ACTIVATIONS.index(activation))
+        bias_activation(out, bias, ACTIVATIONS.index(activation))
         return out
     if bias is not None:
         out = out.add_(bias)

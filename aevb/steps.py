@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .chunks import FEWEST_ROWS, sum_of_bounds, sum_of_log_prob, take
+from .chunks import FEWEST_ROWS, both_kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
 from .data import Targets
-from .layers import is_sparse, layer_backward, layer_forward
+from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
 from .loss import ESTIMATORS, FusedELBO
 from .models import VAE
 from .ops import GRADIENTS, mix_seed, on_reference, weigh_samples
+from .products import ACTIVATIONS, activation_backward_, bias_activation, product, rows_product
 
-_ops = torch.ops.aevb
+_sample = torch.ops.aevb.sample_gaussian_forward.default
+_sample_backward = torch.ops.aevb.sample_gaussian_backward.default
+_sample_log_ratio = torch.ops.aevb.sample_gaussian_log_ratio_forward.default
+_sample_log_ratio_backward = torch.ops.aevb.sample_gaussian_log_ratio_backward.default
 
 
 class Outcome(NamedTuple):
@@ -70,7 +74,10 @@ def _has_hooks(parameter: Tensor) -> bool:
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
+@dataclass
 class DirectStep(AutogradStep):
+    plans: dict[int, _Plan] = field(default_factory=dict, init=False)  # by the batch size
+
     @staticmethod
     def fits(model: nn.Module, criterion: FusedELBO, x: Tensor, bf16: bool) -> bool:
         """Whether the model is one that this knows, and the kernels are there."""
@@ -88,76 +95,130 @@ class DirectStep(AutogradStep):
 
     @torch.no_grad()
     def gradients(self, x: Tensor, seeds: Tensor) -> Outcome:
-        criterion = self.criterion
+        criterion, B = self.criterion, x.shape[0]
+        plan = self.plans.get(B)
+        if plan is None:
+            plan = self.plans[B] = _Plan(self.model, B, criterion.num_samples)
         num_samples, gradient = criterion.num_samples, ESTIMATORS[criterion.estimator].gradient
-        encoder = _Stack(self.model.encoder)
-        mu, logvar = encoder.forward(x, self.x_scale).chunk(2, dim=-1)
+
+        posterior = plan.first.forward_of_bytes(x, self.x_scale) if not x.is_floating_point() else plan.first.forward(x)
+        for layer in plan.encoder:
+            posterior = layer.forward(posterior)
+        mu, logvar = posterior.chunk(2, dim=-1)
         if gradient is None:
-            z, kl = _ops.sample_gaussian_forward.default(mu, logvar, seeds, num_samples)
+            z, kl = _sample(mu, logvar, seeds, num_samples)
         else:
             code = GRADIENTS.index(gradient)
-            z, kl = _ops.sample_gaussian_log_ratio_forward.default(mu, logvar, seeds, num_samples, code)
-
-        decoder = _Stack(self.model.decoder[:-1])
-        h, last = decoder.forward(z, None), self.model.decoder[-1]
-        loss, grad_h, last.weight.grad, last.bias.grad, grad_kl = self._loss(h, last.weight, last.bias, x, kl)
-        grad_z = decoder.backward(grad_h, needs_input=True)
-
+            z, kl = _sample_log_ratio(mu, logvar, seeds, num_samples, code)
+        h = z.view(plan.rows, z.shape[-1])
+        for layer in plan.decoder:
+            h = layer.forward(h)
+        loss, grad, grad_kl = self._loss(plan, h, x, kl)
+        for layer in reversed(plan.decoder):
+            grad = layer.backward(grad)
+        grad = grad.view_as(z)
         if gradient is None:
-            found = _ops.sample_gaussian_backward.default(mu, logvar, seeds, num_samples, grad_z, grad_kl)
+            found = _sample_backward(mu, logvar, seeds, num_samples, grad, grad_kl)
         else:
-            weighed = weigh_samples((num_samples, code), (grad_z, grad_kl))
-            found = _ops.sample_gaussian_log_ratio_backward.default(mu, logvar, seeds, num_samples, code, *weighed)
-        encoder.backward(torch.cat(found, dim=-1), needs_input=False)
+            weighed = weigh_samples((num_samples, code), (grad, grad_kl))
+            found = _sample_log_ratio_backward(mu, logvar, seeds, num_samples, code, *weighed)
+        grad = torch.cat(found, dim=-1)
+        for layer in reversed(plan.encoder):
+            grad = layer.backward(grad)
+        plan.first.backward(grad, wanted=False)
         return Outcome(loss, kl)
 
-    def _loss(self, h, weight, bias, x, kl):
-        """The loss of FusedELBO, and its gradients by h, weight, bias and kl."""
-        criterion = self.criterion
-        beta, B = float(criterion.beta), x.shape[0]
+    def _loss(self, plan: _Plan, h: Tensor, x: Tensor, kl: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of FusedELBO, and its gradients by h (rows, H) and kl. Sets those of the last layer."""
+        criterion, last, B = self.criterion, plan.last, x.shape[0]
+        beta = float(criterion.beta)
         if ESTIMATORS[criterion.estimator].importance_weighted:
-            what = sum_of_bounds(h, weight, x, kl, criterion.ratio_weight(), -1.0 / B)
+            samples = h.view(*kl.shape, h.shape[1])
+            what = sum_of_bounds(samples, last.weight, x, kl, criterion.ratio_weight(), -1.0 / B)
             assert what is not None
-            value, *grads = take(what, h, weight, bias, x, self.x_scale, (True,) * 4)
-            return value.float(), *grads
-        what = sum_of_log_prob(h, weight, x, -1.0 / h.shape[:-1].numel())
-        value, *grads, _ = take(what, h, weight, bias, x, self.x_scale, (True, True, True, False))
-        term = criterion.kl_term(kl).mean()
+            taken = take(what, samples, last.weight, last.bias, x, self.x_scale, (True,) * 4)
+            last.weight.grad, last.bias.grad = taken.weight, taken.bias
+            assert taken.h is not None
+            assert taken.log_ratio is not None
+            return taken.value.float(), taken.h.view_as(h), taken.log_ratio
+        factor = -1.0 / plan.rows
+        if plan.logits is None:
+            samples = h.view(-1, B, h.shape[1])
+            what = sum_of_log_prob(samples, last.weight, x, factor)
+            taken = take(what, samples, last.weight, last.bias, x, self.x_scale, (True, True, True, False))
+            last.weight.grad, last.bias.grad = taken.weight, taken.bias
+            assert taken.h is not None
+            value, grad_h = taken.value, taken.h.view_as(h)
+        else:
+            logits = product(h, last.weight, last.bias, out=plan.logits)
+            log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, self.x_scale, False, factor)
+            value = log_prob.sum(dtype=torch.float64).mul_(factor)
+            grad_h = product(logits, last.weight.t(), out=plan.grad_h)
+            last.weight.grad = rows_product(logits, h, out=plan.grad_weight).contiguous()
+            last.bias.grad = logits.sum(0)
+        # As autograd has it: first over datapoints, then over samples.
         grad_kl = torch.full((), beta).div_(B)
-        if kl.dim() > 1:  # of each sample
+        if kl.dim() > 1:
             grad_kl.div_(kl.shape[0])
-        return beta * term + value.float(), *grads, grad_kl.expand(kl.shape)
+        return beta * criterion.kl_term(kl).mean() + value.float(), grad_h, grad_kl.expand(kl.shape)
 
 
-class _Stack:
-    """Layers of an mlp, tanh after each that is followed by one in it, and what their backward pass needs."""
+class _Plan:
+    """The layers of a VAE for batches of one size, and their memory, kept from step to step."""
 
-    def __init__(self, mlp: nn.Module):
-        assert isinstance(mlp, nn.Sequential)
-        self.layers = [layer for layer in mlp if isinstance(layer, nn.Linear)]
-        self.activations = ["tanh" if i + 1 < len(mlp) else "none" for i in range(0, len(mlp), 2)]
+    def __init__(self, model: VAE, B: int, num_samples: int | None):
+        encoder, (*decoder, last) = _linear_layers(model.encoder), _linear_layers(model.decoder)
+        self.rows = B * (num_samples or 1)
+        self.first = _Layer(encoder[0], B, "tanh" if len(encoder) > 1 else "none")
+        self.encoder = [_Layer(layer, B, "tanh") for layer in encoder[1:-1]] + [_Layer(encoder[-1], B, "none")]
+        self.decoder = [_Layer(layer, self.rows, "tanh") for layer in decoder]
+        self.last = last
+        self.logits: Tensor | None = None
+        if 0 < self.rows <= rows_of_chunk(last.weight):
+            self.logits = torch.empty(self.rows, last.out_features)
+            self.grad_h = torch.empty(self.rows, last.in_features)
+            self.grad_weight = torch.empty_like(last.weight)
 
-    def forward(self, x: Tensor, x_scale: float | None) -> Tensor:
-        self.values, self.x_scale, self.sparse = [x], x_scale, is_sparse(x)
-        for i, layer in enumerate(self.layers):
-            first = (x_scale, self.sparse) if i == 0 else (None, False)
-            x = layer_forward(x, layer.weight, layer.bias, self.activations[i], *first)
-            self.values.append(x)
-        return x
 
-    def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        """Sets the parameters' .grad; gives the gradient of x."""
-        for i in reversed(range(len(self.layers))):
-            layer, x, out = self.layers[i], self.values[i], self.values[i + 1]
-            first = (self.x_scale, self.sparse) if i == 0 else (None, False)
-            wanted = (i > 0 or needs_input, True)
-            grad_x, layer.weight.grad, layer.bias.grad = layer_backward(
-                x, layer.weight, out, grad, self.activations[i], *first, wanted
-            )
-            if grad_x is None:
-                return None
-            grad = grad_x
-        return grad
+def _linear_layers(mlp: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in mlp.modules() if isinstance(layer, nn.Linear)]
+
+
+class _Layer:
+    """A layer of so many rows, and the two passes through it. What the forward pass gives is there until the next."""
+
+    def __init__(self, layer: nn.Linear, rows: int, activation: str):
+        self.layer, self.activation, self.code = layer, activation, ACTIVATIONS.index(activation)
+        self.out = torch.empty(rows, layer.out_features)
+        self.grad_x = torch.empty(rows, layer.in_features)
+        self.grad_weight = torch.empty_like(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x, self.sparse = x, False
+        bias = self.layer.bias
+        if self.activation == "none":
+            self.value = product(x, self.layer.weight, bias, out=self.out)
+        else:
+            self.value = product(x, self.layer.weight, out=self.out)
+            bias_activation(self.value, bias, self.code)
+        return self.value
+
+    def forward_of_bytes(self, x: Tensor, x_scale: float | None) -> Tensor:
+        if not is_sparse(x):
+            return self.forward(floating(x, x_scale, self.layer.weight))
+        self.x, self.x_scale, self.sparse = x, x_scale, True
+        self.value = sparse_linear(x, x_scale, self.layer.weight, self.layer.bias, self.code)
+        return self.value
+
+    def backward(self, grad: Tensor, wanted: bool = True) -> Tensor:
+        """Sets the gradients of weight and bias; gives that of x, where it is wanted. grad is written over."""
+        weight, bias = self.layer.weight, self.layer.bias
+        bias.grad = activation_backward_(self.value, grad, self.code)
+        if self.sparse:
+            weight.grad = sparse_weight_grad(self.x, self.x_scale, grad)
+        else:
+            weight.grad = rows_product(grad, self.x, out=self.grad_weight).contiguous()
+        return product(grad, weight.t(), out=self.grad_x) if wanted else grad
 
 
 @dataclass

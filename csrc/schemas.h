@@ -77,6 +77,8 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   // A layer on a CPU, but for its dense matrix product. activation: 0 none, 1 tanh, 2 relu.
   m.def("bias_activation_(Tensor(a!) out, Tensor? bias, int activation) -> ()");
   m.def("activation_backward(Tensor out, Tensor grad, int activation) -> (Tensor grad_input, Tensor grad_bias)");
+  m.def(
+      "activation_backward_(Tensor out, Tensor(a!) grad, int activation) -> Tensor grad_bias");  // grad_input over grad
   // The same for x, bool or uint8, that mostly holds zeros: activation(x_scale x @ weight.T + bias), and the gradient
   // of weight; the part of x that is not 0, from some of its rows.
   m.def("sparse_linear(Tensor x, float? x_scale, Tensor weight, Tensor? bias, int activation) -> Tensor out");

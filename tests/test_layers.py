@@ -146,8 +146,8 @@ def test_other_dtypes_go_the_plain_way(dtype):
 
 def test_few_bits_are_summed_and_many_multiplied(monkeypatch):
     seen = []
-    real = layers._sparse_linear
-    monkeypatch.setattr(layers, "_sparse_linear", lambda *args: seen.append("sparse") or real(*args))
+    real = layers.sparse_linear
+    monkeypatch.setattr(layers, "sparse_linear", lambda *args: seen.append("sparse") or real(*args))
     weight, bias = tensors(200, 64, 8)
     for share, sparse in ((0.05, True), (0.3, True), (0.5, False), (1.0, False)):
         seen.clear()
@@ -209,8 +209,9 @@ def test_every_route_gives_the_same_numbers(by):
     expected = 1 + x.detach().T @ grad
     torch.testing.assert_close(products.rows_product(x.detach(), grad, total), expected, rtol=1e-4, atol=1e-4)
     into = torch.empty(300, 40)
-    products.product_into(into, grad, products.packed(weight.detach().t()))
-    torch.testing.assert_close(into, grad @ weight.detach(), rtol=1e-4, atol=1e-4)
+    found = products.product(grad, products.packed(weight.detach().t()), out=into)
+    torch.testing.assert_close(found, grad @ weight.detach(), rtol=1e-4, atol=1e-4)
+    assert (found.data_ptr() == into.data_ptr()) == (by == "torch")
 
 
 def test_a_route_that_does_not_exist_is_refused(monkeypatch):

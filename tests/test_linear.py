@@ -173,9 +173,9 @@ def test_what_is_frozen_costs_nothing(reduction, frozen, monkeypatch, chunked):
     products = []  # "logits" are those with a bias
 
     def counted(name, function):
-        def call(*args):
+        def call(*args, **options):
             products.append("logits" if name == "product" and len(args) == 3 else "gradient")
-            return function(*args)
+            return function(*args, **options)
 
         return call
 

@@ -68,21 +68,18 @@ void bias_activation_(Tensor out, const OptionalTensor& bias, int64_t activation
                               [&](int64_t begin, int64_t end) { kernels().activation(a, begin, end); });
 }
 
-std::tuple<Tensor, Tensor> activation_backward(const Tensor& out, const Tensor& grad, int64_t activation) {
-  const char* op = "activation_backward";
+// Writes the gradient of what was activated to `grad_input`, which may be grad; gives that of the bias.
+Tensor activation_gradients(const char* op, const Tensor& out, const Tensor& grad, int64_t activation,
+                            Tensor& grad_input) {
   const auto [rows, D] = check_rows(op, "out", out);
-  if (sizes_of(grad) != sizes_of(out)) fail(op, "grad has shape ", shape_text(grad), "; expected ", shape_text(out));
-  const Tensor g = dense(grad);
-  check_rows(op, "grad", g);
   const int64_t blocks = (rows + kActivationBlock - 1) / kActivationBlock;
   ActivationArgs a{};
   a.rows = rows;
   a.D = D;
   a.activation = check_activation(op, activation);
   a.out = const_cast<float*>(out.const_data_ptr<float>());
-  a.grad = g.const_data_ptr<float>();
-  Tensor grad_input = a.activation == Activation::none ? g : empty_result(sizes_of(out), ScalarType::Float);
-  a.grad_input = const_cast<float*>(grad_input.const_data_ptr<float>());
+  a.grad = grad.const_data_ptr<float>();
+  a.grad_input = grad_input.mutable_data_ptr<float>();
   const std::unique_ptr<float[]> partial(new float[static_cast<size_t>(blocks * D)]);
   a.partial_sum = partial.get();
   torch::stable::parallel_for(0, blocks, grain_of(D * kActivationBlock),
@@ -94,7 +91,25 @@ std::tuple<Tensor, Tensor> activation_backward(const Tensor& out, const Tensor& 
     for (int64_t block = 0; block < blocks; ++block) total += static_cast<double>(partial[block * D + d]);
     sum[d] = static_cast<float>(total);
   }
+  return grad_bias;
+}
+
+std::tuple<Tensor, Tensor> activation_backward(const Tensor& out, const Tensor& grad, int64_t activation) {
+  const char* op = "activation_backward";
+  if (sizes_of(grad) != sizes_of(out)) fail(op, "grad has shape ", shape_text(grad), "; expected ", shape_text(out));
+  const Tensor g = dense(grad);
+  check_rows(op, "grad", g);
+  const bool same = check_activation(op, activation) == Activation::none;
+  Tensor grad_input = same ? g : empty_result(sizes_of(out), ScalarType::Float);
+  Tensor grad_bias = activation_gradients(op, out, g, activation, grad_input);
   return {grad_input, grad_bias};
+}
+
+Tensor activation_backward_(const Tensor& out, Tensor grad, int64_t activation) {
+  const char* op = "activation_backward_";
+  if (sizes_of(grad) != sizes_of(out)) fail(op, "grad has shape ", shape_text(grad), "; expected ", shape_text(out));
+  check_rows(op, "grad", grad);
+  return activation_gradients(op, out, grad, activation, grad);
 }
 
 // ---- rows that mostly hold zeros ------------------------------------------------------------------------------------
@@ -224,6 +239,7 @@ double density(const Tensor& x) {
 STABLE_TORCH_LIBRARY_IMPL(aevb, CPU, m) {
   m.impl("bias_activation_", TORCH_BOX(&aevb::cpu::bias_activation_));
   m.impl("activation_backward", TORCH_BOX(&aevb::cpu::activation_backward));
+  m.impl("activation_backward_", TORCH_BOX(&aevb::cpu::activation_backward_));
   m.impl("sparse_linear", TORCH_BOX(&aevb::cpu::sparse_linear));
   m.impl("sparse_linear_weight_grad", TORCH_BOX(&aevb::cpu::sparse_linear_weight_grad));
   m.impl("density", TORCH_BOX(&aevb::cpu::density));
