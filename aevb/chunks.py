@@ -104,7 +104,9 @@ class Gradients:
             if found is not out:
                 grad_h.copy_(found.view_as(grad_h))
         if self.needs[1]:
-            h = h if row_weight is None else h * row_weight.unsqueeze(1).to(h.dtype)
+            if row_weight is not None:
+                weighed = torch.ops.aevb.empty(h, h.shape)
+                h = torch.mul(h, row_weight.unsqueeze(1).to(h.dtype), out=weighed)
             self.weight = rows_product(grad_logits, h, self.weight).float()
         if self.needs[2]:
             if row_weight is None:

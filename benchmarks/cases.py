@@ -1,21 +1,23 @@
-"""What is timed: the work, and who does it.
+"""What is timed: the ops, and who does them.
 
-A call is forward and backward in float32, from Python, with random upstream gradients. The providers:
+A call is forward and backward in float32, from Python, with random upstream gradients; of a loss, with 1, as
+`loss.backward()` has it. The providers:
 
 * `aevb`: the public function, its seed drawn inside;
 * `eager`: the leanest PyTorch for the same numbers;
 * `compile`: that, through `torch.compile(dynamic=False)`, already compiled and warm;
-* `tuned`: the same with Inductor settings that a person could find, where one helps.
+* `tuned`: the same with Inductor settings that a person could find;
+* `jax`: the same in `jax.jit`, if JAX is installed (the extra `bench`).
 
-There is more than one way to write a peer, and which is fastest depends on the shape and the machine. So all of
-`Work.eager`, `Work.compile` and `Work.tuned` are tried, and the fastest stands for the peer; `Provider.settings` says
-which it was. Nothing is timed before its values and gradients have been compared with `aevb.reference` in float64.
+There is more than one way to write a peer, and which is fastest depends on the shape and the machine. So all of a
+provider's ways are tried, and the fastest stands for it; `Provider.settings` says which it was. Nothing is timed before
+its values and gradients have been compared with `aevb.reference` in float64.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +27,12 @@ from torch import Tensor
 import aevb
 
 THREADS = 2
-PROVIDERS = ("aevb", "eager", "compile", "tuned")
+PROVIDERS = ("aevb", "eager", "compile", "tuned", "jax")
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
-Call = Callable[[], tuple[Tensor, ...]]
+Call = Callable[[], object]
 
-# ---- the peers ------------------------------------------------------------------------------------------------------
+# ---- the peers in PyTorch -------------------------------------------------------------------------------------------
 
 
 def kl_terms(mu, logvar):
@@ -83,24 +85,34 @@ def compiled(function: Function, **options) -> Function:
     return torch.compile(function, dynamic=False, options=options or None)
 
 
+NO_WRAPPER = {"cpp_wrapper": True}  # Inductor's calls from C++: less Python a call
+ATEN_NOISE = {"fallback_random": True}  # ATen's randn, not Inductor's, which is slow on a CPU
+
 # ---- the work -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """One line of the table. `eager`, `compile` and `tuned` are the ways to write and compile the peers."""
+    """One line of the table. `eager` are the ways to write the peer in PyTorch, each tried by `compile` too, and with
+    each of the settings of `tuned`; `jax` names a function of benchmarks/jax_peers.py."""
 
     name: str
     inputs: Callable[[], list[Tensor]]
     aevb: Function
     reference: Function
     eager: Mapping[str, Function]
-    compile: Mapping[str, Callable[[], Function]]
-    tuned: Mapping[str, Callable[[], Function]]
-    target: float | None = None  # how many times faster than the faster of eager and compile
+    jax: str
+    traffic: int  # bytes that a forward and a backward pass must read and write
+    tuned: Sequence[Mapping[str, bool]] = (NO_WRAPPER,)
+    target: float | None = None  # how many times faster than the fastest peer
+    unit_upstream: bool = False
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
+
+    @property
+    def elements(self) -> int:
+        return self.inputs()[0].numel()
 
 
 def latents(batch: int, dim: int) -> list[Tensor]:
@@ -111,15 +123,17 @@ def images(batch: int, dim: int) -> list[Tensor]:
     return [torch.randn(batch, dim, requires_grad=True), torch.rand(batch, dim)]
 
 
-def sample_work(batch: int, dim: int, target: float) -> Work:
+def sample_work(batch: int, dim: int, target: float | None = None) -> Work:
     return Work(
         f"sample+KL {batch}x{dim}",
         lambda: latents(batch, dim),
         aevb.sample_gaussian,
         aevb.reference.sample_gaussian,
         {"as written": sample, "one exp, addcmul": sample_one_exp},
-        {"as written": lambda: compiled(sample), "one exp, addcmul": lambda: compiled(sample_one_exp)},
-        {"fallback_random": lambda: compiled(sample, fallback_random=True)},  # ATen's randn, not Inductor's
+        "sample",
+        # mu, logvar, z; mu, logvar, z's gradient, theirs; a KL and its gradient a row
+        4 * batch * (8 * dim + 2),
+        (ATEN_NOISE, ATEN_NOISE | NO_WRAPPER),
         target,
     )
 
@@ -132,24 +146,22 @@ def log_ratio_work(batch: int, dim: int) -> Work:
         lambda mu, logvar: aevb.sample_gaussian_log_ratio(mu, logvar, SAMPLES),
         lambda mu, logvar, **noise: aevb.reference.sample_gaussian_log_ratio(mu, logvar, SAMPLES, **noise),
         {"as written": sample_log_ratio, "addcmul": sample_log_ratio_addcmul},
-        {"as written": lambda: compiled(sample_log_ratio), "addcmul": lambda: compiled(sample_log_ratio_addcmul)},
-        {"fallback_random": lambda: compiled(sample_log_ratio, fallback_random=True)},
+        "sample_log_ratio",
+        4 * batch * (SAMPLES * (2 * dim + 2) + 6 * dim),
+        (ATEN_NOISE, ATEN_NOISE | NO_WRAPPER),
     )
 
 
-def bernoulli_work(batch: int, dim: int, target: float) -> Work:
+def bernoulli_work(batch: int, dim: int, target: float | None = None) -> Work:
     return Work(
         f"Bernoulli {batch}x{dim}",
         lambda: images(batch, dim),
         aevb.bernoulli_log_prob,
         aevb.reference.bernoulli_log_prob,
         {"binary_cross_entropy_with_logits": bernoulli, "softplus": bernoulli_softplus},
-        {
-            "binary_cross_entropy_with_logits": lambda: compiled(bernoulli),
-            "softplus": lambda: compiled(bernoulli_softplus),
-        },
-        {},
-        target,
+        "bernoulli",
+        4 * batch * (5 * dim + 2),  # logits and targets twice, or them once and the gradient twice more
+        target=target,
     )
 
 
@@ -160,25 +172,38 @@ def loss_work(batch: int, dim: int, latent_dim: int) -> Work:
         aevb.FusedELBO(),
         aevb.reference.FusedELBO(),
         {"binary_cross_entropy_with_logits": loss, "softplus": loss_softplus},
-        {
-            "binary_cross_entropy_with_logits": lambda: compiled(loss),
-            "softplus": lambda: compiled(loss_softplus),
-        },
-        {},
+        "loss",
+        4 * batch * (3 * dim + 6 * latent_dim),
+        unit_upstream=True,
     )
 
 
 WORK = (
-    sample_work(100, 20, 2.0),
+    sample_work(100, 20, 2.5),
     sample_work(1000, 50, 2.5),
-    sample_work(16384, 128, 5.0),
+    sample_work(16384, 128, 8.0),
+    sample_work(65536, 128, 8.0),
     log_ratio_work(100, 50),
-    bernoulli_work(100, 784, 2.0),
-    bernoulli_work(1000, 784, 2.3),
-    bernoulli_work(16384, 784, 5.0),
+    bernoulli_work(100, 784, 2.5),
+    bernoulli_work(1000, 784, 2.5),
+    bernoulli_work(16384, 784, 7.0),
+    bernoulli_work(65536, 784, 7.0),
     loss_work(100, 784, 20),
     loss_work(1000, 784, 20),
+    loss_work(16384, 784, 20),
 )
+
+
+def sweep() -> list[Work]:
+    """From a thousand to a hundred million elements, three a decade and the ends."""
+    sizes = [round(10 ** (k / 3)) for k in range(9, 25)]
+    found = [sample_work(max(n // 128, 1), 128) for n in sizes]
+    found += [bernoulli_work(max(n // 784, 1), 784) for n in sizes]
+    return list({work.name: work for work in found}.values())
+
+
+def find(name: str) -> Work:
+    return next(work for work in (*WORK, *sweep()) if work.name == name)
 
 
 # ---- the providers --------------------------------------------------------------------------------------------------
@@ -194,6 +219,16 @@ def timed(call: Call, seconds: float, at_least: int = 2) -> list[float]:
         call()
         times.append(time.perf_counter() - start)
     return times
+
+
+def fastest(calls: Mapping[str, Call]) -> tuple[str, dict[str, float]]:
+    """Which of the ways is the fastest, and the least seconds of each in a short probe, where there is a choice."""
+    probes: dict[str, list[float]] = {way: [] for way in calls}
+    for _ in range(5 if len(calls) > 1 else 0):
+        for way, call in calls.items():
+            probes[way] += timed(call, 0.02, at_least=1)
+    tried = {way: min(times) for way, times in probes.items() if times}
+    return min(tried, key=lambda way: tried[way], default=next(iter(calls))), tried
 
 
 @dataclass(frozen=True)
@@ -212,8 +247,10 @@ class Case:
         self.work = work
         self.inputs = work.inputs()
         self.wanted = [i for i, t in enumerate(self.inputs) if t.requires_grad]
-        self.upstream = [torch.randn_like(t) for t in self._outputs(work.aevb, self.inputs)]
-        self._expected = None if "sample" in work.name else self._by_reference()
+        outputs = self._outputs(work.aevb, self.inputs)
+        self.upstream = [torch.ones_like(t) if work.unit_upstream else torch.randn_like(t) for t in outputs]
+        self.has_noise = "sample" in work.name
+        self._expected = None if self.has_noise else self._by_reference()
 
     @staticmethod
     def _outputs(function: Function, inputs: list[Tensor], **options) -> tuple[Tensor, ...]:
@@ -227,15 +264,12 @@ class Case:
         gradients = torch.autograd.grad(outputs, [inputs[i] for i in self.wanted], [g.double() for g in self.upstream])
         return [t.detach() for t in (*outputs, *gradients)]
 
-    def check(self, function: Function) -> None:
+    def check(self, found: Sequence[Tensor]) -> None:
         """Raises AssertionError unless values and gradients are the reference's. Noise is recovered from the sample."""
-        wanted = [self.inputs[i] for i in self.wanted]
-        outputs = self._outputs(function, self.inputs)
-        found = [*outputs, *torch.autograd.grad(outputs, wanted, self.upstream)]
         expected = self._expected
         if expected is None:
             mu, logvar = (t.detach().double() for t in self.inputs)
-            eps = (outputs[0].detach().double() - mu) * torch.exp(-0.5 * logvar)
+            eps = (found[0].detach().double() - mu) * torch.exp(-0.5 * logvar)
             n = eps.numel()
             assert abs(eps.mean()) < 5 / n**0.5, "the noise does not have mean 0"
             assert abs(eps.var() - 1) < 5 * (2 / n) ** 0.5, "the noise does not have variance 1"
@@ -243,6 +277,11 @@ class Case:
         for a, b in zip(found, expected, strict=True):
             scale = b.abs().max().item()
             torch.testing.assert_close(a.detach().double(), b, rtol=1e-5, atol=1e-6 * scale)
+
+    def run(self, function: Function) -> list[Tensor]:
+        """Values and gradients."""
+        outputs = self._outputs(function, self.inputs)
+        return [*outputs, *torch.autograd.grad(outputs, [self.inputs[i] for i in self.wanted], self.upstream)]
 
     def call(self, function: Function) -> Call:
         inputs, wanted, upstream = self.inputs, [self.inputs[i] for i in self.wanted], self.upstream
@@ -252,28 +291,32 @@ class Case:
 
         return call
 
-    def providers(self) -> list[Provider]:
-        """Those that the work has, aevb first."""
-        return [self.provider(name) for name in PROVIDERS if name != "tuned" or self.work.tuned]
+    def ways(self, name: str) -> dict[str, Call]:
+        """The ways of a provider as calls, each checked and warm."""
+        if name == "jax":
+            from . import jax_peers
+
+            return jax_peers.ways(self)
+        functions: dict[str, Function] = {}
+        if name == "aevb":
+            functions = {"public API": self.work.aevb}
+        elif name == "eager":
+            functions = dict(self.work.eager)
+        elif name == "compile":
+            functions = {way: compiled(function) for way, function in self.work.eager.items()}
+        else:
+            for options in self.work.tuned:
+                how = " and ".join(options)
+                functions |= {f"{way}, {how}": compiled(f, **options) for way, f in self.work.eager.items()}
+        calls = {}
+        for way, function in functions.items():
+            self.check(self.run(function))
+            calls[way] = self.call(function)
+            timed(calls[way], 0.05)
+        return calls
 
     def provider(self, name: str) -> Provider:
         """Builds, checks and warms up `name`, in the fastest of its ways."""
-        if name == "aevb":
-            ways: Mapping[str, Function] = {"public API": self.work.aevb}
-        elif name == "eager":
-            ways = self.work.eager
-        else:
-            makers = self.work.compile if name == "compile" else self.work.tuned
-            ways = {way: make() for way, make in makers.items()}
-        calls = {}
-        for way, function in ways.items():
-            self.check(function)
-            calls[way] = self.call(function)
-            timed(calls[way], 0.05)
-        probes: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(5 if len(ways) > 1 else 0):
-            for way, call in calls.items():
-                probes[way] += timed(call, 0.02, at_least=1)
-        tried = {way: min(times) for way, times in probes.items() if times}
-        best = min(tried, key=lambda way: tried[way], default=next(iter(ways)))
+        calls = self.ways(name)
+        best, tried = fastest(calls)
         return Provider(name, calls[best], best, tried)
