@@ -140,10 +140,11 @@ class VAE(nn.Module):
 def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        # skip_init: nn.Linear would draw weights of its own, from PyTorch's generator.
-        layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=torch.get_default_device())
-        nn.init.xavier_uniform_(layer.weight, generator=generator)
-        nn.init.zeros_(layer.bias)
+        # "meta": nn.Linear would draw weights of its own, from PyTorch's generator. (skip_init does this too, and imports
+        # sympy for it: half a second.)
+        layer = nn.Linear(inputs, outputs, device="meta")
+        layer.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(outputs, inputs), generator=generator))
+        layer.bias = nn.Parameter(torch.zeros(outputs))
         layers += [layer, nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 

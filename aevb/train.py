@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import sys
 import time
@@ -128,12 +129,27 @@ class TrainConfig:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
 
 
+class _Light(torch.optim.Optimizer):
+    """PyTorch's add_param_group is wrapped in something that imports torch._dynamo: a second that training does not
+    need."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
+
+class _Adam(_Light, torch.optim.Adam):
+    pass
+
+
+class _Adagrad(_Light, torch.optim.Adagrad):
+    pass
+
+
 def _adam(parameters, lr: float, device: torch.device) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=device.type == "cuda")
+    return _Adam(parameters, lr=lr, fused=True, capturable=device.type == "cuda")
 
 
 def _adagrad(parameters, lr: float, device: torch.device) -> torch.optim.Optimizer:
-    return torch.optim.Adagrad(parameters, lr=lr, fused=True)
+    return _Adagrad(parameters, lr=lr, fused=True)
 
 
 OPTIMIZERS = {"adam": _adam, "adagrad": _adagrad}
