@@ -55,10 +55,21 @@ def _prefers_onednn() -> bool:
 
 
 def _is_amd() -> bool:
+    return "AuthenticAMD" in _cpuinfo()
+
+
+def _cpuinfo() -> str:
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
+        return ""
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16 products. Without them they are slower than float32's."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpuinfo().split())  # x86, x86, Arm
 
 
 def route() -> str:

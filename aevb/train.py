@@ -8,6 +8,7 @@ import inspect
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -22,6 +23,7 @@ from .data import BINARIZATIONS, Dataset, Targets, load
 from .loss import ESTIMATORS, FusedELBO
 from .models import VAE
 from .ops import mix_seed, sample_gaussian
+from .products import has_bf16
 from .runs import CONFIG, MODEL, RunFolder
 from .steps import training_step
 
@@ -267,6 +269,12 @@ class Trainer:
         self.config = config
         self.dataset = dataset or load(config.data)
         self.device = _device(config.device)
+        if config.precision == "bf16" and not has_bf16(self.device):
+            warnings.warn(
+                "precision is 'bf16', for which this processor has no instructions (AVX512-BF16 or AMX; a GPU from "
+                "Ampere on): training works, but is slower than in float32",
+                stacklevel=2,
+            )
         seeds = mix_seed(config.seed, torch.arange(4)).tolist()
         init_seed, self._order_seed, self._noise_seed, test_seed = seeds
         self.model = model or VAE(

@@ -5,6 +5,8 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import aevb
-from aevb import runs
+from aevb import products, runs
 from aevb.data import Dataset, Targets, load
 from aevb.runs import RunFolder, RunFolderError
 
@@ -262,6 +264,7 @@ def test_a_model_and_data_of_ones_own(tmp_path, digits):
         ({"warmup_cycles": 3}, "warmup_cycles is 3, of warmup_epochs=0"),
         ({"warmup_cycles": 0}, "warmup_cycles is 0; expected at least 1"),
         ({"free_bits": -1.0}, "free_bits is -1.0 and the estimator 'sgvb-b'; expected a number from 0 up"),
+        ({"precision": "fp8"}, "precision is 'fp8'; expected one of 'float32', 'bf16'"),
         (
             {"capacity": 1.0, "estimator": "iwae", "num_samples": 5},
             "capacity is 1.0 and the estimator 'iwae'; expected",
@@ -271,6 +274,44 @@ def test_a_model_and_data_of_ones_own(tmp_path, digits):
 def test_bad_options_get_a_sentence(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         aevb.TrainConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        ("gpu", "device is 'gpu'; expected 'cpu', 'cuda' or 'cuda:1'"),
+        ("meta", "device is 'meta'; expected 'cpu', 'cuda' or 'cuda:1'"),
+        ("cuda", "device is 'cuda', but this PyTorch finds no CUDA GPU; expected 'cpu'"),
+    ],
+)
+def test_a_device_that_is_not_there_gets_a_sentence(tmp_path, digits, monkeypatch, device, sentence):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=sentence):
+        aevb.Trainer(options(tmp_path, device=device), dataset=digits)
+
+
+def test_bf16_trains_and_says_where_it_is_slow(tmp_path, digits, monkeypatch):
+    config = options(tmp_path, precision="bf16", learning_rate=5e-3, batch_size=10)
+    monkeypatch.setattr(products, "_cpuinfo", lambda: "flags : fma avx512_bf16")
+    trainer = aevb.Trainer(config, dataset=digits)  # without a warning, which would be an error here
+    before = trainer.evaluate()
+    for _ in range(6):
+        trainer.train_epoch()
+    assert trainer.evaluate().elbo > before.elbo + 8
+    monkeypatch.setattr(products, "_cpuinfo", lambda: "flags : fma avx512f")
+    with pytest.warns(UserWarning, match="precision is 'bf16', for which this processor has no instructions"):
+        aevb.Trainer(config, dataset=digits)
+
+
+def test_training_imports_nothing_slow():
+    """Each of these takes half a second or more."""
+    code = (
+        "import sys, aevb; "
+        "trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(3,), batch_size=500)); "
+        "trainer.train_epoch(); trainer.evaluate(); "
+        "print(*{'torch._dynamo', 'torch._inductor', 'sympy', 'matplotlib'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 # ---- the run folder -------------------------------------------------------------------------------------------------
