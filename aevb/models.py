@@ -140,8 +140,8 @@ class VAE(nn.Module):
 def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        # "meta": nn.Linear would draw weights of its own, from PyTorch's generator. skip_init imports sympy for the same,
-        # which takes half a second.
+        # "meta": nn.Linear would draw weights of its own, from PyTorch's generator. skip_init would import sympy for
+        # that, half a second.
         layer = nn.Linear(inputs, outputs, device="meta")
         layer.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(outputs, inputs), generator=generator))
         layer.bias = nn.Parameter(torch.zeros(outputs))

@@ -195,8 +195,8 @@ WORK = (
 
 
 def sweep() -> list[Work]:
-    """From a thousand to a hundred million elements, three a decade and the ends."""
-    sizes = [round(10 ** (k / 3)) for k in range(9, 25)]
+    """From a thousand to a hundred million elements, two a decade."""
+    sizes = [round(10 ** (k / 2)) for k in range(6, 17)]
     found = [sample_work(max(n // 128, 1), 128) for n in sizes]
     found += [bernoulli_work(max(n // 784, 1), 784) for n in sizes]
     return list({work.name: work for work in found}.values())
@@ -259,9 +259,26 @@ class Case:
 
     def _by_reference(self, **noise: Tensor) -> list[Tensor]:
         """Values and gradients, in float64."""
-        inputs = [t.detach().double().requires_grad_(t.requires_grad) for t in self.inputs]
+        batch = len(self.inputs[0])
+        rows = max(1, 2**24 * batch // self.inputs[0].numel())  # at a time: float64 takes memory
+        if rows >= batch:
+            return self._part_by_reference(self.inputs, self.upstream, noise)
+        found = []
+        for first in range(0, batch, rows):
+
+            def part(t: Tensor, first: int = first) -> Tensor:
+                return t[first : first + rows]
+
+            noise_part = {name: part(t) for name, t in noise.items()}
+            found.append(self._part_by_reference([*map(part, self.inputs)], [*map(part, self.upstream)], noise_part))
+        return [torch.cat(part) for part in zip(*found, strict=True)]
+
+    def _part_by_reference(
+        self, inputs: Sequence[Tensor], upstream: Sequence[Tensor], noise: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        inputs = [t.detach().double().requires_grad_(t.requires_grad) for t in inputs]
         outputs = self._outputs(self.work.reference, inputs, **noise)
-        gradients = torch.autograd.grad(outputs, [inputs[i] for i in self.wanted], [g.double() for g in self.upstream])
+        gradients = torch.autograd.grad(outputs, [inputs[i] for i in self.wanted], [g.double() for g in upstream])
         return [t.detach() for t in (*outputs, *gradients)]
 
     def check(self, found: Sequence[Tensor]) -> None:
@@ -291,12 +308,13 @@ class Case:
 
         return call
 
-    def ways(self, name: str) -> dict[str, Call]:
-        """The ways of a provider as calls, each checked and warm."""
+    def ways(self, name: str, only: str | None = None) -> dict[str, Call]:
+        """The ways of a provider as calls, or one of them, each checked and warm."""
         if name == "jax":
             from . import jax_peers
 
-            return jax_peers.ways(self)
+            found = jax_peers.ways(self)
+            return found if only is None else {only: found[only]}
         functions: dict[str, Function] = {}
         if name == "aevb":
             functions = {"public API": self.work.aevb}
@@ -310,13 +328,15 @@ class Case:
                 functions |= {f"{way}, {how}": compiled(f, **options) for way, f in self.work.eager.items()}
         calls = {}
         for way, function in functions.items():
+            if only not in (None, way):
+                continue
             self.check(self.run(function))
             calls[way] = self.call(function)
             timed(calls[way], 0.05)
         return calls
 
-    def provider(self, name: str) -> Provider:
-        """Builds, checks and warms up `name`, in the fastest of its ways."""
-        calls = self.ways(name)
+    def provider(self, name: str, way: str | None = None) -> Provider:
+        """Builds, checks and warms up `name`, in the fastest of its ways or in one."""
+        calls = self.ways(name, way)
         best, tried = fastest(calls)
         return Provider(name, calls[best], best, tried)

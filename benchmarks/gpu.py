@@ -45,7 +45,7 @@ from aevb.data import Targets
 from aevb.steps import training_step
 
 from . import cases
-from .report import RESULTS, duration, quartiles
+from .measure import RESULTS, duration, quartiles
 
 M = 2**20
 SIZES = (1 * M, 4 * M, 16 * M, 64 * M, 256 * M)  # elements

@@ -14,7 +14,7 @@ from pathlib import Path
 import aevb
 from aevb.runs import METRICS
 
-from .report import RESULTS, describe
+from .measure import RESULTS, describe
 
 NUM_SAMPLES = 5000
 # -log p(x), in nats, with one stochastic layer: Burda et al. 2015, table 1.

@@ -25,7 +25,7 @@ from aevb import LinearLogits
 from aevb.products import product
 
 from . import cases
-from .report import RESULTS, describe, duration, quartiles
+from .measure import RESULTS, describe, duration, quartiles
 
 H, D, LATENT = 500, 784, 20
 ROWS_TARGETS = {  # aevb's way, peer, how many times as fast

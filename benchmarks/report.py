@@ -1,8 +1,8 @@
-"""`python -m benchmarks.report`: the speed table of this machine, and benchmarks/results/<machine>.json.
+"""`python -m benchmarks.report`: the speed tables and plots of this machine, and benchmarks/results/<machine>.json.
 
-All providers of a case are measured in one run and in turns, a short burst each, so that a machine that drifts does so
-for all of them. A round is one burst of each. The ratio is that of the medians over all calls; its range holds the
-middle half of the rounds' own ratios.
+Every provider runs in a process of its own. All providers of a case take turns, a short burst each, so that a machine
+that drifts does so for all of them; a round is one burst of each. A ratio is that of the medians over all calls; its
+range holds the middle half of the rounds' own ratios.
 
 PyTorch's CPU tensors come from malloc, which gives large ones back to the system and pays for each page again; aevb
 keeps its results' memory. So the large cases are measured a second time with a malloc that keeps memory too (glibc).
@@ -11,212 +11,148 @@ keeps its results' memory. So the large cases are measured a second time with a 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import datetime
 import json
-import os
-import platform
-import re
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
+from . import cases, plots, steps, tables
+from .measure import (
+    GIVING_BACK,
+    KEEPING,
+    RESULTS,
+    Json,
+    Process,
+    WorkerError,
+    copies,
+    describe,
+    has_jax,
+    peak_flops,
+    quartiles,
+    race,
+)
+from .training import learn
 
-import aevb
-from aevb import _C
-
-from . import cases
-
-RESULTS = Path(__file__).parent / "results"
-FLAGS = re.compile(r"avx.*|fma|f16c|amx.*|asimd.*|sve.*|bf16")
 LARGE = 2**20  # elements of an input
-BURST = 0.03  # seconds
 
 
-# ---- the machine ----------------------------------------------------------------------------------------------------
+def providers() -> list[str]:
+    return [name for name in cases.PROVIDERS if name != "jax" or has_jax()]
 
 
-def cpu() -> tuple[str, list[str]]:
-    """Model name, and the flags that matter to vector code."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-    model = fields.get("model name") or platform.processor() or platform.machine()
-    flags = fields.get("flags", fields.get("Features", "")).split()
-    return model, sorted(flag for flag in flags if FLAGS.fullmatch(flag))
+def op(name: str) -> Callable[[Process], Json]:
+    return lambda worker: worker.ask("op", name=name)
 
 
-def machine(model: str, threads: int) -> str:
-    """A file name for a CPU: "AMD EPYC 9B45 128-Core Processor" is amd-epyc-9b45-2-threads."""
-    model = re.sub(r"\((r|tm)\)|@.*|\bcpu\b|\bprocessor\b|\b\d+-core\b", " ", model.lower())
-    return re.sub(r"[^a-z0-9]+", "-", f"{model} {threads} threads").strip("-")
+def peak_memory(name: str, found: Json) -> None:
+    """Adds the bytes at the peak of a call to each provider's, whose way is known."""
+    for provider, about in found["providers"].items():
+        with Process(provider, GIVING_BACK) as worker:
+            worker.ask("op", name=name, way=about["settings"])
+            about["peak_bytes"] = worker.ask("memory")["bytes"]
 
 
-def describe() -> dict:
-    model, flags = cpu()
-    build = _C.build_info()
-    return {
-        "machine": machine(model, cases.THREADS),
-        "cpu": model,
-        "flags": flags,
-        "threads": cases.THREADS,
-        "isa": _C.cpu_isa(),
-        "compiler": build.get("compiler"),
-        "aevb": aevb.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],  # before; above about 0.5, other work was running
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
+def measured_op(work: cases.Work, seconds: float) -> Json:
+    found = race(providers(), op(work.name), seconds)
+    about = {"target": work.target, "elements": work.elements, "traffic": work.traffic}
+    with Process("aevb") as worker:
+        worker.ask("op", name=work.name)
+        about["instructions"] = worker.ask("instructions")["instructions"]
+    if work.elements >= LARGE:
+        peak_memory(work.name, found)
+    return about | found
 
 
-def keep_memory() -> bool:
-    """From here on malloc keeps what is freed. There is no way back within the process."""
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    m_trim_threshold, m_mmap_max = -1, -4
-    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
+def measured_step(work: steps.StepWork, data: str, seconds: float) -> Json:
+    peers = [name for name in work.peers if name != "jax" or has_jax()]
+    found = race(["aevb", *peers], lambda worker: worker.ask("step", name=work.name, data=data), seconds)
+    learned = {name: about["learned"] for name, about in found["providers"].items()}
+    if max(learned.values()) > 1.03 * min(learned.values()):
+        raise AssertionError(f"{work.name}: after {steps.LEARNED} steps the losses are {learned}")
+    return {"targets": dict(work.targets), "flops": work.flops, **found}
 
 
-# ---- measuring ------------------------------------------------------------------------------------------------------
+class Run:
+    """Results, and the file that has them after each part."""
+
+    def __init__(self, file: Path | None, found: Json, quick: bool):
+        self.file, self.found = file, found
+        self.seconds, self.copied = (0.3, 2**24) if quick else (3.0, 2**26)
+        self.quick = quick
+
+    def each(self, part: str, work: Sequence, measure: Callable[..., Json]) -> None:
+        """measure(work, seconds) of each, as results[part][name]. What a provider cannot do is named and left out."""
+        self.found[part] = {}
+        bandwidth = copies(self.copied)
+        for one in work:
+            print(f"{part}: {one.name} ...", flush=True)
+            try:
+                self.found[part][one.name] = measure(one, self.seconds)
+            except WorkerError as error:
+                print(f"  left out: {error}")
+            bandwidth += copies(self.copied)
+        about = {"date": self.found["date"], "load": self.found["load"]}
+        self.found.setdefault("measured", {})[part] = about
+        self.found.setdefault("copy_bytes_per_second", {})[part] = quartiles(bandwidth)
+        self.save()
+
+    def save(self) -> None:
+        if self.file:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def ops(self) -> None:
+        self.each("ops", cases.WORK, measured_op)
+        large = [work for work in cases.WORK if work.elements >= LARGE]
+        self.each("ops_keeping_memory", large, lambda work, s: race(providers(), op(work.name), s, KEEPING))
+
+    def sweep(self) -> None:
+        def swept(work: cases.Work, seconds: float) -> Json:
+            about = {"elements": work.elements, "traffic": work.traffic}
+            return about | race(providers(), op(work.name), seconds / 4)
+
+        self.each("sweep", cases.sweep()[: 4 if self.quick else None], swept)
+
+    def steps(self, data: str) -> None:
+        self.found["peak_flops"] = peak_flops()
+        work = [work for work in steps.STEPS if not (self.quick and work.bf16)]
+        self.each("steps", work, lambda work, s: measured_step(work, data, s))
+
+    def training(self, data: str) -> None:
+        print("training: from a cold start ...", flush=True)
+        self.found["training"] = learn(data, runs=1 if self.quick else 5, epochs=1 if self.quick else 20)
+        self.save()
 
 
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": median, "q1": q1, "q3": q3}
-
-
-def measure(providers: Sequence[cases.Provider], seconds: float) -> dict:
-    """Times the providers in turns, for about `seconds` each, and compares the first with the others."""
-    bursts: dict[str, list[list[float]]] = {p.name: [] for p in providers}
-    spent, rounds = 0.0, 0
-    while rounds < 5 or spent < seconds * len(providers):
-        turn = rounds % len(providers)
-        for provider in (*providers[turn:], *providers[:turn]):
-            bursts[provider.name].append(timed := cases.timed(provider.call, BURST))
-            spent += sum(timed) * (1 + 1 / len(timed))
-        rounds += 1
-    found: dict[str, dict[str, Any]] = {}
-    for p in providers:
-        times = [t for burst in bursts[p.name] for t in burst]
-        found[p.name] = {**quartiles(times), "calls": len(times), "rounds": rounds, "settings": p.settings}
-        if p.tried:
-            found[p.name]["tried"] = dict(p.tried)
-    ours, *peers = (p.name for p in providers)
-    best = min(peers, key=lambda name: found[name]["median"])
-    by_round = [statistics.median(b) / statistics.median(a) for a, b in zip(bursts[ours], bursts[best], strict=True)]
-    ratio = {**quartiles(by_round), "median": found[best]["median"] / found[ours]["median"]}
-    untuned = min(found[name]["median"] for name in peers if name != "tuned") / found[ours]["median"]
-    return {"providers": found, "fastest_peer": best, "ratio": ratio, "ratio_untuned": untuned}
-
-
-def copies(elements: int) -> list[float]:
-    """Bytes read and written in a second by copies of a tensor far larger than the caches."""
-    source, target = torch.ones(elements), torch.zeros(elements)
-    return [8 * elements / seconds for seconds in cases.timed(lambda: (target.copy_(source),), 0.1)]
-
-
-def run(quick: bool) -> dict:
-    torch.set_num_threads(cases.THREADS)
-    results: dict = {**describe(), "unit": "seconds", "cases": {}, "cases_keeping_memory": {}}
-    if results["load"] > 0.5:
-        print(f"The load is {results['load']:.1f}: other work is running, and the figures will not be worth keeping.")
-    seconds, elements = (0.3, 2**24) if quick else (3.0, 2**26)
-    bandwidth, large = copies(elements), []
-    for work in cases.WORK:
-        print(f"{work.name} ...", flush=True)
-        case = cases.Case(work)
-        providers = case.providers()
-        results["cases"][work.name] = {"target": work.target, **measure(providers, seconds)}
-        bandwidth += copies(elements)
-        if case.inputs[0].numel() >= LARGE:
-            large.append((work, providers))
-    results["copy_bytes_per_second"] = quartiles(bandwidth)
-    if keep_memory():
-        for work, providers in large:
-            print(f"{work.name}, malloc keeping memory ...", flush=True)
-            results["cases_keeping_memory"][work.name] = measure(providers, seconds)
-    return results
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
-
-
-def row(name: str, case: Mapping) -> str:
-    found = case["providers"]
-    medians = [duration(found[p]["median"]) if p in found else "" for p in cases.PROVIDERS]
-    ratio, target = case["ratio"], case.get("target")
-    reached = case["ratio_untuned"]
-    verdict = "" if target is None else f"{target:g}x: {'met' if reached >= target else 'missed'}"
-    speed = f"**{ratio['median']:.1f}x** ({ratio['q1']:.1f} - {ratio['q3']:.1f})"
-    return f"| {' | '.join([name, *medians, f'{reached:.2f}x', verdict, speed])} |"
-
-
-def table(results: Mapping) -> str:
-    """The results as Markdown: what the README shows."""
-    lines = [
-        "| forward + backward | aevb | eager | torch.compile | ... tuned | against the faster of eager and compile "
-        "| target | against the fastest of all (middle half of rounds) |",
-        "|---|--:|--:|--:|--:|--:|---|--:|",
-        *(row(name, case) for name, case in results["cases"].items()),
-    ]
-    lines += [row(f"{name}, malloc keeping memory", case) for name, case in results["cases_keeping_memory"].items()]
-    copy = results["copy_bytes_per_second"]["median"] / 1e9
-    lines += [
-        "",
-        f"{results['cpu']}, {results['threads']} threads, {results['isa']}; torch {results['torch']}, "
-        f"compiler {results['compiler']}; {results['date']}. Medians, float32, Python call included; a copy moves "
-        f"{copy:.1f} GB/s.",
-    ]
-    if training := results.get("training"):
-        lines.append(f"MNIST after {training['epochs']} epochs: test ELBO {training['test_elbo']:.2f} nats.")
-    return "\n".join(lines)
-
-
-def training_result(metrics: Path) -> dict:
-    """The last test ELBO that a training run wrote down."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
-    tested = [r for r in rows if "test_elbo" in r]
-    if not tested:
-        raise SystemExit(f"{metrics} has no line with a test_elbo")
-    return {"data": "MNIST", "epochs": tested[-1]["epoch"], "test_elbo": tested[-1]["test_elbo"]}
+PARTS = ("ops", "sweep", "steps", "training")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="Measures aevb against PyTorch.")
-    parser.add_argument("--output", type=Path, help="folder of the JSON (default: benchmarks/results)")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="Measures aevb against its peers.")
+    parser.add_argument("--data", metavar="DIR", help="a folder with MNIST's four IDX files: for steps and training")
+    parser.add_argument("--only", choices=PARTS, nargs="+", help="measure these parts; the rest stays as it was")
+    parser.add_argument("--output", type=Path, help="folder of the JSON and the plots (default: benchmarks/results)")
     parser.add_argument("--quick", action="store_true", help="a short look; writes nothing unless --output is given")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing: print this JSON's table")
-    parser.add_argument("--training", type=Path, metavar="METRICS", help="add a run's test ELBO on MNIST to the JSON")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing: this JSON's tables and plots")
     options = parser.parse_args(arguments)
+    wanted = options.only or (PARTS if options.data else PARTS[:2])
+    if {"steps", "training"} & {*wanted} and not (options.data or options.table):
+        parser.error("steps and training need MNIST: --data with its folder")
 
     if options.table:
-        file = options.table
-        results = json.loads(file.read_text())
+        file, found = options.table, json.loads(options.table.read_text())
     else:
-        results = run(options.quick)
-        file = (options.output or RESULTS) / f"{results['machine']}.json"
-        if file.exists() and (before := json.loads(file.read_text()).get("training")):
-            results["training"] = before
-    if options.training:
-        results["training"] = training_result(options.training)
-    write = options.training if options.table else options.output or not options.quick
-    if write:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{table(results)}")
-    if write:
-        print(f"\nwritten to {file}")
+        found = describe()
+        file = (options.output or RESULTS) / f"{found['machine']}.json" if options.output or not options.quick else None
+        if found["load"] > 0.5:
+            print(f"The load is {found['load']:.1f}: other work is running, and the figures will not be worth keeping.")
+        before = json.loads(file.read_text()) if file and file.exists() else {}
+        run = Run(file, {**before, **found, "unit": "seconds"}, options.quick)
+        for part in wanted:
+            getattr(run, part)(*([options.data] if part in ("steps", "training") else []))
+        found = run.found
+    print(f"\n{tables.all_of(found)}")
+    if file:
+        print(f"\nwritten to {', '.join(map(str, [file, *plots.draw(found, file.parent)]))}")
 
 
 if __name__ == "__main__":
