@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from . import cases
+from .measure import providers
 
 
 @functools.lru_cache(maxsize=1)
@@ -26,7 +27,7 @@ def threads():
 @pytest.mark.benchmark(max_time=0.5)
 @pytest.mark.parametrize(
     ("work", "name"),
-    [(work, name) for work in cases.WORK for name in cases.PROVIDERS if name != "tuned" or work.tuned],
+    [(work, name) for work in cases.WORK for name in providers()],
     ids=str,
 )
 def test_forward_backward(benchmark, work, name):

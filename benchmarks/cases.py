@@ -102,6 +102,7 @@ class Work:
     reference: Function
     eager: Mapping[str, Function]
     jax: str
+    elements: int  # of the largest tensor
     traffic: int  # bytes that a forward and a backward pass must read and write
     tuned: Sequence[Mapping[str, bool]] = (NO_WRAPPER,)
     target: float | None = None  # how many times faster than the fastest peer
@@ -110,17 +111,15 @@ class Work:
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
 
-    @property
-    def elements(self) -> int:
-        return self.inputs()[0].numel()
-
 
 def latents(batch: int, dim: int) -> list[Tensor]:
     return [torch.randn(batch, dim, requires_grad=True) for _ in range(2)]
 
 
 def images(batch: int, dim: int) -> list[Tensor]:
-    return [torch.randn(batch, dim, requires_grad=True), torch.rand(batch, dim)]
+    logits = torch.randn(batch, dim)
+    logits[logits == 0] = 1  # where softplus in JAX, in a jitted loss, has the gradient 0 instead of 1/2
+    return [logits.requires_grad_(), torch.rand(batch, dim)]
 
 
 def sample_work(batch: int, dim: int, target: float | None = None) -> Work:
@@ -131,6 +130,7 @@ def sample_work(batch: int, dim: int, target: float | None = None) -> Work:
         aevb.reference.sample_gaussian,
         {"as written": sample, "one exp, addcmul": sample_one_exp},
         "sample",
+        batch * dim,
         # mu, logvar, z; mu, logvar, z's gradient, theirs; a KL and its gradient a row
         4 * batch * (8 * dim + 2),
         (ATEN_NOISE, ATEN_NOISE | NO_WRAPPER),
@@ -147,6 +147,7 @@ def log_ratio_work(batch: int, dim: int) -> Work:
         lambda mu, logvar, **noise: aevb.reference.sample_gaussian_log_ratio(mu, logvar, SAMPLES, **noise),
         {"as written": sample_log_ratio, "addcmul": sample_log_ratio_addcmul},
         "sample_log_ratio",
+        SAMPLES * batch * dim,
         4 * batch * (SAMPLES * (2 * dim + 2) + 6 * dim),
         (ATEN_NOISE, ATEN_NOISE | NO_WRAPPER),
     )
@@ -160,6 +161,7 @@ def bernoulli_work(batch: int, dim: int, target: float | None = None) -> Work:
         aevb.reference.bernoulli_log_prob,
         {"binary_cross_entropy_with_logits": bernoulli, "softplus": bernoulli_softplus},
         "bernoulli",
+        batch * dim,
         4 * batch * (5 * dim + 2),  # logits and targets twice, or them once and the gradient twice more
         target=target,
     )
@@ -173,6 +175,7 @@ def loss_work(batch: int, dim: int, latent_dim: int) -> Work:
         aevb.reference.FusedELBO(),
         {"binary_cross_entropy_with_logits": loss, "softplus": loss_softplus},
         "loss",
+        batch * dim,
         4 * batch * (3 * dim + 6 * latent_dim),
         unit_upstream=True,
     )

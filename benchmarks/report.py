@@ -27,16 +27,13 @@ from .measure import (
     describe,
     has_jax,
     peak_flops,
+    providers,
     quartiles,
     race,
 )
 from .training import learn
 
 LARGE = 2**20  # elements of an input
-
-
-def providers() -> list[str]:
-    return [name for name in cases.PROVIDERS if name != "jax" or has_jax()]
 
 
 def op(name: str) -> Callable[[Process], Json]:

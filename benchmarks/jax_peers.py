@@ -1,0 +1,104 @@
+"""The ops in JAX, jitted, with the settings that are fast on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from .cases import Call, Case
+
+IMPLEMENTATIONS = ("threefry2x32", "rbg")  # of random bits; which is faster depends on the size
+
+
+def kl(mu, logvar):
+    return 0.5 * (mu * mu + jnp.exp(logvar) - 1 - logvar).sum(-1)
+
+
+def sample(key, mu, logvar):
+    return mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape), kl(mu, logvar)
+
+
+def sample_log_ratio(key, mu, logvar):
+    from .cases import SAMPLES
+
+    eps = jax.random.normal(key, (SAMPLES, *mu.shape))
+    z = mu + jnp.exp(0.5 * logvar) * eps
+    return z, 0.5 * (z * z - eps * eps - logvar).sum(-1)
+
+
+def softplus(logits):
+    return jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+def bernoulli(key, logits, x):
+    return ((x * logits - jax.nn.softplus(logits)).sum(-1),)
+
+
+def bernoulli_by_hand(key, logits, x):
+    return ((x * logits - softplus(logits)).sum(-1),)
+
+
+def loss(key, logits, x, mu, logvar):
+    return (((jax.nn.softplus(logits) - x * logits).sum() + kl(mu, logvar).sum()) / mu.shape[0],)
+
+
+def loss_by_hand(key, logits, x, mu, logvar):
+    return (((softplus(logits) - x * logits).sum() + kl(mu, logvar).sum()) / mu.shape[0],)
+
+
+FUNCTIONS: dict[str, dict[str, Callable]] = {
+    "sample": {"as written": sample},
+    "sample_log_ratio": {"as written": sample_log_ratio},
+    "bernoulli": {"jax.nn.softplus": bernoulli, "log1p(exp)": bernoulli_by_hand},
+    "loss": {"jax.nn.softplus": loss, "log1p(exp)": loss_by_hand},
+}
+
+
+def ways(case: Case) -> dict[str, Call]:
+    """Each way as a call that waits for its results, checked and warm."""
+    from .cases import timed
+
+    inputs = [jnp.asarray(t.detach().numpy()) for t in case.inputs]
+    upstream = tuple(jnp.asarray(t.numpy()) for t in case.upstream)
+    calls: dict[str, Call] = {}
+    for way, function in FUNCTIONS[case.work.jax].items():
+        for implementation in IMPLEMENTATIONS if case.has_noise else IMPLEMENTATIONS[:1]:
+            run = gradient_of(function, case.wanted)
+            state: dict[str, Any] = {"key": jax.random.key(0, impl=implementation)}
+
+            def call(run=run, state=state):
+                outputs, gradients, state["key"] = run(state["key"], inputs, upstream)
+                jax.block_until_ready(gradients)
+                return outputs, gradients
+
+            outputs, gradients = call()
+            case.check([torch.from_numpy(np.array(a)) for a in (*outputs, *gradients)])
+            name = f"{way}, {implementation}" if case.has_noise else way
+            calls[name] = call
+            timed(call, 0.05)
+    return calls
+
+
+def gradient_of(function: Callable, wanted: list[int]) -> Callable:
+    """Values and gradients, and the next key, in one jitted function."""
+
+    @jax.jit
+    def run(key, inputs, upstream):
+        key, drawn = jax.random.split(key)
+
+        def of_wanted(*some):
+            given = list(inputs)
+            for i, t in zip(wanted, some, strict=True):
+                given[i] = t
+            return function(drawn, *given)
+
+        outputs, pull_back = jax.vjp(of_wanted, *(inputs[i] for i in wanted))
+        return outputs, pull_back(upstream), key
+
+    return run
