@@ -99,12 +99,12 @@ def curves(results: Json) -> Any:
     return found
 
 
-def draw(results: Json, folder: Path) -> list[Path]:
-    """Writes <machine>-speed.png and <machine>-training.png, as far as there are results; returns them."""
+def draw(results: Json, folder: Path, prefix: str) -> list[Path]:
+    """Writes <prefix>speed.png and <prefix>training.png, as far as there are results; returns them."""
     written = []
     for part, name, make in (("sweep", "speed", speed), ("training", "training", curves)):
         if part in results:
-            path = folder / f"{results['machine']}-{name}.png"
+            path = folder / f"{prefix}{name}.png"
             make(results).savefig(path, dpi=110)
             written.append(path)
     return written

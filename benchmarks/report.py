@@ -33,6 +33,7 @@ from .measure import (
 )
 from .training import learn
 
+ROOT = Path(__file__).parent.parent
 LARGE = 2**20  # elements of an input
 
 
@@ -130,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="folder of the JSON and the plots (default: benchmarks/results)")
     parser.add_argument("--quick", action="store_true", help="a short look; writes nothing unless --output is given")
     parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing: this JSON's tables and plots")
+    parser.add_argument("--readme", action="store_true", help="put the tables into README.md and the plots into docs/")
     options = parser.parse_args(arguments)
     wanted = options.only or (PARTS if options.data else PARTS[:2])
     if {"steps", "training"} & {*wanted} and not (options.data or options.table):
@@ -149,7 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = run.found
     print(f"\n{tables.all_of(found)}")
     if file:
-        print(f"\nwritten to {', '.join(map(str, [file, *plots.draw(found, file.parent)]))}")
+        print(f"\nwritten to {', '.join(map(str, [file, *plots.draw(found, file.parent, found['machine'] + '-')]))}")
+    if options.readme:
+        readme = ROOT / "README.md"
+        readme.write_text(tables.put_into(readme.read_text(), found))
+        plots.draw(found, ROOT / "docs", "")
 
 
 if __name__ == "__main__":

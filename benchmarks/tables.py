@@ -130,9 +130,25 @@ def about(results: Json) -> str:
     )
 
 
+PARTS = {"ops": ops, "sweep": cliffs, "steps": steps, "training": training}
+
+
+def parts_of(results: Json) -> dict[str, str]:
+    return {name: make(results) for name, make in PARTS.items() if name in results}
+
+
 def all_of(results: Json) -> str:
-    parts = [make(results) for make in (ops, cliffs, steps, training) if PART[make] in results]
-    return "\n\n".join([*parts, about(results)])
+    return "\n\n".join([*parts_of(results).values(), about(results)])
 
 
-PART = {ops: "ops", cliffs: "sweep", steps: "steps", training: "training"}
+def put_into(text: str, results: Json) -> str:
+    """`text` with each part between its markers: <!-- ops --> ... <!-- /ops -->, and so on, and <!-- about -->."""
+    for name, part in {**parts_of(results), "about": about(results)}.items():
+        before, begin, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if not (begin and end):
+            raise ValueError(
+                f"there is no place for the part {name!r}: a line <!-- {name} -->, and one <!-- /{name} -->"
+            )
+        text = f"{before}{begin}\n{part}\n\n{end}{after}"
+    return text
