@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from .measure import Json, duration
 
 COMPILED = ("compile", "tuned")
+PEERS = {"eager": "eager", "compile": "torch.compile", "tuned": "tuned", "jax": "JAX"}
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -48,6 +50,16 @@ def memory(case: Json) -> str:
     return f"{found['aevb']['peak_bytes'] / 1e6:.0f} / {found[peer]['peak_bytes'] / 1e6:.0f} / {least / 1e6:.0f} MB"
 
 
+def settings(cases: Mapping[str, Json]) -> str:
+    """Which way of writing or compiling it was each peer's fastest, and how often."""
+    said = []
+    for peer, label in PEERS.items():
+        ways = Counter(case["providers"][peer]["settings"] for case in cases.values() if peer in case["providers"])
+        if ways:
+            said.append(f"{label}: " + "; ".join(f"{way} ({count})" for way, count in ways.most_common()))
+    return f"The peers' fastest ways, and in how many rows. {'. '.join(said)}."
+
+
 def op_row(name: str, case: Json, bandwidth: float) -> list[str]:
     found, peer = case["providers"], case["fastest_peer"]
     times = [time(found, names) for names in (("aevb",), ("eager",), COMPILED, ("jax",))]
@@ -63,7 +75,8 @@ def ops(results: Json) -> str:
         for name, case in results.get("ops_keeping_memory", {}).items()
     ]
     head = ["forward + backward", "aevb", "eager", "torch.compile", "JAX", "against the fastest", "target"]
-    return markdown([*head, "limit", "peak: aevb / fastest / leanest peer"], rows)
+    table = markdown([*head, "limit", "peak: aevb / fastest / leanest peer"], rows)
+    return f"{table}\n\n{settings(results['ops'])}"
 
 
 def step_row(name: str, case: Json, peak: float) -> list[str]:
@@ -84,7 +97,8 @@ def step_row(name: str, case: Json, peak: float) -> list[str]:
 def steps(results: Json) -> str:
     rows = [step_row(name, case, results["peak_flops"]) for name, case in results["steps"].items()]
     head = ["a training step, 784-500-20", "aevb", "eager", "torch.compile", "JAX", "targets"]
-    return markdown([*head, "its products at the peak / its time"], rows)
+    table = markdown([*head, "its products at the peak / its time"], rows)
+    return f"{table}\n\n{settings(results['steps'])}"
 
 
 def cliffs(results: Json) -> str:
