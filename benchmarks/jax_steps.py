@@ -42,7 +42,7 @@ def make(case: StepCase, implementation: str) -> _Step:
     grey = jnp.asarray(case.grey.numpy().astype(np.float32) / 255 if from_data else np.zeros((1, 1), np.float32))
 
     @partial(jax.jit, donate_argnums=(0, 1))
-    def train(weights, state, key, batch):
+    def train(weights, state, key, grey, batch):
         key, noise, bits = jax.random.split(key, 3)
         x = batch
         if from_data:
@@ -64,7 +64,7 @@ def make(case: StepCase, implementation: str) -> _Step:
 
         def __call__(self) -> None:
             batch = self.batches[self.done % steps.BATCHES]
-            self.weights, self.state, self.key, self.last = train(self.weights, self.state, self.key, batch)
+            self.weights, self.state, self.key, self.last = train(self.weights, self.state, self.key, grey, batch)
             jax.block_until_ready(self.last)
             self.done += 1
 
