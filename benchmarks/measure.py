@@ -159,7 +159,7 @@ def duration(seconds: float) -> str:
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
     return {"median": median, "q1": q1, "q3": q3}
 
 

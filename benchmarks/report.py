@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from . import cases, plots, steps, tables
@@ -35,10 +35,12 @@ from .training import learn
 
 ROOT = Path(__file__).parent.parent
 LARGE = 2**20  # elements of an input
+MINUTES = 2e7  # elements from which on a check takes long
 
 
-def op(name: str) -> Callable[[Process], Json]:
-    return lambda worker: worker.ask("op", name=name)
+def op(name: str, ways: Mapping[str, str] | None = None) -> Callable[[Process], Json]:
+    """Builds an op, each provider in the fastest of its ways, or in that of `ways`."""
+    return lambda worker: worker.ask("op", name=name, way=(ways or {}).get(worker.provider))
 
 
 def peak_memory(name: str, found: Json) -> None:
@@ -88,6 +90,7 @@ class Run:
             except WorkerError as error:
                 print(f"  left out: {error}")
             bandwidth += copies(self.copied)
+            self.save()
         about = {"date": self.found["date"], "load": self.found["load"]}
         self.found.setdefault("measured", {})[part] = about
         self.found.setdefault("copy_bytes_per_second", {})[part] = quartiles(bandwidth)
@@ -104,9 +107,19 @@ class Run:
         self.each("ops_keeping_memory", large, lambda work, s: race(providers(), op(work.name), s, KEEPING))
 
     def sweep(self) -> None:
+        known: dict[str, Mapping[str, str]] = {}  # by op, the ways that were the fastest at the size before
+
         def swept(work: cases.Work, seconds: float) -> Json:
             about = {"elements": work.elements, "traffic": work.traffic}
-            return about | race(providers(), op(work.name), seconds / 4)
+            kind = work.name.partition(" ")[0]
+            again = known.pop(kind, None)  # every second size, and the largest, where trying takes minutes
+            names = providers() if again is None else [name for name in providers() if name in again]
+            found = race(names, op(work.name, again), seconds / 4)
+            if again is None or work.elements > MINUTES:
+                ways = {name: about["settings"] for name, about in found["providers"].items()}
+                slower = max(tables.COMPILED, key=lambda name: found["providers"].get(name, {"median": 0.0})["median"])
+                known[kind] = {name: way for name, way in ways.items() if again or name != slower}
+            return about | found
 
         self.each("sweep", cases.sweep()[: 4 if self.quick else None], swept)
 

@@ -121,10 +121,11 @@ def training(results: Json) -> str:
     ours = found["providers"]["aevb train"]["seconds"]
     rows = []
     for name, about in found["providers"].items():
-        seconds = about["seconds"]
+        seconds, runs, reached = about["seconds"], len(about["runs"]), about["reached"]
         cells = ["never", "", ""]
         if seconds:
             cells[0] = f"{seconds['median']:.1f} s ({seconds['q1']:.1f} - {seconds['q3']:.1f})"
+            cells[0] += "" if reached == runs else f", {reached} of {runs} runs"
         if seconds and ours and seconds is not ours:
             times = seconds["median"] / ours["median"]
             cells[1:] = [f"{times:.2f}", verdict(times, found["targets"].get(name))]

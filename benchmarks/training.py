@@ -92,6 +92,7 @@ def learn(data: str, runs: int, epochs: int) -> Json:
         whole = [s for s in seconds if s is not None]
         providers[name] = {
             "runs": found[name],
-            "seconds": quartiles(whole) if len(whole) == len(seconds) > 1 else None,
+            "reached": len(whole),
+            "seconds": quartiles(whole) if whole else None,  # of those that reached it
         }
     return {"target_elbo": TARGET_ELBO, "targets": TARGETS, "epochs": epochs, "providers": providers}
