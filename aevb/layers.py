@@ -27,7 +27,8 @@ def linear(
     On a CPU in float32 the product takes the faster of the routes that PyTorch has (see `aevb.products`), bias and
     activation are one pass, and so are their gradients. An x of bool or uint8 of which little is not 0, as binarized
     images are, is never converted: a row of the result is the sum of the weights of its few pixels, and so is the
-    weight's gradient. Elsewhere, and under `torch.compile` and `torch.func`, it is the same in PyTorch's own ops.
+    weight's gradient; a pixel that is 0 then adds nothing even where a weight is not finite. Elsewhere, and under
+    `torch.compile` and `torch.func`, it is the same in PyTorch's own ops.
 
     Args:
         x: (..., D): floating, bool, or uint8 with x_scale.
@@ -52,12 +53,18 @@ def linear(
     return layer_forward(x, weight, bias, activation, x_scale, is_sparse(x))
 
 
+_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
 def _has_kernels(weight: Tensor, x: Tensor) -> bool:
     return (
         weight.device.type == x.device.type == "cpu"
         and weight.dtype == torch.float32
         and x.dtype in (torch.float32, torch.bool, torch.uint8)
         and not torch.compiler.is_compiling()
+        and type(x) in _PLAIN  # no kernel of a layer knows fake tensors, or how to be traced
+        and type(weight) in _PLAIN
+        and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
         and not torch.is_autocast_enabled("cpu")
     )
@@ -80,22 +87,25 @@ def layer_forward(
     if sparse:
         return sparse_linear(x, x_scale, weight, bias, ACTIVATIONS.index(activation))
     rows = floating(x, x_scale, weight).reshape(-1, x.shape[-1])
-    return product(rows, weight, bias, activation).view(*x.shape[:-1], weight.shape[0])
+    out = product(rows, weight, bias, activation)
+    # Not a view, which could not be written over.
+    return out if x.dim() == 2 else torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.shape[0]])
 
 
 def layer_backward(
     x: Tensor,
     weight: Tensor,
-    out: Tensor,
+    out: Tensor | None,
     grad: Tensor,
     activation: str,
     x_scale: float | None,
     sparse: bool,
     needs: Sequence[bool] = (True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """The gradients of x, weight and bias from that of `layer_forward`'s result; of x and weight those of `needs`."""
-    H = weight.shape[0]
-    grad, grad_bias = activation_grads(out.reshape(-1, H), grad.reshape(-1, H), activation)
+    """The gradients of x, weight and bias from that of `layer_forward`'s result `out`, which an activation of "none"
+    does not need; of x and weight those of `needs`."""
+    grad = grad.reshape(-1, weight.shape[0])
+    grad, grad_bias = activation_grads(grad if out is None else out.view_as(grad), grad, activation)
     grad_x = grad_weight = None
     if needs[0]:
         grad_x = product(grad, weight.t()).view(x.shape)
@@ -114,7 +124,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, activation, x_scale):
         sparse = is_sparse(x)
         out = layer_forward(x, weight, bias, activation, x_scale, sparse)
-        ctx.save_for_backward(x, weight, bias, out)
+        ctx.save_for_backward(x, weight, bias, None if activation == "none" else out)
         ctx.options = activation, x_scale, sparse
         return out
 
@@ -122,7 +132,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, bias, out = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or ops.is_batched(grad):
             found = ops.reference_gradients(reference.linear, (x, weight, bias), ctx.options[:2], needs, (grad,))
             return *found, None, None
         activation, x_scale, sparse = ctx.options

@@ -135,7 +135,7 @@ class _OneChunk(torch.autograd.Function):
         *tensors, grad_logits = ctx.saved_tensors
         h, weight, bias, _ = tensors
         needs = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled() or needs[3]:
+        if torch.is_grad_enabled() or needs[3] or ops.is_batched(grad):
             formula = reference.linear_bernoulli_log_prob
             return *ops.reference_gradients(formula, tensors, (ctx.x_scale,), needs, (grad,)), None
         rows = h.reshape(-1, h.shape[-1])
@@ -165,7 +165,7 @@ class _Known(torch.autograd.Function):
     def backward(ctx, grad):
         h, weight, bias, x, log_ratio, *found = ctx.saved_tensors
         needs = ctx.needs_input_grad[:5]
-        if torch.is_grad_enabled() or needs[3]:
+        if torch.is_grad_enabled() or needs[3] or ops.is_batched(grad):
             tensors = (h, weight, bias, x, log_ratio)
             return *ops.reference_gradients(ctx.formula, tensors, (ctx.x_scale,), needs, (grad,)), *(None,) * 3
         # Of a graph that is not kept nobody else will ask for these again: no second copy is needed.

@@ -28,6 +28,7 @@ _ops = torch.ops.aevb
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def _without_kernels() -> dict[str, str]:
@@ -142,8 +143,11 @@ def differentiable(
         ctx.options = inputs[num_tensors:]
         ctx.set_materialize_grads(False)
 
+    names = [argument.name for argument in backward_kernel._schema.arguments]
+
     def fake_backward(*args):
-        wanted = args[-1] if only_needed else [True] * len(fused)
+        given = dict(zip(names, args, strict=False))  # a default may be left out
+        wanted = args[-1] if only_needed else [given.get("recon_wanted", True), *[True] * (len(fused) - 1)]
         found = tuple(
             torch.empty_like(args[i], memory_format=torch.contiguous_format) if want else args[i].new_empty(0)
             for i, want in zip(fused, wanted, strict=True)
@@ -170,7 +174,7 @@ def differentiable(
             assert ahead is not None
             *tensors, taken = ctx.saved_tensors
             needs = ctx.needs_input_grad
-            if not (torch.is_grad_enabled() or any([needs[i] for i in rare])):
+            if not (torch.is_grad_enabled() or any([needs[i] for i in rare]) or is_batched(*grads)):
                 found = ahead.backward(tensors, ctx.options, taken, *grads)
                 if found is not None:
                     return by_position((*found, None))
@@ -218,6 +222,12 @@ class Ahead(NamedTuple):
     takes: Callable
     forward: Callable
     backward: Callable
+
+
+def is_batched(*grads: Tensor | None) -> bool:
+    """Whether some of these stand for many gradients, of `vmap` or `torch.autograd.grad(..., is_grads_batched=True)`.
+    They cannot be read, nor multiplied into a tensor that stands for one."""
+    return _functorch_active() or any([g is not None and _is_legacy_batched(g) for g in grads])
 
 
 def kept_graph() -> bool:
@@ -306,7 +316,7 @@ def binarize(images: Tensor, index: Tensor | None = None, *, seed: Tensor | int,
     seed. One pass, from bytes to bytes.
 
     Args:
-        images: (N, D), uint8, values 0..max_value. 0 is never set, and max_value always; probabilities between are
+        images: (N, D), uint8. 0 is never set, and max_value and what is above it always; probabilities between are
             exact to 6e-8.
         index: (B,), int64, which of them; by default all. On a GPU an index out of range ends in a device-side assert.
         seed: an int or a 0-d int64 tensor: one for each epoch, say.

@@ -150,7 +150,8 @@ def activate_(out: Tensor, bias: Tensor | None, activation: str) -> Tensor:
 def activation_grads(out: Tensor, grad: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """Of out (N, M) = activation(t + bias), from its gradient, those of t and of bias."""
     if _has_kernel(out) and grad.dtype == torch.float32:
-        return _activation_backward(out, grad, ACTIVATIONS.index(activation))
+        grad_input, grad_bias = _activation_backward(out, grad, ACTIVATIONS.index(activation))
+        return (grad if activation == "none" else grad_input), grad_bias
     if activation == "tanh":
         grad = torch.ops.aten.tanh_backward(grad, out)
     elif activation == "relu":

@@ -66,14 +66,14 @@ def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
 
 
 def binarize(images: Tensor, index: Tensor | None = None, seed: Tensor | int = 0, max_value: int = 255) -> Tensor:
-    """As `aevb.binarize`: set is where word d % 4 of counter d // 4 is below value * floor(2^32 / max_value)."""
+    """As `aevb.binarize`: set is where word d % 4 of counter (d // 4, 2) is below value * floor(2^32 / max_value)."""
     index = torch.arange(images.shape[0], device=images.device) if index is None else index
     pixels = images[index].long()
     counter = torch.arange((pixels.shape[1] + 3) // 4, device=images.device)
     zero = torch.zeros_like(counter)
     keys = [k.unsqueeze(-1) for k in _words(mix_seed(seed, index))]
-    words = torch.stack(philox([*_words(counter), zero, zero], keys), -1).flatten(-2)[..., : pixels.shape[1]]
-    return (words < pixels * (2**32 // max_value)) | (pixels == max_value)
+    words = torch.stack(philox([*_words(counter), zero + 2, zero], keys), -1).flatten(-2)[..., : pixels.shape[1]]
+    return (words < pixels * (2**32 // max_value)) | (pixels >= max_value)
 
 
 def linear(

@@ -48,8 +48,8 @@ struct LikelihoodArgs {
   Rows x;         // [x_rows, D]
   float x_scale;  // multiplies x
   int64_t R, x_rows, D;
-  float* log_prob;                          // [R]
-  const float* grad;                        // upstream, at l * grad_sample_stride + b * grad_stride; null: 1
+  float* log_prob;    // [R]
+  const float* grad;  // upstream, at l * grad_sample_stride + b * grad_stride; null: 1 (with log_prob)
   int64_t grad_sample_stride, grad_stride;  // 0 or more
   float grad_scale;                         // multiplies the gradient before `grad` does
   void* grad_output;                        // [R, D], output's dtype; may be `output` itself, if that is contiguous

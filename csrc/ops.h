@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every op of bindings.cpp, from tensors to the arguments of kernels, written once for all devices.
+// Every op of every device, from tensors to the arguments of kernels, written once for all devices.
 //
 // A Device is made from a tensor on it, and is where results are allocated and kernels run:
 //   Tensor empty(const Sizes&, ScalarType)
@@ -255,9 +255,9 @@ struct Ops {
   static Pair negative_elbo_and_grad(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
                                      const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
                                      std::optional<double> x_scale) {
-    Tensor grad_recon = Device(recon).empty(sizes_of(recon), recon.scalar_type());
+    OptionalTensor grad_recon;
     Tensor loss = loss_of(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale, &grad_recon);
-    return {loss, grad_recon};
+    return {loss, *grad_recon};
   }
 
   static Triple negative_elbo_backward(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
@@ -293,9 +293,9 @@ struct Ops {
   static Pair negative_elbo_with_kl_and_grad(const Tensor& recon, const Tensor& x, const Tensor& kl,
                                              const OptionalTensor& beta, double beta_scale, int64_t reduction,
                                              bool from_probs, std::optional<double> x_scale) {
-    Tensor grad_recon = Device(recon).empty(sizes_of(recon), recon.scalar_type());
+    OptionalTensor grad_recon;
     Tensor loss = loss_given_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale, &grad_recon);
-    return {loss, grad_recon};
+    return {loss, *grad_recon};
   }
 
   static Pair negative_elbo_with_kl_backward(const Tensor& recon, const Tensor& x, const Tensor& kl,
@@ -438,7 +438,7 @@ struct Ops {
   // The loss, and with `grad_recon` the gradient of `recon` for an upstream gradient of 1.
   static Tensor loss_of(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
                         const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
-                        std::optional<double> x_scale, Tensor* grad_recon = nullptr) {
+                        std::optional<double> x_scale, OptionalTensor* grad_recon = nullptr) {
     const char* op = "FusedELBO";
     const LatentShape latents = check_latents(op, mu, logvar);
     check_same_device(op, "recon", recon, "mu", mu);
@@ -448,29 +448,31 @@ struct Ops {
     Device device(recon);
     const Tensor kl = kl_of(device, Latents(mu, logvar, latents));
     const Decoded decoded(recon, x, shape, from_probs, x_scale);
+    if (grad_recon) *grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
     return joined_loss(device, decoded, kl, beta, beta_scale, how, grad_recon);
   }
 
   static Tensor loss_given_kl(const Tensor& recon, const Tensor& x, const Tensor& kl, const OptionalTensor& beta,
                               double beta_scale, int64_t reduction, bool from_probs, std::optional<double> x_scale,
-                              Tensor* grad_recon = nullptr) {
+                              OptionalTensor* grad_recon = nullptr) {
     const char* op = "FusedELBO";
     const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
     check_beta(op, beta, recon);
     const Reduction how = check_reduction(op, reduction);
     Device device(recon);
     const Decoded decoded(recon, x, shape, from_probs, x_scale);
+    if (grad_recon) *grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
     return joined_loss(device, decoded, dense(kl), beta, beta_scale, how, grad_recon);
   }
 
   static Tensor joined_loss(Device& device, const Decoded& decoded, const Tensor& kl, const OptionalTensor& beta,
-                            double beta_scale, Reduction how, Tensor* grad_recon) {
+                            double beta_scale, Reduction how, OptionalTensor* grad_recon) {
     const int64_t B = kl.numel(), R = decoded.shape.R;
     Tensor log_prob = device.empty({R}, ScalarType::Float);
     LikelihoodArgs a = decoded.args();
     a.log_prob = floats(log_prob);
     if (grad_recon) {
-      a.grad_output = grad_recon->mutable_data_ptr();
+      a.grad_output = (*grad_recon)->mutable_data_ptr();
       a.grad_scale = reconstruction_scale(decoded, how);
     }
     device.likelihood(a);

@@ -76,6 +76,7 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
 
   // A layer on a CPU, but for its dense matrix product. activation: 0 none, 1 tanh, 2 relu.
   m.def("bias_activation_(Tensor(a!) out, Tensor? bias, int activation) -> ()");
+  // For activation 0 grad_input is grad, and what is returned for it is empty, (0,).
   m.def("activation_backward(Tensor out, Tensor grad, int activation) -> (Tensor grad_input, Tensor grad_bias)");
   m.def(
       "activation_backward_(Tensor out, Tensor(a!) grad, int activation) -> Tensor grad_bias");  // grad_input over grad

@@ -36,6 +36,14 @@ def test_is_the_references(size, device):
     assert torch.equal(found, reference.binarize(images, index, -5, 1))
 
 
+def test_values_above_the_largest_are_set(device):
+    images = torch.arange(256, dtype=torch.uint8, device=device).expand(3, -1)
+    for max_value in (1, 2, 100, 254):
+        found = aevb.binarize(images, seed=1, max_value=max_value)
+        assert bool(found[:, max_value:].all())
+        assert torch.equal(found, reference.binarize(images, seed=1, max_value=max_value))
+
+
 def test_the_noise_belongs_to_the_image_and_the_seed():
     images = grey(50, 100, 255)
     whole = aevb.binarize(images, seed=1)
@@ -47,6 +55,18 @@ def test_the_noise_belongs_to_the_image_and_the_seed():
     bits = aevb.binarize(torch.full((4000, 64), 128, dtype=torch.uint8), seed=3).double() - 0.5
     for a, b in ((bits[:, 1:], bits[:, :-1]), (bits[1:], bits[:-1])):
         assert abs(float((a * b).mean())) < 5 * 0.25 / a.numel() ** 0.5
+
+
+def test_no_word_serves_the_normals_of_the_same_seed():
+    """An image's bits and its z may have the same seed."""
+    n = 20_000
+    x = aevb.binarize(torch.full((n, 4), 128, dtype=torch.uint8), seed=7)
+    eps = reference.normal(aevb.mix_seed(7, torch.arange(n)), (n, 4))
+    square = eps.square().sum(-1)  # each word is in a radius, or in an angle
+    for d in range(4):
+        for statistic in (square, *eps.unbind(-1)):
+            a, b = statistic[x[:, d]], statistic[~x[:, d]]
+            assert abs(a.mean() - b.mean()) < 5 * (a.var() / len(a) + b.var() / len(b)).sqrt()
 
 
 def test_views_of_images():

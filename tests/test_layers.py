@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import close_by_magnitude, rand, randn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import aevb
 from aevb import layers, products, reference
@@ -125,6 +126,58 @@ def test_compile_functorch_and_autocast(kind):
         half = aevb.linear(x, weight, bias, "tanh", x_scale)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), rows, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["float", "sparse bool"])
+def test_batched_gradients_fake_tensors_and_tracing(kind):
+    B, D, H = 6, 9, 4
+    x, x_scale = pixels(kind, B, D)
+    weight, bias = tensors(B, D, H)
+    grads = randn(5, 3, B, H)
+    results = []
+    for f in (aevb.linear, reference.linear):
+        out = f(x, weight, bias, "tanh", x_scale)
+        results.append(torch.autograd.grad(out, (weight, bias), grads, is_grads_batched=True))
+    torch.testing.assert_close(*results)
+    with FakeTensorMode() as mode:
+        found = aevb.linear(*map(mode.from_tensor, (x, weight, bias)), "tanh", x_scale)
+    assert found.shape == (B, H)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(lambda x, w, b: aevb.linear(x, w, b, "relu", x_scale))
+    found = traced(x, weight.detach(), bias.detach())(x, 2 * weight.detach(), bias.detach())
+    torch.testing.assert_close(found, reference.linear(x, 2 * weight, bias, "relu", x_scale).detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_bias_that_is_a_view(activation, kind):
+    B, D, H = 6, 9, 4
+    x, x_scale = pixels(kind, B, D)
+    weight, bias = tensors(B, D, 2 * H)
+    found = aevb.linear(x, weight[::2], bias[::2], activation, x_scale)
+    torch.testing.assert_close(found, reference.linear(x, weight[::2], bias[::2], activation, x_scale))
+
+
+def test_an_infinite_gradient_stops_where_relu_is_0():
+    out, grad = torch.tensor([[0.0, 2.0, float("nan")]]), torch.tensor([[float("inf"), float("-inf"), 3.0]])
+    found, total = torch.ops.aevb.activation_backward(out, grad, 2)
+    assert torch.equal(found, torch.ops.aten.threshold_backward(grad, out, 0))
+    assert torch.equal(total, found[0])
+
+
+def test_what_no_gradient_needs_may_be_written_over():
+    weight, bias = tensors(6, 9, 4)
+    for size in ((6, 9), (2, 3, 9)):
+        found = aevb.linear(rand(1, *size), weight, bias).sigmoid_()
+        (grad,) = torch.autograd.grad(found.sum(), weight)
+        (expected,) = torch.autograd.grad(reference.linear(rand(1, *size), weight, bias).sigmoid().sum(), weight)
+        torch.testing.assert_close(grad, expected)
+
+
+def test_no_op_returns_its_argument():
+    out, grad = randn(1, 4, 3), randn(2, 4, 3)
+    found, total = torch.ops.aevb.activation_backward(out, grad, 0)
+    assert found.shape == (0,)
+    torch.testing.assert_close(total, grad.sum(0))
 
 
 def test_forward_mode_says_what_to_use():

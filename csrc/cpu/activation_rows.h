@@ -14,12 +14,12 @@ AEVB_FORMULA float activated(float x) {
   return x;
 }
 
-// The derivative, from the activation's value.
+// The gradient of what was activated, from that of y, the activation's value.
 template <Activation kActivation>
-AEVB_FORMULA float derivative(float y) {
-  if constexpr (kActivation == Activation::tanh) return fmadd(-y, y, 1.0f);
-  if constexpr (kActivation == Activation::relu) return y > 0.0f ? 1.0f : (y == y ? 0.0f : y);
-  return 1.0f;
+AEVB_FORMULA float gradient(float y, float grad) {
+  if constexpr (kActivation == Activation::tanh) return grad * fmadd(-y, y, 1.0f);
+  if constexpr (kActivation == Activation::relu) return y <= 0.0f ? 0.0f : grad;
+  return grad;
 }
 
 // x[0 .. n) = activation(x + bias), over x.
@@ -50,7 +50,7 @@ template <Activation kActivation>
 AEVB_FORMULA void add_gradients(const float* out, const float* grad, float* grad_input, float* sum, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const float g = kActivation == Activation::none ? grad[i] : grad[i] * derivative<kActivation>(out[i]);
+    const float g = gradient<kActivation>(out[i], grad[i]);
     if (kActivation != Activation::none) grad_input[i] = g;
     sum[i] += g;
   }

@@ -22,7 +22,7 @@ inline void binarize_rows(const BinarizeArgs& a, int64_t begin, int64_t end) {
       for (int first = 0; first < counters; first += kCounters) {
         uint32_t any = 0;
         for (int i = 0; i < kCounters; ++i) any |= four[first + i];
-        if (any) philox_words(static_cast<uint64_t>(d) / 4 + first, keys, word[0] + first, kMost);
+        if (any) philox_words<kForPixels>(static_cast<uint64_t>(d) / 4 + first, keys, word[0] + first, kMost);
       }
 #pragma omp simd
       for (int i = 0; i < counters; ++i) {

@@ -42,10 +42,13 @@ std::pair<int64_t, int64_t> check_rows(const char* op, const char* name, const T
   return {sizes.back() ? t.numel() / sizes.back() : 0, sizes.back()};
 }
 
-void check_bias(const char* op, const OptionalTensor& bias, int64_t D) {
-  if (bias && (bias->scalar_type() != ScalarType::Float || sizes_of(*bias) != Sizes{D} || !bias->is_contiguous()))
+// The bias as the kernels read it.
+OptionalTensor check_bias(const char* op, const OptionalTensor& bias, int64_t D) {
+  if (!bias) return std::nullopt;
+  if (bias->scalar_type() != ScalarType::Float || sizes_of(*bias) != Sizes{D})
     fail(op, "bias has shape ", shape_text(*bias), " and dtype ", dtype_text(bias->scalar_type()),
-         "; expected contiguous float32 (", D, ",)");
+         "; expected float32 (", D, ",)");
+  return dense(*bias);
 }
 
 const float* floats(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
@@ -57,18 +60,19 @@ int64_t grain_of(int64_t row_elements) { return std::max<int64_t>(1, kGrain / st
 void bias_activation_(Tensor out, const OptionalTensor& bias, int64_t activation) {
   const char* op = "bias_activation_";
   const auto [rows, D] = check_rows(op, "out", out);
-  check_bias(op, bias, D);
+  const OptionalTensor added = check_bias(op, bias, D);
   ActivationArgs a{};
   a.rows = rows;
   a.D = D;
   a.activation = check_activation(op, activation);
   a.out = out.mutable_data_ptr<float>();
-  a.bias = floats(bias);
+  a.bias = floats(added);
   torch::stable::parallel_for(0, rows, grain_of(D),
                               [&](int64_t begin, int64_t end) { kernels().activation(a, begin, end); });
 }
 
-// Writes the gradient of what was activated to `grad_input`, which may be grad; gives that of the bias.
+// Writes the gradient of what was activated to `grad_input`, which may be grad, and for no activation is not touched;
+// gives that of the bias.
 Tensor activation_gradients(const char* op, const Tensor& out, const Tensor& grad, int64_t activation,
                             Tensor& grad_input) {
   const auto [rows, D] = check_rows(op, "out", out);
@@ -100,7 +104,7 @@ std::tuple<Tensor, Tensor> activation_backward(const Tensor& out, const Tensor& 
   const Tensor g = dense(grad);
   check_rows(op, "grad", g);
   const bool same = check_activation(op, activation) == Activation::none;
-  Tensor grad_input = same ? g : empty_result(sizes_of(out), ScalarType::Float);
+  Tensor grad_input = empty_result(same ? Sizes{0} : sizes_of(out), ScalarType::Float);
   Tensor grad_bias = activation_gradients(op, out, g, activation, grad_input);
   return {grad_input, grad_bias};
 }
@@ -124,6 +128,7 @@ SparseArgs sparse_args(const char* op, const Tensor& x, const Matrix& rows, std:
   a.B = D ? x.numel() / D : 0;
   a.H = H;
   if (a.B * D >= int64_t{1} << 40) fail(op, "x has ", x.numel(), " elements; expected fewer than 2^40");
+  if (D >= int64_t{1} << 31) fail(op, "x has ", D, " columns; expected fewer than 2^31");
   return a;
 }
 
@@ -167,7 +172,7 @@ Tensor sparse_linear(const Tensor& x, std::optional<double> x_scale, const Tenso
   if (weight.scalar_type() != ScalarType::Float || w.size() != 2 || w[1] != D)
     fail(op, "weight has shape ", shape_text(weight), " and dtype ", dtype_text(weight.scalar_type()),
          "; expected float32 (H, ", D, ")");
-  check_bias(op, bias, w[0]);
+  const OptionalTensor added = check_bias(op, bias, w[0]);
   const Tensor rows_of_weight = dense(weight);
   const Matrix rows = matrix(x, D);
   Sizes sizes = sizes_of(x);
@@ -176,7 +181,7 @@ Tensor sparse_linear(const Tensor& x, std::optional<double> x_scale, const Tenso
   SparseArgs a = sparse_args(op, x, rows, x_scale, D, w[0]);
   a.B = w[0] ? out.numel() / w[0] : 0;
   a.weight = rows_of_weight.const_data_ptr<float>();
-  a.bias = floats(bias);
+  a.bias = floats(added);
   a.activation = check_activation(op, activation);
   a.out = out.mutable_data_ptr<float>();
   const Kernels& k = kernels();

@@ -26,8 +26,10 @@ AEVB_FORMULA KeySchedule key_schedule(uint64_t seed) {
 }
 
 // Words 0..3 of counters index .. index + kCounters - 1, to word[0], word[stride], word[2 * stride], word[3 * stride].
+// The counters' third word says what they are for.
 #if defined(AEVB_AVX512)
 
+template <uint32_t kPurpose>
 AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t* word, int stride) {
   const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
   __m512i c0[2], c1[2], c2[2], c3[2];
@@ -35,7 +37,8 @@ AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t
     const __m512i first = _mm512_set1_epi64(static_cast<int64_t>(index + 8 * v));
     c0[v] = _mm512_add_epi64(first, _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
     c1[v] = _mm512_srli_epi64(c0[v], 32);
-    c2[v] = c3[v] = _mm512_setzero_si512();
+    c2[v] = _mm512_set1_epi64(kPurpose);
+    c3[v] = _mm512_setzero_si512();
   }
 #pragma GCC unroll 10
   for (int r = 0; r < kPhiloxRounds; ++r) {
@@ -64,6 +67,7 @@ AEVB_FORMULA __m256i low_words(__m256i a, __m256i b) {
   return _mm256_permute4x64_epi64(_mm256_castps_si256(mixed), 0xd8);
 }
 
+template <uint32_t kPurpose>
 AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t* word, int stride) {
   const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
   __m256i c0[4], c1[4], c2[4], c3[4];
@@ -71,7 +75,8 @@ AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t
     const __m256i first = _mm256_set1_epi64x(static_cast<int64_t>(index + 4 * v));
     c0[v] = _mm256_add_epi64(first, _mm256_set_epi64x(3, 2, 1, 0));
     c1[v] = _mm256_srli_epi64(c0[v], 32);
-    c2[v] = c3[v] = _mm256_setzero_si256();
+    c2[v] = _mm256_set1_epi64x(kPurpose);
+    c3[v] = _mm256_setzero_si256();
   }
 #pragma GCC unroll 10
   for (int r = 0; r < kPhiloxRounds; ++r) {
@@ -96,10 +101,11 @@ AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t
 
 #else
 
+template <uint32_t kPurpose>
 AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t* word, int stride) {
   const PhiloxKeys narrow = philox_keys((keys.k1[0] << 32) | keys.k0[0]);
   for (int i = 0; i < kCounters; ++i) {
-    const Philox w = noise_words(narrow, index + static_cast<uint64_t>(i));
+    const Philox w = noise_words(narrow, index + static_cast<uint64_t>(i), kPurpose);
     for (int j = 0; j < 4; ++j) word[j * stride + i] = w.word[j];
   }
 }
@@ -128,7 +134,7 @@ class Noise {
       const uint64_t index = static_cast<uint64_t>(end_) / 4;
       int counters = 0;
       for (; 4 * counters < missing; counters += kCounters)
-        philox_words(index + static_cast<uint64_t>(counters), keys_, word_[0] + counters, kMost);
+        philox_words<kForNormals>(index + static_cast<uint64_t>(counters), keys_, word_[0] + counters, kMost);
       normals(counters, eps_ + (end_ - begin_));
       end_ += 4 * counters;
     }

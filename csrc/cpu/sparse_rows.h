@@ -174,6 +174,7 @@ inline void sparse_linear_tiles(const SparseArgs& a, const SparseLists& lists, v
     const int64_t first = unit / tiles * group_rows, n = a.B - first < group_rows ? a.B - first : group_rows;
     for (int k = 0; k < kSparseColumns; ++k) bias[k] = a.bias && k < h.count ? a.bias[h.first + k] : 0.0f;
     for (int64_t r = 0; r < n; ++r) __builtin_memcpy(sum + r * kSparseColumns, bias, sizeof(float) * kSparseColumns);
+    if (h.count < kSparseColumns) __builtin_memset(tile, 0, sizeof(float) * kSparseBlock * kSparseColumns);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t d = block * kSparseBlock, left = a.D - d;
       transpose(a.weight + h.first * a.D + d, a.D, h.count, left < kSparseBlock ? left : kSparseBlock, tile,

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) binarize_pixels(const BinarizeKernel
   const PhiloxKeys keys = philox_keys(aevb::mix_seed(static_cast<uint64_t>(*a.seed), static_cast<uint64_t>(image)));
 #pragma unroll
   for (int j = 0; j < kPixels / 4; ++j) {
-    const Philox noise = noise_words(keys, static_cast<uint64_t>(d) / 4 + j);
+    const Philox noise = noise_words(keys, static_cast<uint64_t>(d) / 4 + j, kForPixels);
     uint32_t bits = 0u;
 #pragma unroll
     for (int i = 0; i < 4; ++i)

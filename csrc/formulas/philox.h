@@ -12,6 +12,9 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;  // multipl
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;  // key increments
 constexpr int kPhiloxRounds = 10;
 
+// The third word of a counter: what its block is for. So no block serves twice, whatever seeds a caller gives to what.
+constexpr uint32_t kForNormals = 0u, kForSeeds = 1u, kForPixels = 2u;
+
 struct Philox {
   uint32_t word[4];
 };
@@ -62,22 +65,21 @@ AEVB_FORMULA Philox philox(Philox counter, const PhiloxKeys& keys) {
 }
 
 // The four words behind elements 4 * index .. 4 * index + 3.
-AEVB_FORMULA Philox noise_words(const PhiloxKeys& keys, uint64_t index) {
-  return philox({{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0u, 0u}}, keys);
+AEVB_FORMULA Philox noise_words(const PhiloxKeys& keys, uint64_t index, uint32_t purpose = kForNormals) {
+  return philox({{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), purpose, 0u}}, keys);
 }
 
-// An independent seed for each index. The third counter word sets these blocks apart from every block of noise.
+// An independent seed for each index.
 AEVB_FORMULA uint64_t mix_seed(uint64_t seed, uint64_t index) {
-  const Philox w =
-      philox({{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 1u, 0u}}, philox_keys(seed));
+  const Philox w = noise_words(philox_keys(seed), index, kForSeeds);
   return (static_cast<uint64_t>(w.word[1]) << 32) | w.word[0];
 }
 
-// Whether a grey value of 0..max_value is set: with the probability value / max_value, to 6e-8, and without fail at the
-// ends. step is grey_step(max_value).
+// Whether a grey value is set: with the probability value / max_value, to 6e-8, and without fail at the ends, from
+// max_value up. step is grey_step(max_value).
 AEVB_FORMULA uint32_t grey_step(uint32_t max_value) { return static_cast<uint32_t>((uint64_t{1} << 32) / max_value); }
 AEVB_FORMULA bool is_set(uint32_t word, uint32_t value, uint32_t max_value, uint32_t step) {
-  return (word < value * step) | (value == max_value);
+  return (word < value * step) | (static_cast<int32_t>(value) >= static_cast<int32_t>(max_value));
 }
 
 // log((u + 1/2) / 2^32), to full relative accuracy at both ends: all 32 bits count, so that the tails of the normal
