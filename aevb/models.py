@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from os import PathLike
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from .layers import linear
+from .layers import floating, linear
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .ops import sample_gaussian
 
@@ -152,17 +153,25 @@ def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequenti
 def _hidden(mlp: nn.Sequential, x: Tensor, x_scale: float | None = None) -> Tensor:
     """What the last hidden layer gives."""
     *hidden, _ = mlp
-    for layer in hidden[::2]:
-        assert isinstance(layer, nn.Linear)
-        x = linear(x, layer.weight, layer.bias, "tanh", x_scale)
+    for layer, activation in zip(hidden[::2], hidden[1::2], strict=True):
+        if is_plain(layer, nn.Linear) and is_plain(activation, nn.Tanh):
+            x = linear(x, layer.weight, layer.bias, "tanh", x_scale)
+        else:
+            x = activation(layer(floating(x, x_scale, next(layer.parameters()))))
         x_scale = None
     return x
 
 
 def _output(mlp: nn.Sequential, hidden: Tensor) -> Tensor:
     last = mlp[-1]
-    assert isinstance(last, nn.Linear)
-    return linear(hidden, last.weight, last.bias)
+    return linear(hidden, last.weight, last.bias) if is_plain(last, nn.Linear) else last(hidden)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> TypeGuard[Any]:
+    """Whether a call of the module is that of its class and no more: neither parametrized, nor with hooks, as pruning
+    and spectral norm have them."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) is kind and not hooks
 
 
 def _check_last(t: Tensor, name: str, size: int, hint: str = "") -> None:

@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .chunks import FEWEST_ROWS, both_kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
 from .loss import ESTIMATORS, FusedELBO
-from .models import VAE
+from .models import VAE, is_plain
 from .ops import GRADIENTS, mix_seed, on_reference, weigh_samples
 from .products import ACTIVATIONS, activation_backward_, bias_activation, product, rows_product
 
@@ -74,20 +75,39 @@ class AutogradStep:
         return Outcome(loss.detach(), kl.detach())
 
 
-def _has_hooks(parameter: Tensor) -> bool:
-    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+def _is_plain(parameter: Tensor) -> bool:
+    hooks = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    return parameter.requires_grad and parameter.dtype == torch.float32 and parameter.is_leaf and not hooks
+
+
+def _is_known(model: nn.Module) -> bool:
+    """Whether the model is as `VAE` makes it, no layer replaced, frozen, shared, parametrized or hooked."""
+    if not is_plain(model, VAE):
+        return False
+    mlps = [model.encoder, model.decoder]
+    layers = [layer for mlp in mlps for layer in mlp[::2]]
+    return (
+        all(is_plain(mlp, nn.Sequential) for mlp in mlps)
+        and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
+        and all(is_plain(activation, nn.Tanh) for mlp in mlps for activation in mlp[1::2])
+        and len(list(model.parameters())) == 2 * len(layers)
+        and all(map(_is_plain, model.parameters()))
+    )
 
 
 @dataclass
 class DirectStep(AutogradStep):
+    """The parameters' .grad is memory that the next step writes over."""
+
     plans: dict[int, _Plan] = field(default_factory=dict, init=False)  # by the batch size
 
     @staticmethod
     def fits(model: nn.Module, criterion: FusedELBO, x: Tensor, bf16: bool) -> bool:
         """Whether the model is one that this knows, and the kernels are there."""
         return (
-            type(model) is VAE
-            and all(p.requires_grad and p.dtype == torch.float32 and not _has_hooks(p) for p in model.parameters())
+            _is_known(model)
+            and criterion.reduction == "mean"
+            and not criterion.from_probs
             and not bf16
             and x.is_cpu
             and not on_reference(x)
@@ -105,7 +125,7 @@ class DirectStep(AutogradStep):
             plan = self.plans[B] = _Plan(self.model, B, criterion.num_samples)
         num_samples, gradient = criterion.num_samples, ESTIMATORS[criterion.estimator].gradient
 
-        posterior = plan.first.forward_of_bytes(x, self.x_scale) if not x.is_floating_point() else plan.first.forward(x)
+        posterior = plan.first.forward_of_images(x, self.x_scale)
         for layer in plan.encoder:
             posterior = layer.forward(posterior)
         mu, logvar = posterior.chunk(2, dim=-1)
@@ -165,7 +185,12 @@ class DirectStep(AutogradStep):
     def update(self) -> None:
         """The optimizer's step without the profiling around it, which takes 50 us, and a second at the first."""
         optimizer = self.optimizer
-        hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        hooks = (
+            optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        )
         if hooks or "step" in vars(optimizer):  # a scheduler's
             optimizer.step()
         else:
@@ -222,7 +247,7 @@ class _Layer:
             bias_activation(self.value, bias, self.code)
         return self.value
 
-    def forward_of_bytes(self, x: Tensor, x_scale: float | None) -> Tensor:
+    def forward_of_images(self, x: Tensor, x_scale: float | None) -> Tensor:
         if not is_sparse(x):
             return self.forward(floating(x, x_scale, self.layer.weight))
         self.x, self.x_scale, self.sparse = x, x_scale, True
@@ -281,17 +306,23 @@ class GraphStep:
         return outcome
 
     def _capture(self) -> bool:
-        criterion = self.step.criterion
+        criterion, stream = self.step.criterion, None
         beta, criterion.beta = criterion.beta, self.inputs[-1]
         self.step.optimizer.zero_grad(set_to_none=True)
         try:
             graph = torch.cuda.CUDAGraph()
+            stream = torch.cuda.current_stream()
             with torch.cuda.graph(graph):
                 self.outcome = self.step(*self.inputs[:-1])
             self.graph = graph
         except RuntimeError as error:
             self.given_up = True
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if stream is not None:  # where ending the capture failed too, nobody came back from its stream
+                torch.cuda.set_stream(stream)
+            first: BaseException = error  # ... and this is of the ending; what went wrong before says why
+            while first.__context__ is not None:
+                first = first.__context__
+            reason = str(first).splitlines()[0] if str(first) else type(first).__name__
             warnings.warn(
                 f"the training step could not be captured in a CUDA graph ({reason}), so it runs op by op: the same "
                 "numbers, more slowly",
@@ -300,6 +331,19 @@ class GraphStep:
         finally:
             criterion.beta = beta
         return self.graph is not None
+
+
+def made_of(model: nn.Module, criterion: FusedELBO, optimizer: torch.optim.Optimizer) -> tuple:
+    """What a step takes as it is: where this has changed, there must be a new one. A captured one has addresses and
+    hyperparameters in it."""
+    parameters = list(model.parameters())
+    options = [value for name, value in vars(criterion).items() if name != "beta" and not name.startswith("_")]
+    found: list = [criterion, *options, optimizer, *model.modules(), *parameters, _is_known(model)]
+    if any(p.is_cuda for p in parameters):
+        states = [t for p in parameters for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
+        found += [t.data_ptr() for t in (*parameters, *states)]
+        found += [repr({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
+    return tuple(id(x) if isinstance(x, nn.Module | Tensor | torch.optim.Optimizer) else x for x in found)
 
 
 def training_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 import math
@@ -25,7 +26,7 @@ from .models import VAE
 from .ops import mix_seed, sample_gaussian
 from .products import has_bf16
 from .runs import CONFIG, MODEL, RunFolder
-from .steps import training_step
+from .steps import AutogradStep, GraphStep, made_of, training_step
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
 EVALUATION_BATCH = 1000
@@ -147,7 +148,9 @@ class _Adagrad(_Light, torch.optim.Adagrad):
 
 
 def _adam(parameters, lr: float, device: torch.device) -> torch.optim.Optimizer:
-    return _Adam(parameters, lr=lr, fused=True, capturable=device.type == "cuda")
+    adam = _Adam(parameters, lr=lr, fused=True, capturable=device.type == "cuda")
+    adam._warned_capturable_if_run_uncaptured = True  # the steps before the captured one are meant
+    return adam
 
 
 def _adagrad(parameters, lr: float, device: torch.device) -> torch.optim.Optimizer:
@@ -233,6 +236,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes a GPU the current one, as streams, events and graphs want it."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 class Trainer:
     """Trains a VAE by the AEVB algorithm (Kingma & Welling 2013, algorithm 1), with any estimator of `FusedELBO`.
 
@@ -246,8 +254,9 @@ class Trainer:
     The noise of an image, its bits and its samples of z, is a function of the config's seed, the epoch and the image,
     and the order of an epoch one of the seed and the epoch.
 
-    Attributes: config, dataset, model, optimizer; test_x, the test images as the model is evaluated on them; epoch and
-    step, how many were done; folder, the run's, from `fit` on.
+    Attributes: config, dataset; model, optimizer and criterion, which may be changed between epochs (a parameter's
+    .grad is good until the next step); test_x, the test images as the model is evaluated on them; epoch and step, how
+    many were done; folder, the run's, from `fit` on.
 
     Args:
         config: the options.
@@ -269,12 +278,6 @@ class Trainer:
         self.config = config
         self.dataset = dataset or load(config.data)
         self.device = _device(config.device)
-        if config.precision == "bf16" and not has_bf16(self.device):
-            warnings.warn(
-                "precision is 'bf16', for which this processor has no instructions (AVX512-BF16 or AMX; a GPU from "
-                "Ampere on): training works, but is slower than in float32",
-                stacklevel=2,
-            )
         seeds = mix_seed(config.seed, torch.arange(4)).tolist()
         init_seed, self._order_seed, self._noise_seed, test_seed = seeds
         self.model = model or VAE(
@@ -302,9 +305,9 @@ class Trainer:
             free_bits=config.free_bits,
             capacity=config.capacity,
         )
-        self._step = training_step(
-            self.model, self.criterion, self.optimizer, targets, config.batch_size, config.precision == "bf16"
-        )
+        self._targets = targets
+        self._step: AutogradStep | GraphStep | None = None
+        self._step_made_of: tuple = ()
         self.step = 0
         self.epoch = 0
         # The test images are binarized once and their noise has one seed, so that epochs can be compared.
@@ -312,8 +315,9 @@ class Trainer:
         self._test_seeds = mix_seed(test_seed, torch.arange(len(self.test_x), device=self.device))
 
     @classmethod
-    def load(cls, run: str | PathLike[str]) -> Trainer:
-        """The trainer of a run that is done, with the model it saved: to evaluate, sample, or look at.
+    def load(cls, run: str | PathLike[str], device: str | None = None) -> Trainer:
+        """The trainer of a run that is done, with the model it saved: to evaluate, sample, or look at; on the device
+        that it was trained on, or the CPU where that is not here, or on another.
 
         Raises FileNotFoundError: there is no run, or its data are gone. ValueError: a damaged or foreign file.
         """
@@ -322,7 +326,10 @@ class Trainer:
         known = {field.name for field in dataclasses.fields(TrainConfig)}
         if unknown := sorted(set(options) - known):
             raise ValueError(f"{folder.path / CONFIG} has options that aevb does not know: {', '.join(unknown)}")
-        trainer = cls(TrainConfig(**options), model=VAE.load(folder.path / MODEL))
+        config = TrainConfig(**options)
+        if device is None:
+            device = config.device if config.device == "cpu" or torch.cuda.is_available() else "cpu"
+        trainer = cls(dataclasses.replace(config, device=device), model=VAE.load(folder.path / MODEL))
         trainer.folder = folder
         return trainer
 
@@ -361,16 +368,34 @@ class Trainer:
         batches = self.order(self.epoch).split(self.config.batch_size)
         batch_seed, noise_seed = self.noise_seeds(self.epoch)
         ledger = _Ledger(self.device)
-        for index in batches:
-            self.criterion.beta = self._beta()
-            outcome = self._step(index, batch_seed, noise_seed)
-            self.step += 1
-            ledger.add(self.step, len(index), outcome.loss, *self._kls(outcome.kl))
-            if self.step % CHECK_EVERY == 0 or index is batches[-1]:
-                for steps, elbo in ledger.read(wait=index is batches[-1]):
-                    report(steps, elbo)
+        with _current(self.device):
+            take_step = self._training_step()
+            for index in batches:
+                self.criterion.beta = self._beta()
+                outcome = take_step(index, batch_seed, noise_seed)
+                self.step += 1
+                ledger.add(self.step, len(index), outcome.loss, *self._kls(outcome.kl))
+                if self.step % CHECK_EVERY == 0 or index is batches[-1]:
+                    for steps, elbo in ledger.read(wait=index is batches[-1]):
+                        report(steps, elbo)
+        self._step_made_of = made_of(self.model, self.criterion, self.optimizer)  # the first step made Adam's state
         self.epoch += 1
         return ledger.average
+
+    def _training_step(self) -> AutogradStep | GraphStep:
+        """A step of model, criterion and optimizer as they are now: between epochs any may be changed."""
+        parts = (self.model, self.criterion, self.optimizer)
+        bf16 = self.config.precision == "bf16"
+        if self._step is None and bf16 and not has_bf16(self.device):
+            warnings.warn(
+                "precision is 'bf16', for which this processor has no instructions (AVX512-BF16 or AMX; a GPU from "
+                "Ampere on): training works, but is slower than in float32",
+                stacklevel=3,
+            )
+        if self._step is None or made_of(*parts) != self._step_made_of:
+            self._step = training_step(*parts, self._targets, self.config.batch_size, bf16)
+            self._step_made_of = made_of(*parts)
+        return self._step
 
     def order(self, epoch: int) -> Tensor:
         """The training images' numbers in the order of an epoch, on the device."""
@@ -389,10 +414,11 @@ class Trainer:
         config's seed."""
         log_likelihood = kl = 0.0
         test_x, test_seeds = self.test_x[:images], self._test_seeds[:images]
-        for x, seeds in zip(test_x.split(EVALUATION_BATCH), test_seeds.split(EVALUATION_BATCH), strict=True):
-            z, batch_kl = sample_gaussian(*self.model.encode(x), seed=seeds)
-            log_likelihood += float(self.model.log_prob(x, z).sum(dtype=torch.float64))
-            kl += float(batch_kl.sum(dtype=torch.float64))
+        with _current(self.device):
+            for x, seeds in zip(test_x.split(EVALUATION_BATCH), test_seeds.split(EVALUATION_BATCH), strict=True):
+                z, batch_kl = sample_gaussian(*self.model.encode(x), seed=seeds)
+                log_likelihood += float(self.model.log_prob(x, z).sum(dtype=torch.float64))
+                kl += float(batch_kl.sum(dtype=torch.float64))
         n = len(test_x)
         return Evaluation((log_likelihood - kl) / n, log_likelihood / n, kl / n)
 
@@ -465,7 +491,9 @@ class Trainer:
     def _draw(self, folder: RunFolder) -> None:
         from .pictures import draw
 
-        for name, png in draw(self.model, self.dataset, self.config.seed).items():
+        # A copy, since moving the model would move what a captured step writes to.
+        model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        for name, png in draw(model, self.dataset, self.config.seed).items():
             folder.write(name, png)
 
     def _after_interrupt(self, folder: RunFolder) -> str:

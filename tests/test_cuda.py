@@ -575,6 +575,20 @@ def test_a_captured_training_step_is_an_eager_one():
         assert (a - b).norm() <= 1e-3 * b.norm()
 
 
+def test_a_run_from_the_command_to_its_pictures(tmp_path):
+    config = aevb.TrainConfig(out=str(tmp_path / "run"), epochs=2, device=DEVICE, progress=False, hidden_dims=(50,))
+    trainer = aevb.Trainer(config)
+    before = trainer.evaluate().elbo
+    assert trainer.fit()["test_elbo"] > before + 5
+    assert (tmp_path / "run" / "latent.png").stat().st_size > 0
+    loaded = aevb.Trainer.load(tmp_path / "run", device="cpu")
+    assert loaded.evaluate().elbo == pytest.approx(trainer.evaluate().elbo, rel=1e-4)
+    trainer.optimizer.param_groups[0]["lr"] = 0.0  # a captured step has it in it
+    weights = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train_epoch()
+    assert all(torch.equal(a, b) for a, b in zip(weights, trainer.model.parameters(), strict=True))
+
+
 @runtime
 def test_replays_of_a_training_step_draw_fresh_noise():
     step = Step(draw_seeds=True)

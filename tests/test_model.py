@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import rand
 from safetensors.torch import save_file
+from torch.nn.utils.prune import random_unstructured
 
 import aevb
 
@@ -104,6 +105,21 @@ def test_every_parameter_gets_a_gradient():
     logits, kl = vae(x, seed=1)
     (1.7 * aevb.FusedELBO()(logits, x, kl=kl)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
+
+
+def test_hooks_and_other_layers_are_called():
+    vae, x = aevb.VAE(12, (7, 6), 2), rand(1, 5, 12)
+    seen = []
+    for layer in (vae.encoder[0], vae.encoder[4], vae.decoder[1]):
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(type(module).__name__))
+    vae(x)
+    assert seen == ["Linear", "Linear", "Tanh"]
+    vae.decoder[1] = torch.nn.ReLU()
+    z = rand(2, 5, 2)
+    torch.testing.assert_close(vae.decode(z), vae.decoder(z))
+    random_unstructured(vae.encoder[2], "weight", 0.5)
+    for _ in range(2):  # a graph of its own each time
+        vae(x)[0].sum().backward()
 
 
 def test_bad_input_gets_a_sentence():

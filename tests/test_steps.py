@@ -21,7 +21,7 @@ def step(cls, how="dynamic", hidden_dims=(50,), bf16=False, data=None, **criteri
     targets = Targets(images() if data is None else data, how, 255)
     model = aevb.VAE(64, hidden_dims, 5, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    loss = aevb.FusedELBO(x_scale=targets.x_scale, **criterion)
+    loss = aevb.FusedELBO(**{"x_scale": targets.x_scale, **criterion})
     return cls(model, loss, optimizer, targets, targets.x_scale, bf16)
 
 
@@ -76,6 +76,30 @@ def test_no_more_than_this_is_taken_for_a_plain_vae():
     frozen = aevb.VAE(64, 50, 5)
     frozen.decoder[0].bias.requires_grad_(False)
     assert not fits(frozen)
+    assert not fits(aevb.VAE(64, 50, 5), reduction="sum")
+    for change in (
+        lambda m: torch.nn.utils.parametrizations.weight_norm(m.decoder[0]),
+        lambda m: setattr(m.encoder[2], "weight", m.encoder[4].weight),
+        lambda m: m.encoder.__setitem__(1, torch.nn.ReLU()),
+        lambda m: m.decoder[2].register_forward_hook(lambda *_: None),
+        lambda m: setattr(m.decoder[0], "bias", None),
+    ):
+        other = aevb.VAE(64, (10, 10), 5)
+        assert fits(other)
+        change(other)
+        assert not fits(other)
+
+
+def test_grey_floats_are_scaled_too():
+    data = images().float()
+    made = [step(cls, x_scale=1 / 255) for cls in (DirectStep, AutogradStep)]
+    for each in made:
+        each.x_scale = 1 / 255
+    x = data[:30]
+    outcomes = [m.gradients(x, m.noise_seeds(SEEDS[1], torch.arange(30))) for m in made]
+    assert torch.equal(outcomes[0].loss, outcomes[1].loss)
+    for a, b in zip(made[0].model.parameters(), made[1].model.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
 
 
 def test_the_noise_of_an_image_does_not_depend_on_its_batch():

@@ -293,14 +293,66 @@ def test_a_device_that_is_not_there_gets_a_sentence(tmp_path, digits, monkeypatc
 def test_bf16_trains_and_says_where_it_is_slow(tmp_path, digits, monkeypatch):
     config = options(tmp_path, precision="bf16", learning_rate=5e-3, batch_size=10)
     monkeypatch.setattr(products, "_cpuinfo", lambda: "flags : fma avx512_bf16")
-    trainer = aevb.Trainer(config, dataset=digits)  # without a warning, which would be an error here
+    trainer = aevb.Trainer(config, dataset=digits)
     before = trainer.evaluate()
     for _ in range(6):
-        trainer.train_epoch()
+        trainer.train_epoch()  # without a warning, which would be an error here
     assert trainer.evaluate().elbo > before.elbo + 8
     monkeypatch.setattr(products, "_cpuinfo", lambda: "flags : fma avx512f")
     with pytest.warns(UserWarning, match="precision is 'bf16', for which this processor has no instructions"):
-        aevb.Trainer(config, dataset=digits)
+        aevb.Trainer(config, dataset=digits).train_epoch()
+
+
+def test_what_is_changed_between_epochs_counts(tmp_path, digits):
+    trainer = aevb.Trainer(options(tmp_path), dataset=digits)
+    trainer.train_epoch()
+    model = trainer.model
+
+    def moved(layer):
+        before = layer.weight.detach().clone()
+        trainer.train_epoch()
+        return not torch.equal(before, layer.weight)
+
+    model.decoder[0].requires_grad_(False)
+    assert not moved(model.decoder[0])
+    model.decoder[0].requires_grad_(True)
+    assert moved(model.decoder[0])
+    seen = []
+    handle = model.decoder[0].weight.register_hook(lambda grad: seen.append(grad))
+    trainer.train_epoch()
+    assert seen
+    handle.remove()
+    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    assert not moved(model.encoder[0])
+    trainer.optimizer.param_groups[0]["lr"] = 1e-3
+    assert moved(model.encoder[0])
+    trainer.criterion = aevb.FusedELBO(x_scale=trainer.criterion.x_scale, estimator="iwae", num_samples=5)
+    assert moved(model.encoder[0])
+
+
+def test_layers_of_another_kind_train(tmp_path, digits):
+    model = aevb.VAE(digits.data_dim, (20, 20), 3)
+    torch.nn.utils.parametrizations.weight_norm(model.decoder[0])
+    model.encoder[3] = torch.nn.ReLU()
+    shared = model.decoder[2]
+    model.decoder[2] = torch.nn.Sequential(shared, torch.nn.Tanh(), shared)
+    trainer = aevb.Trainer(options(tmp_path, learning_rate=1e-2), model=model, dataset=digits)
+    before, elbo = [p.detach().clone() for p in model.parameters()], trainer.evaluate().elbo
+    for _ in range(4):
+        trainer.train_epoch()
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert trainer.evaluate().elbo > elbo + 3
+
+
+def test_bits_and_noise_of_the_test_images_are_independent(tmp_path, digits):
+    trainer = aevb.Trainer(options(tmp_path), dataset=digits)
+    x = trainer.test_x.double()
+    eps = aevb.reference.normal(trainer._test_seeds, (len(x), 64))
+    radius = (eps.view(-1, 32, 2).square().sum(-1)).repeat_interleave(2, -1).double()  # from a pixel's word, once
+    grey = digits.test_images.double() / digits.max_value
+    chosen = (grey > 0.2) & (grey < 0.8)
+    correlation = torch.corrcoef(torch.stack([(x - grey)[chosen], radius[chosen]]))[0, 1]
+    assert abs(correlation) < 5 / chosen.sum() ** 0.5
 
 
 def test_training_imports_nothing_slow():
