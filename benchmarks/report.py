@@ -130,7 +130,7 @@ class Run:
 
     def training(self, data: str) -> None:
         print("training: from a cold start ...", flush=True)
-        self.found["training"] = learn(data, runs=1 if self.quick else 5, epochs=1 if self.quick else 20)
+        self.found["training"] = learn(data, runs=1 if self.quick else 3, epochs=1 if self.quick else 20)
         self.save()
 
 
