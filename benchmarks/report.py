@@ -33,7 +33,7 @@ from .measure import (
 )
 from .training import learn
 
-ROOT = Path(__file__).parent.parent
+README = Path(__file__).parent.parent / "README.md"
 LARGE = 2**20  # elements of an input
 MINUTES = 2e7  # elements from which on checks and peers take that long
 
@@ -162,12 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             getattr(run, part)(*([options.data] if part in ("steps", "training") else []))
         found = run.found
     print(f"\n{tables.all_of(found)}")
-    if file:
-        print(f"\nwritten to {', '.join(map(str, [file, *plots.draw(found, file.parent, found['machine'] + '-')]))}")
     if options.readme:
-        readme = ROOT / "README.md"
-        readme.write_text(tables.put_into(readme.read_text(), found))
-        plots.draw(found, ROOT / "docs", "")
+        README.write_text(tables.put_into(README.read_text(), found))
+        written = [README, *plots.draw(found, README.parent / "docs", "")]
+    else:
+        written = plots.draw(found, file.parent, f"{found['machine']}-") if file else []
+    if file:
+        print(f"\nwritten: {', '.join(map(str, [file, *written]))}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every op of every device, from tensors to the arguments of kernels, written once for all devices.
+// The ops that every device has, from tensors to the arguments of kernels, written once.
 //
 // A Device is made from a tensor on it, and is where results are allocated and kernels run:
 //   Tensor empty(const Sizes&, ScalarType)

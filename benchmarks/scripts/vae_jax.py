@@ -3,7 +3,6 @@
 Prints a line of JSON an epoch: the test ELBO, one sample of z an image, in nats.
 """
 
-import argparse
 import json
 from functools import partial
 
@@ -11,14 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from idx import images
+from shared import arguments, images
 
-parser = argparse.ArgumentParser()
-parser.add_argument("data", help="a folder with MNIST's IDX files")
-parser.add_argument("--batch-size", type=int, default=100)
-parser.add_argument("--epochs", type=int, default=20)
-parser.add_argument("--seed", type=int, default=1)
-args = parser.parse_args()
+args = arguments()
 
 train_x, test_x = images(args.data, "train"), images(args.data, "t10k")
 random = np.random.RandomState(args.seed)

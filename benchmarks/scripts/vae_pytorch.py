@@ -3,21 +3,15 @@
 Prints a line of JSON an epoch: the test ELBO, one sample of z an image, in nats.
 """
 
-import argparse
 import json
 
 import torch
 import torch.nn.functional as F
-from idx import images
+from shared import arguments, images
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
-parser = argparse.ArgumentParser()
-parser.add_argument("data", help="a folder with MNIST's IDX files")
-parser.add_argument("--batch-size", type=int, default=100)
-parser.add_argument("--epochs", type=int, default=20)
-parser.add_argument("--seed", type=int, default=1)
-args = parser.parse_args()
+args = arguments()
 torch.manual_seed(args.seed)
 
 train_data, test_data = (TensorDataset(torch.from_numpy(images(args.data, part))) for part in ("train", "t10k"))
