@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import floating, linear
@@ -38,6 +39,8 @@ class VAE(nn.Module):
     Raises:
         ValueError: a size below 1; at a call, a last dimension that does not fit, or x of integers.
     """
+
+    likelihood = "bernoulli"
 
     def __init__(
         self,
@@ -99,6 +102,21 @@ class VAE(nn.Module):
         for L samples. The logits are never in memory."""
         return linear_bernoulli_log_prob(*self.linear_logits(z), x)
 
+    def mean(self, z: Tensor) -> Tensor:
+        """E[x|z], (..., data_dim): the probability of each pixel."""
+        return self.decode(z).sigmoid()
+
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the variance of each pixel of p(x|z), both (..., data_dim)."""
+        p = self.mean(z)
+        return p, p * (1 - p)
+
+    def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x_i|z) of each pixel, (..., data_dim), in nats: x (..., data_dim), z (..., latent_dim) or (L, ...,
+        latent_dim). For where some pixels count and others do not; their sum is `log_prob`, which is faster."""
+        logits = self.decode(z)
+        return x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
+
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """The probabilities, (n, data_dim), at n draws of z from the prior; no gradient."""
@@ -106,12 +124,12 @@ class VAE(nn.Module):
             raise ValueError(f"n is {n}; expected the number of samples")
         weight = next(self.parameters())
         z = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
-        return self.decode(z).sigmoid()
+        return self.mean(z)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """The probabilities, (..., data_dim), at the posterior mean of x; no gradient."""
-        return self.decode(self.encode(x)[0]).sigmoid()
+        return self.mean(self.encode(x)[0])
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> VAE:
