@@ -1,4 +1,4 @@
-"""The command line: `aevb train`, `aevb evaluate`, `aevb info`."""
+"""The command line: `aevb train`, `aevb resume`, `aevb evaluate`, `aevb info`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import tyro
 from .evaluation import evaluate as evaluate_model
 from .info import build_info
 from .runs import EVALUATION, METRICS, MODEL, PICTURES
-from .train import TrainConfig, Trainer
+from .config import TrainConfig
+from .train import Trainer
 
 DESCRIPTION = (
     "Variational autoencoders in PyTorch, with fused ELBO kernels. Example: `aevb train` trains one on the handwritten "
@@ -25,8 +26,37 @@ def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
 
     Example: aevb train --data path/to/mnist --epochs 20 --out runs/mnist
     """
-    trainer = Trainer(config)
+    _train(Trainer(config))
+
+
+def resume(
+    run: tyro.conf.Positional[str],
+    /,
+    epochs: int | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Go on with a run that was stopped or killed, to the bit as if it had not been; or train it for more epochs.
+
+    Example: aevb resume runs/mnist --epochs 200
+
+    Args:
+        run: the run folder.
+        epochs: passes over the training images in all, if not as many as it began with.
+        device: where to train, if not where it began.
+        threads: threads to train with.
+        progress: the progress bar; --no-progress for none.
+    """
+    changes = {"epochs": epochs, "device": device, "threads": threads}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    _train(Trainer.resume(run, **changes, progress=progress))
+
+
+def _train(trainer: Trainer) -> None:
     metrics = trainer.fit()
+    if not trainer.processes.is_first:
+        return
     path = trainer.folder.path
     print(f"model     {path / MODEL}, with its history in {METRICS}")
     print(
@@ -80,7 +110,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit status: 0, 1 after an error (a sentence on stderr), 130 after Ctrl-C."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "evaluate": evaluate, "info": info},
+            {"train": train, "resume": resume, "evaluate": evaluate, "info": info},
             prog="aevb",
             description=DESCRIPTION,
             args=args,

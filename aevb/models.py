@@ -1,11 +1,13 @@
-"""The paper's model."""
+"""The models: the paper's, and a convolutional one. Both may have a Bernoulli or a Gaussian decoder."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,61 +15,76 @@ from torch import Tensor, nn
 
 from .layers import floating, linear
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
-from .ops import sample_gaussian
+from .loss import GaussianOutput
+from .ops import bernoulli_log_prob, gaussian_log_prob, sample_gaussian
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
+
+M = TypeVar("M", bound="BaseVAE")
 
 
-class VAE(nn.Module):
-    """A variational autoencoder with tanh hidden layers on each side (Kingma & Welling 2013, appendix C).
+class BaseVAE(nn.Module):
+    """What the models share: everything but the two networks, `encoder` and `decoder`.
 
-    The encoder gives the posterior q(z|x) = N(mu(x), exp(logvar(x))), the decoder the logits of a Bernoulli p(x|z);
-    with one hidden layer::
-
-        mu, logvar = W2 tanh(W1 x + b1) + b2            logits = W4 tanh(W3 z + b3) + b4
-
-    Shapes: x (..., data_dim), values in [0, 1]; z, mu and logvar (..., latent_dim). Call the model for training::
-
-        logits, kl = model(x)
-        loss = aevb.FusedELBO()(logits, x, kl=kl)
+    Their decoder's output is the logits of a Bernoulli p(x|z), or a Gaussian's mean before the sigmoid and its logvar
+    (Kingma & Welling 2013, appendix C, and section 5 for the sigmoid).
 
     Args:
-        data_dim: values a datapoint has: 784 for 28x28 images.
-        hidden_dims: units of the encoder's hidden layers, from x on: a number for one layer, or a sequence. The decoder
-            has the same in reverse.
-        latent_dim: dimensions of z.
-        generator: where the initial weights (Xavier-uniform; zero biases) are drawn; by default PyTorch's own.
-
-    Raises:
-        ValueError: a size below 1; at a call, a last dimension that does not fit, or x of integers.
+        likelihood: "bernoulli" or "gaussian".
+        variance: of the Gaussian. "learned": the decoder gives a logvar for each pixel (appendix C.2); "shared": one
+            learned number; or a fixed number.
+        min_variance: which a learned variance approaches and never reaches. By default that of rounding to 8 bits,
+            1 / (12 * 255^2): below it a density says more than the data do, and has no bound where a pixel is constant.
     """
 
-    likelihood = "bernoulli"
+    encoder: nn.Sequential
+    decoder: nn.Sequential
 
     def __init__(
         self,
         data_dim: int,
-        hidden_dims: int | Sequence[int] = 500,
-        latent_dim: int = 20,
-        *,
-        generator: torch.Generator | None = None,
+        latent_dim: int,
+        likelihood: str = "bernoulli",
+        variance: str | float = "learned",
+        min_variance: float = 1 / (12 * 255**2),
     ):
         super().__init__()
-        hidden = (hidden_dims,) if isinstance(hidden_dims, int) else tuple(hidden_dims)
-        for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim), *(("hidden_dims", h) for h in hidden)):
+        for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim)):
             if size < 1:
                 raise ValueError(f"{name} is {size}; expected at least 1")
-        if not hidden:
-            raise ValueError("hidden_dims is empty; expected the units of at least one hidden layer")
-        self.data_dim, self.hidden_dims, self.latent_dim = data_dim, hidden, latent_dim
-        self.encoder = _mlp([data_dim, *hidden, 2 * latent_dim], generator)
-        self.decoder = _mlp([latent_dim, *reversed(hidden), data_dim], generator)
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood is {likelihood!r}; expected one of {', '.join(map(repr, LIKELIHOODS))}")
+        if variance not in ("learned", "shared") and (isinstance(variance, str) or not 0 < variance < math.inf):
+            raise ValueError(f"variance is {variance!r}; expected 'learned', 'shared' or a positive number")
+        if not 0 < min_variance < math.inf:
+            raise ValueError(f"min_variance is {min_variance}; expected a positive number")
+        self.data_dim, self.latent_dim = data_dim, latent_dim
+        self.likelihood, self.variance, self.min_variance = likelihood, variance, min_variance
+        if likelihood == "gaussian" and variance == "shared":
+            self.logvar = nn.Parameter(torch.tensor(INITIAL_LOGVAR))
+
+    @property
+    def _outputs(self) -> int:
+        """Numbers that the decoder gives for each pixel."""
+        return 2 if self.likelihood == "gaussian" and self.variance == "learned" else 1
+
+    def options(self) -> dict[str, Any]:
+        """The arguments to make another one of: JSON's."""
+        return {
+            "latent_dim": self.latent_dim,
+            "likelihood": self.likelihood,
+            "variance": self.variance,
+            "min_variance": self.min_variance,
+        }
 
     def forward(
         self, x: Tensor, num_samples: int | None = None, *, seed: Tensor | int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | GaussianOutput, Tensor]:
         """Encodes, samples, decodes.
 
-        Returns logits, (..., data_dim) or (num_samples, ..., data_dim), and the KL of the posterior from N(0, I),
-        (...,), in nats. `seed` is that of `aevb.sample_gaussian`.
+        Returns what `decode` gives, (..., data_dim) or (num_samples, ..., data_dim), and the KL of the posterior from
+        N(0, I), (...,), in nats. `seed` is that of `aevb.sample_gaussian`.
         """
         z, kl = sample_gaussian(*self.encode(x), num_samples, seed=seed)
         return self.decode(z), kl
@@ -82,44 +99,53 @@ class VAE(nn.Module):
             )
         if x.is_floating_point():
             x = x.to(next(self.parameters()).dtype)
-        mu, logvar = _output(self.encoder, _hidden(self.encoder, x, x_scale)).chunk(2, dim=-1)
+        mu, logvar = self._encoded(x, x_scale).chunk(2, dim=-1)
         return mu, logvar
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The logits, (..., data_dim), of p(x|z)."""
+    def decode(self, z: Tensor) -> Tensor | GaussianOutput:
+        """Of p(x|z) the logits, (..., data_dim); of a Gaussian (mean, logvar): the mean before the sigmoid, and logvar
+        (..., data_dim), 0-d or a number."""
         _check_last(z, "z", self.latent_dim)
-        return _output(self.decoder, _hidden(self.decoder, z))
+        return self._output(self._decoded(z))
 
-    def linear_logits(self, z: Tensor) -> LinearLogits:
-        """The logits of p(x|z) that nobody has computed yet, to be passed to `FusedELBO` in place of `decode(z)`."""
-        _check_last(z, "z", self.latent_dim)
-        last = self.decoder[-1]
-        assert isinstance(last, nn.Linear)
-        return LinearLogits(_hidden(self.decoder, z), last.weight, last.bias)
+    def recon(self, z: Tensor) -> Tensor | LinearLogits | GaussianOutput:
+        """What `FusedELBO` takes as `recon`: `decode(z)`, or what saves its memory."""
+        return self.decode(z)
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), in nats, z's leading dimensions: x (..., data_dim), z (..., latent_dim) or (L, ..., latent_dim)
-        for L samples. The logits are never in memory."""
-        return linear_bernoulli_log_prob(*self.linear_logits(z), x)
+        for L samples."""
+        output = self.decode(z)
+        if isinstance(output, GaussianOutput):
+            return gaussian_log_prob(output.mean, x, output.logvar, sigmoid=True)
+        return bernoulli_log_prob(output, x)
 
     def mean(self, z: Tensor) -> Tensor:
-        """E[x|z], (..., data_dim): the probability of each pixel."""
-        return self.decode(z).sigmoid()
+        """E[x|z], (..., data_dim): of bits the probability of each."""
+        output = self.decode(z)
+        return (output.mean if isinstance(output, GaussianOutput) else output).sigmoid()
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the variance of each pixel of p(x|z), both (..., data_dim)."""
-        p = self.mean(z)
+        output = self.decode(z)
+        if isinstance(output, GaussianOutput):
+            mean, logvar = output.mean.sigmoid(), torch.as_tensor(output.logvar, device=z.device)
+            return mean, logvar.to(mean.dtype).exp().expand_as(mean)
+        p = output.sigmoid()
         return p, p * (1 - p)
 
     def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x_i|z) of each pixel, (..., data_dim), in nats: x (..., data_dim), z (..., latent_dim) or (L, ...,
         latent_dim). For where some pixels count and others do not; their sum is `log_prob`, which is faster."""
-        logits = self.decode(z)
-        return x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
+        output = self.decode(z)
+        if isinstance(output, GaussianOutput):
+            mean, variance = self.moments(z)
+            return -0.5 * ((x - mean).square() / variance + (2 * math.pi * variance).log())
+        return x * F.logsigmoid(output) + (1 - x) * F.logsigmoid(-output)
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """The probabilities, (n, data_dim), at n draws of z from the prior; no gradient."""
+        """The pixel means, (n, data_dim), at n draws of z from the prior; no gradient."""
         if n < 0:
             raise ValueError(f"n is {n}; expected the number of samples")
         weight = next(self.parameters())
@@ -128,43 +154,250 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The probabilities, (..., data_dim), at the posterior mean of x; no gradient."""
+        """The pixel means, (..., data_dim), at the posterior mean of x; no gradient."""
         return self.mean(self.encode(x)[0])
 
+    def metadata(self) -> dict[str, str]:
+        """What says in a file of weights which model they are of."""
+        return {"model": json.dumps({"class": type(self).__name__, **self.options()})}
+
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> VAE:
-        """The model in a run's `model.safetensors`; its sizes are those of the weights.
+    def load(cls: type[M], path: str | PathLike[str]) -> M:
+        """The model in a run's `model.safetensors`, of the class and sizes that the file says.
 
         Raises FileNotFoundError, or ValueError where the file is damaged or holds another model.
         """
         import safetensors
-        from safetensors.torch import load_file
 
         try:
-            weights = load_file(path)
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from error
         try:
-            data_dim, latent_dim = weights["encoder.0.weight"].shape[1], weights["decoder.0.weight"].shape[1]
-            layers = sum(name.startswith("encoder.") and name.endswith(".weight") for name in weights)
-            model = cls(data_dim, [len(weights[f"encoder.{2 * i}.weight"]) for i in range(layers - 1)], latent_dim)
+            options = json.loads(metadata["model"]) if "model" in metadata else _options_of(weights)
+            kind = MODELS[options.pop("class")]
+            model = kind(**options)
             model.load_state_dict(weights)
-        except (KeyError, IndexError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} does not hold the weights of an aevb.VAE: {', '.join(sorted(weights))}"
-            ) from error
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} does not hold the weights of an aevb.{cls.__name__}: {', '.join(sorted(weights))}") from error
+        if not isinstance(model, cls):
+            raise ValueError(f"{path} holds a {kind.__name__}; expected a {cls.__name__}")
         return model
+
+    # ---- what a model has of its own ----
+
+    def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
+        """mu and logvar side by side, (..., 2 latent_dim)."""
+        raise NotImplementedError
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """The decoder's output, (..., _outputs * data_dim)."""
+        raise NotImplementedError
+
+    # ---- the likelihood ----
+
+    def _output(self, decoded: Tensor) -> Tensor | GaussianOutput:
+        if self.likelihood == "bernoulli":
+            return decoded
+        if self.variance == "learned":
+            mean, logvar = decoded.chunk(2, dim=-1)
+            return GaussianOutput(mean, self._above_floor(logvar))
+        if self.variance == "shared":
+            return GaussianOutput(decoded, self._above_floor(self.logvar))
+        return GaussianOutput(decoded, math.log(self.variance))  # type: ignore[arg-type]
+
+    def _above_floor(self, logvar: Tensor) -> Tensor:
+        """Smoothly: far below the floor there is still a gradient that leads back."""
+        floor = math.log(self.min_variance)
+        return floor + F.softplus(logvar - floor)
+
+
+class VAE(BaseVAE):
+    """A variational autoencoder with tanh hidden layers on each side (Kingma & Welling 2013, appendix C).
+
+    The encoder gives the posterior q(z|x) = N(mu(x), exp(logvar(x))), the decoder the parameters of p(x|z); with one
+    hidden layer::
+
+        mu, logvar = W2 tanh(W1 x + b1) + b2            logits = W4 tanh(W3 z + b3) + b4
+
+    Shapes: x (..., data_dim), values in [0, 1]; z, mu and logvar (..., latent_dim). Call the model for training::
+
+        logits, kl = model(x)
+        loss = aevb.FusedELBO()(logits, x, kl=kl)
+
+    or, with a Gaussian decoder, ``aevb.FusedELBO(likelihood="gaussian", sigmoid_means=True)``.
+
+    Args:
+        data_dim: values a datapoint has: 784 for 28x28 images.
+        hidden_dims: units of the encoder's hidden layers, from x on: a number for one layer, or a sequence. The decoder
+            has the same in reverse.
+        latent_dim: dimensions of z.
+        likelihood, variance, min_variance: see `BaseVAE`.
+        generator: where the initial weights (Xavier-uniform; zero biases) are drawn; by default PyTorch's own.
+
+    Raises:
+        ValueError: a size below 1; at a call, a last dimension that does not fit, or x of integers.
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        hidden_dims: int | Sequence[int] = 500,
+        latent_dim: int = 20,
+        *,
+        generator: torch.Generator | None = None,
+        **likelihood: Any,
+    ):
+        super().__init__(data_dim, latent_dim, **likelihood)
+        hidden = (hidden_dims,) if isinstance(hidden_dims, int) else tuple(hidden_dims)
+        if not hidden:
+            raise ValueError("hidden_dims is empty; expected the units of at least one hidden layer")
+        if min(hidden) < 1:
+            raise ValueError(f"hidden_dims is {min(hidden)}; expected at least 1")
+        self.hidden_dims = hidden
+        self.encoder = _mlp([data_dim, *hidden, 2 * latent_dim], generator)
+        self.decoder = _mlp([latent_dim, *reversed(hidden), self._outputs * data_dim], generator)
+        _set_logvar_bias(self.decoder[-1], self._outputs)
+
+    def options(self) -> dict[str, Any]:
+        return {"data_dim": self.data_dim, "hidden_dims": self.hidden_dims, **super().options()}
+
+    def recon(self, z: Tensor) -> Tensor | LinearLogits | GaussianOutput:
+        """What `FusedELBO` takes as `recon`: of a Bernoulli the logits that nobody has computed yet."""
+        return self.linear_logits(z) if self.likelihood == "bernoulli" else self.decode(z)
+
+    def linear_logits(self, z: Tensor) -> LinearLogits:
+        """The logits of a Bernoulli p(x|z) that nobody has computed yet, for `FusedELBO` in place of `decode(z)`."""
+        _check_last(z, "z", self.latent_dim)
+        last = self.decoder[-1]
+        assert isinstance(last, nn.Linear)
+        return LinearLogits(_hidden(self.decoder, z), last.weight, last.bias)
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x|z), in nats, z's leading dimensions: x (..., data_dim), z (..., latent_dim) or (L, ..., latent_dim)
+        for L samples. A Bernoulli's logits are never in memory."""
+        recon = self.recon(z)
+        return linear_bernoulli_log_prob(*recon, x) if isinstance(recon, LinearLogits) else super().log_prob(x, z)
+
+    def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
+        return _last(self.encoder, _hidden(self.encoder, x, x_scale))
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        return _last(self.decoder, _hidden(self.decoder, z))
+
+
+class ConvVAE(BaseVAE):
+    """A variational autoencoder with a small convolutional encoder and decoder.
+
+    The encoder's layers are convolutions of 4x4 with stride 2, each halving the image, and ReLUs; then a linear layer
+    gives mu and logvar. The decoder has the same in reverse, with transposed convolutions. Images are flat, as those of
+    `VAE` are: x (..., data_dim) with data_dim = C * H * W.
+
+    Args:
+        image_shape: (H, W) or (C, H, W).
+        channels: of the encoder's layers, from x on: a sequence.
+        latent_dim, likelihood, variance, min_variance: see `BaseVAE`.
+        generator: where the initial weights (Kaiming-uniform; zero biases) are drawn; by default PyTorch's own.
+
+    Raises ValueError: a size below 1; an image too small for so many layers.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        channels: Sequence[int] = (32, 64),
+        latent_dim: int = 20,
+        *,
+        generator: torch.Generator | None = None,
+        **likelihood: Any,
+    ):
+        if len(image_shape) not in (2, 3):
+            raise ValueError(f"image_shape is {tuple(image_shape)}; expected (H, W) or (C, H, W)")
+        super().__init__(math.prod(image_shape), latent_dim, **likelihood)
+        self.image_shape, self.channels = tuple(image_shape), tuple(channels)
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"channels is {self.channels}; expected the channels of each layer, at least 1")
+        height, width = self.image_shape[-2:]
+        inputs = self.data_dim // (height * width)
+        sizes = [(height >> i, width >> i) for i in range(len(self.channels) + 1)]
+        if min(sizes[-1]) < 1:
+            raise ValueError(
+                f"image_shape is {self.image_shape} and channels has {len(self.channels)} layers, each of which halves "
+                f"the image; expected at most {min(height, width).bit_length() - 1}"
+            )
+        deepest = (self.channels[-1], *sizes[-1])
+        encoder: list[nn.Module] = [nn.Unflatten(-1, (inputs, height, width))]
+        for before, after in itertools.pairwise((inputs, *self.channels)):
+            encoder += [_convolution(nn.Conv2d, before, after, generator), nn.ReLU()]
+        encoder += [nn.Flatten(), _dense(math.prod(deepest), 2 * latent_dim, generator)]
+        decoder: list[nn.Module] = [_dense(latent_dim, math.prod(deepest), generator), nn.Unflatten(-1, deepest)]
+        widths = (*reversed(self.channels), self._outputs * inputs)
+        for i, (before, after) in enumerate(itertools.pairwise(widths)):
+            small, large = sizes[len(sizes) - 1 - i], sizes[len(sizes) - 2 - i]
+            padding = (large[0] - 2 * small[0], large[1] - 2 * small[1])  # 1 where halving dropped a row
+            layer = _convolution(nn.ConvTranspose2d, before, after, generator, output_padding=padding)
+            decoder += [nn.ReLU(), layer]
+        self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder, nn.Flatten())
+        _set_logvar_bias(self.decoder[-2], self._outputs)
+
+    def options(self) -> dict[str, Any]:
+        return {"image_shape": self.image_shape, "channels": self.channels, **super().options()}
+
+    def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
+        x = floating(x, x_scale, next(self.parameters()))
+        return self.encoder(x.reshape(-1, self.data_dim)).view(*x.shape[:-1], -1)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        return self.decoder(z.reshape(-1, self.latent_dim)).view(*z.shape[:-1], -1)
+
+
+MODELS: dict[str, type[BaseVAE]] = {"VAE": VAE, "ConvVAE": ConvVAE}
+
+
+def _options_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of a file that says nothing: a Bernoulli VAE's sizes are those of the weights."""
+    layers = sum(name.startswith("encoder.") and name.endswith(".weight") for name in weights)
+    return {
+        "class": "VAE",
+        "data_dim": weights["encoder.0.weight"].shape[1],
+        "hidden_dims": [len(weights[f"encoder.{2 * i}.weight"]) for i in range(layers - 1)],
+        "latent_dim": weights["decoder.0.weight"].shape[1],
+    }
+
+
+def _dense(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
+    # "meta": nn.Linear would draw weights of its own, from PyTorch's generator. skip_init would import sympy for
+    # that, half a second.
+    layer = nn.Linear(inputs, outputs, device="meta")
+    layer.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(outputs, inputs), generator=generator))
+    layer.bias = nn.Parameter(torch.zeros(outputs))
+    return layer
+
+
+def _convolution(kind: type[Any], inputs: int, outputs: int, generator: torch.Generator | None, **options: Any) -> Any:
+    layer = kind(inputs, outputs, 4, stride=2, padding=1, device="meta", **options)
+    weight = torch.empty(layer.weight.shape)
+    # Of a transposed convolution with stride 2 a pixel has 4 of the 16 weights of each input.
+    fan_in = inputs * (16 if kind is nn.Conv2d else 4)
+    bound = math.sqrt(6 / fan_in)
+    layer.weight = nn.Parameter(weight.uniform_(-bound, bound, generator=generator))
+    layer.bias = nn.Parameter(torch.zeros(outputs))
+    return layer
+
+
+@torch.no_grad()
+def _set_logvar_bias(last: nn.Module, outputs: int) -> None:
+    if outputs == 2:
+        assert isinstance(last.bias, Tensor)
+        last.bias[len(last.bias) // 2 :] = INITIAL_LOGVAR
 
 
 def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(sizes):
-        # "meta": nn.Linear would draw weights of its own, from PyTorch's generator. skip_init would import sympy for
-        # that, half a second.
-        layer = nn.Linear(inputs, outputs, device="meta")
-        layer.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(outputs, inputs), generator=generator))
-        layer.bias = nn.Parameter(torch.zeros(outputs))
-        layers += [layer, nn.Tanh()]
+        layers += [_dense(inputs, outputs, generator), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -180,7 +413,7 @@ def _hidden(mlp: nn.Sequential, x: Tensor, x_scale: float | None = None) -> Tens
     return x
 
 
-def _output(mlp: nn.Sequential, hidden: Tensor) -> Tensor:
+def _last(mlp: nn.Sequential, hidden: Tensor) -> Tensor:
     last = mlp[-1]
     return linear(hidden, last.weight, last.bias) if is_plain(last, nn.Linear) else last(hidden)
 

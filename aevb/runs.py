@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from .checkpoints import Checkpoints, write_durably
+from .config import TrainConfig
+from .models import BaseVAE
 
-CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
+CONFIG, METRICS, MODEL, BEST = "config.json", "metrics.jsonl", "model.safetensors", "best.safetensors"
 EVALUATION = "evaluation.json"
 PICTURES = ("reconstructions.png", "samples.png", "latent.png")
+TENSORBOARD = "events.out.tfevents.*"
 
 
 class RunFolderError(OSError):
@@ -23,7 +26,8 @@ class RunFolderError(OSError):
 
 
 class RunFolder:
-    """A folder that belongs to one run: config.json, metrics.jsonl, model.safetensors, pictures, evaluation.json.
+    """A folder that belongs to one run: config.json, metrics.jsonl, model.safetensors, best.safetensors, checkpoints,
+    pictures, evaluation.json.
 
     A file is complete or absent: each is written beside its place and moved there; a line of metrics that does not fit
     is taken back.
@@ -40,35 +44,45 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str] | None, name: str, options: Mapping[str, Any], overwrite: bool):
         if path is None:
-            numbered = (Path("runs", name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
-            self.path = next(p for p in numbered if overwrite or not _holds_run(p))
+            numbered = (default_folder(name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
+            self.path = next(p for p in numbered if overwrite or not holds_run(p))
         else:
             self.path = Path(path).expanduser()
-        with self._writing(""):
+        with self.writing(""):
             self.path.mkdir(parents=True, exist_ok=True)
-        if _holds_run(self.path):
+        if holds_run(self.path):
             if not overwrite:
                 raise RunFolderError(
-                    f"{self.path} already holds a run, which is kept; choose another folder, or say that it may be "
-                    "overwritten (--overwrite)"
+                    f"{self.path} already holds a run, which is kept; choose another folder, go on with it (--resume), "
+                    "or say that it may be overwritten (--overwrite)"
                 )
-            with self._writing(""):
-                for file in (CONFIG, METRICS, MODEL, EVALUATION, *PICTURES):
+            with self.writing(""):
+                Checkpoints(self.path).remove()
+                for file in (CONFIG, METRICS, MODEL, BEST, EVALUATION, *PICTURES):
                     (self.path / file).unlink(missing_ok=True)
-        self.write(CONFIG, json.dumps({**options, "out": str(self.path)}, indent=2).encode() + b"\n")
+                for file in self.path.glob(TENSORBOARD):
+                    file.unlink()
+        self.write_options(options)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+    def at(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """A folder that is there, whatever it holds."""
+        folder = cls.__new__(cls)
+        folder.path = Path(path).expanduser()
+        return folder
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], needs_model: bool = True) -> RunFolder:
         """The folder of a run that is there, for more to be written to it.
 
         Raises FileNotFoundError where there is no run, or none that saved a model.
         """
-        folder = cls.__new__(cls)
-        folder.path = Path(path).expanduser()
-        missing = [name for name in (CONFIG, MODEL) if not (folder.path / name).is_file()]
+        folder = cls.at(path)
+        wanted = (CONFIG, MODEL) if needs_model else (CONFIG,)
+        missing = [name for name in wanted if not (folder.path / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{folder.path} holds no run with a saved model: it has no {' and no '.join(missing)}; expected a "
+                f"{folder.path} holds no run{' with a saved model' if needs_model else ''}: it has no {' and no '.join(missing)}; expected a "
                 "folder that `aevb train` left"
             )
         return folder
@@ -83,10 +97,18 @@ class RunFolder:
             raise ValueError(f"{self.path / CONFIG} is damaged: {error}") from error
         return options
 
+    def config(self) -> TrainConfig:
+        """The run's options. Raises ValueError where config.json is damaged, or of another version."""
+        return TrainConfig.of(self.options(), self.path / CONFIG)
+
+    def write_options(self, options: Mapping[str, Any]) -> None:
+        """Writes config.json, with `out` the folder's path."""
+        self.write(CONFIG, json.dumps({**options, "out": str(self.path)}, indent=2).encode() + b"\n")
+
     def write(self, name: str, data: bytes) -> Path:
         """Writes or replaces a file, whole or not at all."""
         path, part = self.path / name, self.path / f".{name}.part"
-        with self._writing(name):
+        with self.writing(name):
             try:
                 part.write_bytes(data)
                 os.replace(part, path)
@@ -94,17 +116,17 @@ class RunFolder:
                 part.unlink(missing_ok=True)
         return path
 
-    def write_model(self, model: nn.Module, **metadata: object) -> Path:
-        """Writes or replaces the checkpoint: the weights, and `metadata` as strings in the file's header."""
+    def write_model(self, name: str, model: BaseVAE, **metadata: object) -> Path:
+        """Writes or replaces a file of weights, with the model's sizes and `metadata` as strings in its header."""
         from safetensors.torch import save
 
-        text = {key: str(value) for key, value in metadata.items()}
-        return self.write(MODEL, save(model.state_dict(), metadata=text))
+        text = {**model.metadata(), **{key: str(value) for key, value in metadata.items()}}
+        return self.write(name, save(model.state_dict(), metadata=text))
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
         line = json.dumps(metrics).encode() + b"\n"
-        with self._writing(METRICS), open(self.path / METRICS, "ab", buffering=0) as file:
+        with self.writing(METRICS), open(self.path / METRICS, "ab", buffering=0) as file:
             start = file.tell()
             try:
                 if file.write(line) != len(line):
@@ -114,8 +136,31 @@ class RunFolder:
                     file.truncate(start)
                 raise
 
+    def sync_metrics(self) -> int:
+        """Forces metrics.jsonl to the disk; its length in bytes."""
+        path = self.path / METRICS
+        if not path.exists():
+            return 0
+        with self.writing(METRICS), open(path, "rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def cut_metrics(self, length: int) -> None:
+        """Takes back what metrics.jsonl has beyond its first `length` bytes, which a checkpoint knows. Raises
+        RunFolderError where it has fewer."""
+        path = self.path / METRICS
+        data = path.read_bytes() if path.exists() else b""
+        if len(data) < length:
+            raise RunFolderError(
+                f"{path} has {len(data)} bytes, but had {length} when the checkpoint was written; put it back, or start "
+                "the run anew (--overwrite)"
+            )
+        if len(data) > length:
+            with self.writing(METRICS):
+                write_durably(path, data[:length])
+
     @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
+    def writing(self, name: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -123,5 +168,9 @@ class RunFolder:
             raise RunFolderError(f"cannot write {self.path / name}: {error.strerror or error}{kept}") from error
 
 
-def _holds_run(path: Path) -> bool:
+def default_folder(name: str) -> Path:
+    return Path("runs", name)
+
+
+def holds_run(path: Path) -> bool:
     return any((path / file).exists() for file in (CONFIG, METRICS, MODEL, *PICTURES))

@@ -2,7 +2,7 @@
 
 `DirectStep` is for an `aevb.VAE` in float32 on a CPU: the kernels and products one after the other, without autograd,
 whose bookkeeping would be a quarter of a step of 100 images. `AutogradStep` is for everything else, and has its bits.
-`GraphStep` is that on a GPU, captured in a CUDA graph.
+`DistributedStep` is that of several processes, `GraphStep` that on a GPU, captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
 from .loss import ESTIMATORS, FusedELBO
 from .models import VAE, is_plain
 from .ops import GRADIENTS, mix_seed, on_reference, weigh_samples
+from .processes import Alone, Several
 from .products import ACTIVATIONS, activation_backward_, bias_activation, product, rows_product
 
 _sample = torch.ops.aevb.sample_gaussian_forward.default
@@ -48,6 +49,7 @@ class AutogradStep:
     batch: Callable[[Tensor, Tensor], Tensor]
     x_scale: float | None
     bf16: bool = False
+    clip_norm: float | None = None
 
     def __call__(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Outcome:
         """Trains on images `index`, (B,). The noise of an image is a function of it and of the seeds, 0-d tensors."""
@@ -56,7 +58,12 @@ class AutogradStep:
         return outcome
 
     def update(self) -> None:
+        self.clip()
         self.optimizer.step()
+
+    def clip(self) -> None:
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
 
     def noise_seeds(self, seed: Tensor, index: Tensor) -> Tensor:
         """A seed for each z: (B,), or (L, B)."""
@@ -67,11 +74,54 @@ class AutogradStep:
     def gradients(self, x: Tensor, seeds: Tensor) -> Outcome:
         """The gradients of the loss, as the parameters' .grad."""
         self.optimizer.zero_grad(set_to_none=True)
+        loss, kl = self.loss(x, seeds)
+        loss.backward()
+        return Outcome(loss.detach(), kl.detach())
+
+    def loss(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the kl of `FusedELBO.sample`."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             mu, logvar = self.model.encode(x, self.x_scale)
             z, kl = self.criterion.sample(mu.float(), logvar.float(), seed=seeds)
-            loss = self.criterion(self.model.linear_logits(z), x, kl=kl)
-        loss.backward()
+            return self.criterion(self.model.recon(z), x, kl=kl), kl
+
+
+class _Objective(nn.Module):
+    """A step's loss as a module's forward, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, step: AutogradStep):
+        super().__init__()
+        self.model = step.model  # its parameters are those whose gradients are added up
+        self.loss = step.loss
+
+    def forward(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loss(x, seeds)
+
+
+@dataclass
+class DistributedStep(AutogradStep):
+    """Each process takes its part of the batch, and DistributedDataParallel adds up their gradients: those of one
+    process, but for the order of additions. The outcome is that of the part."""
+
+    processes: Alone | None = None
+
+    def __post_init__(self) -> None:
+        from torch.nn.parallel import DistributedDataParallel
+
+        self.objective = DistributedDataParallel(
+            _Objective(self), broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    def __call__(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Outcome:
+        assert self.processes is not None
+        part = self.processes.part(index)
+        # DistributedDataParallel averages over processes. One that has no image left takes part with weight 0.
+        weight = len(part) * self.processes.size / len(index)
+        part = part if len(part) else index[:1]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, kl = self.objective(self.batch(part, batch_seed), self.noise_seeds(noise_seed, part))
+        (weight * loss).backward()
+        self.update()
         return Outcome(loss.detach(), kl.detach())
 
 
@@ -106,6 +156,7 @@ class DirectStep(AutogradStep):
         """Whether the model is one that this knows, and the kernels are there."""
         return (
             _is_known(model)
+            and criterion.likelihood == "bernoulli"
             and criterion.reduction == "mean"
             and not criterion.from_probs
             and not bf16
@@ -184,6 +235,7 @@ class DirectStep(AutogradStep):
 
     def update(self) -> None:
         """The optimizer's step without the profiling around it, which takes 50 us, and a second at the first."""
+        self.clip()
         optimizer = self.optimizer
         hooks = (
             optimizer._optimizer_step_pre_hooks
@@ -342,8 +394,13 @@ def made_of(model: nn.Module, criterion: FusedELBO, optimizer: torch.optim.Optim
     if any(p.is_cuda for p in parameters):
         states = [t for p in parameters for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
         found += [t.data_ptr() for t in (*parameters, *states)]
-        found += [repr({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
+        found += [repr({k: _where(v) for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
     return tuple(id(x) if isinstance(x, nn.Module | Tensor | torch.optim.Optimizer) else x for x in found)
+
+
+def _where(option: object) -> object:
+    """Of a tensor, which a captured step reads anew each time, its address."""
+    return option.data_ptr() if isinstance(option, Tensor) else option
 
 
 def training_step(
@@ -353,9 +410,13 @@ def training_step(
     batch: Targets,
     batch_size: int,
     bf16: bool,
+    clip_norm: float | None = None,
+    processes: Alone | None = None,
 ) -> AutogradStep | GraphStep:
     """The fastest of the steps that the model and its device allow."""
-    parts = (model, criterion, optimizer, batch, batch.x_scale, bf16)
+    parts = (model, criterion, optimizer, batch, batch.x_scale, bf16, clip_norm)
+    if isinstance(processes, Several):
+        return DistributedStep(*parts, processes)
     if DirectStep.fits(model, criterion, batch.images, bf16):
         return DirectStep(*parts)
     step = AutogradStep(*parts)

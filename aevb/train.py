@@ -5,27 +5,35 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import inspect
+import json
 import math
-import sys
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from os import PathLike
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .bounds import cyclical_warmup, linear_warmup
-from .data import BINARIZATIONS, Dataset, Targets, load
+from .checkpoints import Checkpoint, Checkpoints, unpack
+from .config import TrainConfig, check_same_run
+from .data import Dataset, Targets, load
+from .layers import floating
+from .ledger import Evaluation, Ledger, NotFiniteError
 from .loss import ESTIMATORS, FusedELBO
-from .models import VAE
+from .models import BaseVAE, ConvVAE, VAE
+from .not_finite import UPDATE, Finding, broken_weight, first_not_finite
 from .ops import mix_seed, sample_gaussian
+from .optimizers import OPTIMIZERS, Schedule, load_optimizer_state, optimizer_state
+from .processes import Alone, is_launched, local_rank, processes
 from .products import has_bf16
-from .runs import CONFIG, MODEL, RunFolder
+from .progress import Progress
+from .runs import BEST, MODEL, RunFolder, RunFolderError, default_folder, holds_run
 from .steps import AutogradStep, GraphStep, made_of, training_step
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
@@ -33,195 +41,6 @@ EVALUATION_BATCH = 1000
 # Multiply-adds of a forward pass below which threads cost more in waiting for each other than they save: far more where
 # another program wants their cores.
 SHARED_WORK = 20_000_000
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Every option of a training run: of the command line, the Python API and config.json.
-
-    Raises ValueError, with a sentence, for a value out of range.
-    """
-
-    data: str = "digits"
-    """What to train on: "digits", which ships with aevb, or a path: a directory with MNIST's four IDX files
-    (train-images-idx3-ubyte[.gz] and so on), or one IDX file of images."""
-    out: str | None = None
-    """The run folder. By default runs/<data>, or runs/<data>-2, -3, ... where a run is there already."""
-    overwrite: bool = False
-    """Delete the run that the folder holds. Without this a run that is there is kept, and no new one starts."""
-    epochs: int = 100
-    """Passes over the training images."""
-    batch_size: int = 100
-    """Images a step (the paper's M)."""
-    hidden_dims: tuple[int, ...] = (500,)
-    """Units of the encoder's tanh layers, from the image on; the decoder has the same in reverse."""
-    latent_dim: int = 20
-    """Dimensions of z."""
-    optimizer: Literal["adam", "adagrad"] = "adam"
-    """The paper used Adagrad."""
-    learning_rate: float = 1e-3
-    """Step size; for Adagrad try the paper's 0.01, 0.02 or 0.1."""
-    estimator: Literal["sgvb-b", "sgvb-a", "stl", "iwae", "dreg"] = "sgvb-b"
-    """The loss: the ELBO with its KL in closed form (sgvb-b), from samples (sgvb-a), or that with the gradient of the
-    path alone (stl); the importance-weighted bound (iwae), or that with the doubly reparameterized gradient (dreg)."""
-    num_samples: int = 1
-    """Samples of z for each image and step (the paper's L, the k of importance-weighted autoencoders)."""
-    beta: float = 1.0
-    """Weight of the KL divergence in the loss. The ELBO reported always has weight 1; the bound of iwae and dreg,
-    reported while they train, has this weight."""
-    warmup_epochs: int = 0
-    """Epochs in which the weight of the KL grows from 0 to beta."""
-    warmup_cycles: int = 1
-    """How often it does so within these epochs. More than 1: in the first half of each cycle, then it stays."""
-    free_bits: float | None = None
-    """Nats of KL that are free in each dimension of z, so that fewer dimensions collapse; sgvb-b only."""
-    capacity: float | None = None
-    """Nats of KL to aim for: the loss has beta times the KL's distance from it; sgvb-b only."""
-    binarize: Literal["dynamic", "threshold", "none"] = "dynamic"
-    """What becomes of grey pixels: set with their grey value as the probability, anew at each step (dynamic); set
-    where above half (threshold); or grey as they are (none)."""
-    seed: int = 0
-    """Everything random follows from it: one seed, one result, to the bit, on the same machine and threads."""
-    device: str = "cpu"
-    """Where to train: "cpu", "cuda", "cuda:1". On a GPU a step is captured in a CUDA graph."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Of the matrix products; losses, KLs and weights are float32. bf16 is faster where the processor has instructions
-    for it: AMX or AVX512-BF16, a GPU."""
-    threads: int | None = None
-    """Threads to train with. By default PyTorch's number, but one where a step is too little work to be shared."""
-    progress: bool = True
-    """The progress bar; --no-progress for none."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden_dims", tuple(self.hidden_dims))  # config.json has a list
-        for name in ("epochs", "batch_size", "latent_dim", "num_samples", "warmup_cycles"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
-        if not self.hidden_dims or min(self.hidden_dims) < 1:
-            raise ValueError(f"hidden_dims is {self.hidden_dims}; expected the units of each layer, at least 1")
-        if self.estimator in ESTIMATORS and ESTIMATORS[self.estimator].importance_weighted and self.num_samples == 1:
-            raise ValueError(
-                f"num_samples is 1 and the estimator {self.estimator!r}, which weighs samples against each other; "
-                "expected at least 2"
-            )
-        if self.warmup_cycles > 1 and self.warmup_epochs == 0:
-            raise ValueError(f"warmup_cycles is {self.warmup_cycles}, of warmup_epochs=0; expected warmup_epochs too")
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; expected a number from 0 up")
-        for name in ("free_bits", "capacity"):
-            value = getattr(self, name)
-            if value is not None and not (0 <= value < math.inf and self.estimator == "sgvb-b"):
-                raise ValueError(
-                    f"{name} is {value} and the estimator {self.estimator!r}; expected a number from 0 up, and 'sgvb-b'"
-                )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; expected at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected a positive number")
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta is {self.beta}; expected a number from 0 up")
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; expected a 64-bit signed integer")
-        for name, choices in (
-            ("precision", ("float32", "bf16")),
-            ("optimizer", tuple(OPTIMIZERS)),
-            ("binarize", BINARIZATIONS),
-            ("estimator", tuple(ESTIMATORS)),
-        ):
-            if (value := getattr(self, name)) not in choices:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}")
-
-
-class _Light(torch.optim.Optimizer):
-    """PyTorch's add_param_group is wrapped in something that imports torch._dynamo: a second that training does not
-    need."""
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-
-
-class _Adam(_Light, torch.optim.Adam):
-    pass
-
-
-class _Adagrad(_Light, torch.optim.Adagrad):
-    pass
-
-
-def _adam(parameters, lr: float, device: torch.device) -> torch.optim.Optimizer:
-    adam = _Adam(parameters, lr=lr, fused=True, capturable=device.type == "cuda")
-    adam._warned_capturable_if_run_uncaptured = True  # the steps before the captured one are meant
-    return adam
-
-
-def _adagrad(parameters, lr: float, device: torch.device) -> torch.optim.Optimizer:
-    return _Adagrad(parameters, lr=lr, fused=True)
-
-
-OPTIMIZERS = {"adam": _adam, "adagrad": _adagrad}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Averages per datapoint, in nats: elbo = log_likelihood - kl."""
-
-    elbo: float
-    log_likelihood: float
-    kl: float
-
-
-class _Ledger:
-    """What the steps of an epoch gave. It is written where it is, and read without waiting for a GPU."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.steps: list[int] = []
-        self.sizes: list[int] = []
-        self.rows: list[Tensor] = []
-        self.pending: list[tuple[list[int], list[int], Tensor, torch.cuda.Event | None]] = []
-        self.total, self.count = 0.0, 0
-
-    def add(self, step: int, size: int, loss: Tensor, kl: Tensor, excess: Tensor | float) -> None:
-        """A step's loss, mean KL, and what the loss has more than the negative ELBO; size is the number of images."""
-        self.steps.append(step)
-        self.sizes.append(size)
-        excess = excess if isinstance(excess, Tensor) else torch.zeros_like(loss)
-        self.rows.append(torch.stack([loss, kl, excess]))
-
-    def read(self, wait: bool) -> Iterator[tuple[int, float]]:
-        """(steps, average ELBO) of what has arrived since the last call; with `wait`, of everything.
-
-        Raises FloatingPointError, naming the step and the term, where a loss is not finite.
-        """
-        if self.rows:
-            numbers, event = torch.stack(self.rows), None
-            if self.device.type == "cuda":
-                numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
-                event = torch.cuda.Event()
-                event.record()
-            self.pending.append((self.steps, self.sizes, numbers, event))
-            self.steps, self.sizes, self.rows = [], [], []
-        while self.pending and (wait or self.pending[0][3] is None or self.pending[0][3].query()):
-            steps, sizes, numbers, event = self.pending.pop(0)
-            if event is not None:
-                event.synchronize()
-            losses, kls, excess = numbers.double().unbind(1)
-            _check_finite(steps, losses, kls)
-            elbo = float((excess - losses) @ torch.tensor(sizes, dtype=torch.float64))
-            self.total += elbo
-            self.count += sum(sizes)
-            yield len(steps), elbo / sum(sizes)
-
-    @property
-    def average(self) -> float:
-        """The average ELBO of what was read, each image with the same weight."""
-        return self.total / self.count
-
-
-def _check_finite(steps: list[int], losses: Tensor, kls: Tensor) -> None:
-    for i in (~losses.isfinite()).nonzero().flatten().tolist():
-        finite_kl = kls[i].isfinite()
-        term, value = ("log-likelihood", -losses[i]) if finite_kl else ("KL divergence", kls[i])
-        raise FloatingPointError(f"the {term} is {float(value)} at step {steps[i]}")
 
 
 def _device(name: str) -> torch.device:
@@ -233,12 +52,31 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"device is {name!r}; expected 'cpu', 'cuda' or 'cuda:1'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but this PyTorch finds no CUDA GPU; expected 'cpu'")
+    if device.type == "cuda" and device.index is None and is_launched():
+        device = torch.device("cuda", local_rank())
     return device
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager:
     """Makes a GPU the current one, as streams, events and graphs want it."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+class HeldOut:
+    """Images that are not trained on. They are binarized once and their noise has one seed, so that epochs can be
+    compared."""
+
+    def __init__(self, targets: Targets, count: int, seed: int, device: torch.device):
+        self.targets, self.count, self.device = targets, count, device
+        self.seed = torch.tensor(seed, device=device)
+
+    def x(self, index: Tensor) -> Tensor:
+        """As the model is evaluated on them: (B, D), bool, or floating in [0, 1]."""
+        x = self.targets(index, self.seed)
+        return x if x.dtype == torch.bool else floating(x, self.targets.x_scale, torch.empty(0))
+
+    def seeds(self, index: Tensor) -> Tensor:
+        return mix_seed(self.seed, index)
 
 
 class Trainer:
@@ -252,7 +90,8 @@ class Trainer:
         trainer.model.sample(16)
 
     The noise of an image, its bits and its samples of z, is a function of the config's seed, the epoch and the image,
-    and the order of an epoch one of the seed and the epoch.
+    and the order of an epoch one of the seed and the epoch. Several processes, which torchrun starts, share each batch;
+    but for the rounding of sums they do what one does.
 
     Attributes: config, dataset; model, optimizer and criterion, which may be changed between epochs (a parameter's
     .grad is good until the next step); test_x, the test images as the model is evaluated on them; epoch and step, how
@@ -260,7 +99,8 @@ class Trainer:
 
     Args:
         config: the options.
-        model: by default a new VAE of the config's sizes, which give way to this one's. It is trained in place.
+        model: by default a new one of the config's kind and sizes, which give way to this one's. It is trained in
+            place.
         dataset: by default the config's `data`, which gives way to this one's name, loaded.
 
     Raises:
@@ -269,118 +109,183 @@ class Trainer:
 
     folder: RunFolder
 
-    def __init__(self, config: TrainConfig | None = None, *, model: VAE | None = None, dataset: Dataset | None = None):
+    def __init__(
+        self, config: TrainConfig | None = None, *, model: BaseVAE | None = None, dataset: Dataset | None = None
+    ):
         config = config or TrainConfig()
         if dataset is not None:
             config = dataclasses.replace(config, data=dataset.name)
         if model is not None:
-            config = dataclasses.replace(config, hidden_dims=model.hidden_dims, latent_dim=model.latent_dim)
+            config = dataclasses.replace(config, **_sizes_of(model, config))
         self.config = config
-        self.dataset = dataset or load(config.data)
         self.device = _device(config.device)
-        seeds = mix_seed(config.seed, torch.arange(4)).tolist()
-        init_seed, self._order_seed, self._noise_seed, test_seed = seeds
-        self.model = model or VAE(
-            self.dataset.data_dim,
-            config.hidden_dims,
-            config.latent_dim,
-            generator=torch.Generator().manual_seed(init_seed),
-        )
+        self.processes: Alone = processes(self.device)
+        self.dataset = dataset or load(config.data, validation=config.validation, split_seed=config.split_seed)
+        if config.patience is not None and self.dataset.validation_images is None:
+            raise ValueError(
+                f"patience is {config.patience}, but {self.dataset.name} has no validation images; expected a "
+                "validation above 0, such as 0.1"
+            )
+        seeds = mix_seed(config.seed, torch.arange(5)).tolist()
+        init_seed, self._order_seed, self._noise_seed, test_seed, validation_seed = seeds
+        self.model = model or _new_model(config, self.dataset, torch.Generator().manual_seed(init_seed))
         if self.model.data_dim != self.dataset.data_dim:
             raise ValueError(
                 f"the model's data_dim is {self.model.data_dim}; expected {self.dataset.data_dim}, "
                 f"the pixels of an image of {self.dataset.name}"
             )
         self.model.to(self.device)
-        self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), config.learning_rate, self.device)
-        targets, test_targets = (
-            Targets(images, config.binarize, self.dataset.max_value, self.device)
-            for images in (self.dataset.train_images, self.dataset.test_images)
-        )
+        self._schedule = Schedule(config.schedule, self._steps_of(config.epochs), config.learning_rate_warmup)
+        rate: float | Tensor = config.learning_rate
+        if self.device.type == "cuda" and config.optimizer == "adam" and not self._schedule.is_constant:
+            rate = torch.tensor(rate, device=self.device)  # which a captured step reads anew each time
+        self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), rate, self.device)
+        self._targets = self._targets_of(self.dataset.train_images)
         self.criterion = FusedELBO(
             beta=config.beta,
-            x_scale=targets.x_scale,
+            x_scale=self._targets.x_scale,
             estimator=config.estimator,
             num_samples=None if config.num_samples == 1 else config.num_samples,
             free_bits=config.free_bits,
             capacity=config.capacity,
+            likelihood=self.model.likelihood,
+            sigmoid_means=self.model.likelihood == "gaussian",
         )
-        self._targets = targets
         self._step: AutogradStep | GraphStep | None = None
         self._step_made_of: tuple = ()
         self.step = 0
         self.epoch = 0
-        # The test images are binarized once and their noise has one seed, so that epochs can be compared.
-        self.test_x = test_targets.all(torch.tensor(test_seed, device=self.device))
-        self._test_seeds = mix_seed(test_seed, torch.arange(len(self.test_x), device=self.device))
+        self._ledger = self._new_ledger()
+        self._best: dict[str, Any] = {}  # of the validation images: elbo and epoch
+        self.held_out = {"test": self._held_out(self.dataset.test_images, test_seed)}
+        if self.dataset.validation_images is not None:
+            self.held_out["validation"] = self._held_out(self.dataset.validation_images, validation_seed)
+
+    def _targets_of(self, images: Tensor) -> Targets:
+        assert self.config.binarize is not None
+        return Targets(images, self.config.binarize, self.dataset.max_value, self.device)
+
+    def _held_out(self, images: Tensor, seed: int) -> HeldOut:
+        return HeldOut(self._targets_of(images), len(images), seed, self.device)
+
+    @property
+    def test_x(self) -> Tensor:
+        """The test images as the model is evaluated on them."""
+        test = self.held_out["test"]
+        return test.x(torch.arange(test.count, device=self.device))
 
     @classmethod
-    def load(cls, run: str | PathLike[str], device: str | None = None) -> Trainer:
+    def load(cls, run: str | PathLike[str], device: str | None = None, best: bool = False) -> Trainer:
         """The trainer of a run that is done, with the model it saved: to evaluate, sample, or look at; on the device
-        that it was trained on, or the CPU where that is not here, or on another.
+        that it was trained on, or the CPU where that is not here, or on another. `best`: the model of the epoch with
+        the best ELBO of the validation images, instead of the last epoch's.
 
         Raises FileNotFoundError: there is no run, or its data are gone. ValueError: a damaged or foreign file.
         """
         folder = RunFolder.open(run)
-        options = folder.options()
-        known = {field.name for field in dataclasses.fields(TrainConfig)}
-        if unknown := sorted(set(options) - known):
-            raise ValueError(f"{folder.path / CONFIG} has options that aevb does not know: {', '.join(unknown)}")
-        config = TrainConfig(**options)
+        config = folder.config()
         if device is None:
             device = config.device if config.device == "cpu" or torch.cuda.is_available() else "cpu"
-        trainer = cls(dataclasses.replace(config, device=device), model=VAE.load(folder.path / MODEL))
+        model = BaseVAE.load(folder.path / (BEST if best else MODEL))
+        trainer = cls(dataclasses.replace(config, device=device), model=model)
         trainer.folder = folder
         return trainer
+
+    @classmethod
+    def resume(cls, run: str | PathLike[str], **changes: Any) -> Trainer:
+        """The trainer of a run that was stopped, whose `fit` goes on with it. `changes` are options that may be others
+        than those it began with: epochs, device, threads, checkpoint_seconds, tensorboard, progress.
+
+        Raises FileNotFoundError: there is no run. ValueError: a damaged config.json.
+        """
+        folder = RunFolder.open(run, needs_model=False)
+        return cls(dataclasses.replace(folder.config(), **changes, out=str(folder.path), overwrite=False, resume=True))
+
+    # ---- a whole run ----
 
     def fit(self) -> dict[str, float]:
         """Trains for `epochs` epochs and returns the last one's metrics.
 
-        The run folder gets config.json at the start; after each epoch the checkpoint model.safetensors (see `VAE.load`)
-        and a line of metrics.jsonl; at the end the pictures. A line of metrics holds epoch, step, train_elbo (the
-        average over the epoch, as the weights move; for "iwae" and "dreg" that of their bound), test_elbo,
-        test_log_likelihood, test_kl (nats per datapoint) and seconds (since the start).
+        The run folder gets config.json at the start; after each epoch the model, model.safetensors (see `VAE.load`),
+        and a line of metrics.jsonl, and best.safetensors where the validation images' ELBO is the best so far; every
+        `checkpoint_seconds` a checkpoint; at the end the pictures. A line of metrics holds epoch, step, the averages
+        over the epoch, as the weights move (train_elbo, train_log_likelihood, train_kl; for "iwae" and "dreg"
+        train_elbo is their bound, and there is no train_log_likelihood), the same of the test images, and of the
+        validation images where there are any, in nats per datapoint, learning_rate, and seconds (since the start).
+
+        A run that was stopped, at any moment, goes on with `resume`: its weights and metrics will be those of one that
+        was not, to the bit, but for `seconds`.
 
         Raises:
             RunFolderError: the folder holds a run already, or cannot be written to.
-            FloatingPointError: the loss is not finite; the last good checkpoint is kept.
+            CheckpointError: all checkpoints of a run to be resumed are damaged.
+            NotFiniteError, a FloatingPointError: something is not finite; the text says what went first, and the last
+                good checkpoint is kept.
             KeyboardInterrupt: after Ctrl-C, with a checkpoint and the pictures in the folder; its text says where.
         """
-        config = self.config
-        self.folder = folder = RunFolder(config.out, self.dataset.name, dataclasses.asdict(config), config.overwrite)
+        run = _Run(self)
+        self.folder = run.folder
         try:
-            with _threads(self._num_threads()):
-                metrics = self._train(folder)
-            self._draw(folder)
+            with _threads(self._num_threads()), _deterministic(self.config.deterministic), _current(self.device):
+                metrics = run.train()
+            if self.processes.is_first:
+                self._draw(self.folder)
         except KeyboardInterrupt as interrupt:
-            raise KeyboardInterrupt(self._after_interrupt(folder)) from interrupt
+            raise KeyboardInterrupt(run.after_interrupt()) from interrupt
         return metrics
 
-    def train_epoch(self, report=lambda steps, elbo: None) -> float:
-        """One pass over the training images; the average ELBO, in nats per datapoint, as the weights moved. For "iwae"
-        and "dreg" it is the average of their bound.
+    def train_epoch(self, report: Callable[[int, Evaluation], None] = lambda images, averages: None) -> Evaluation:
+        """One pass over the training images; its averages, in nats per datapoint, as the weights moved. For "iwae" and
+        "dreg" the elbo is their bound.
 
         Each datapoint has the same weight, those of a smaller last batch too. Every few steps calls
-        ``report(steps done since the last call, average ELBO of those)``.
+        ``report(images done since the last call, averages of those)``.
 
-        Raises FloatingPointError, naming the step and the term, where the loss is not finite.
+        Raises NotFiniteError, naming the step and the term, where the loss is not finite.
         """
+        for _ in self._train_epoch(report):
+            pass
+        return self._last_epoch
+
+    def _train_epoch(
+        self, report: Callable[[int, Evaluation], None], asked: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
+        """The steps of an epoch that are left; yields after each look at the losses, which there is every few steps
+        and where it is asked for."""
         batches = self.order(self.epoch).split(self.config.batch_size)
         batch_seed, noise_seed = self.noise_seeds(self.epoch)
-        ledger = _Ledger(self.device)
         with _current(self.device):
             take_step = self._training_step()
-            for index in batches:
-                self.criterion.beta = self._beta()
-                outcome = take_step(index, batch_seed, noise_seed)
-                self.step += 1
-                ledger.add(self.step, len(index), outcome.loss, *self._kls(outcome.kl))
-                if self.step % CHECK_EVERY == 0 or index is batches[-1]:
-                    for steps, elbo in ledger.read(wait=index is batches[-1]):
-                        report(steps, elbo)
+            for number in range(self._steps_done, len(batches)):
+                self._take(take_step, batches[number], batch_seed, noise_seed)
+                last = number == len(batches) - 1
+                if self.step % CHECK_EVERY == 0 or last or asked():
+                    for images, averages in self._ledger.read(wait=last):
+                        report(images, averages)
+                    if not last:
+                        yield
         self._step_made_of = made_of(self.model, self.criterion, self.optimizer)  # the first step made Adam's state
+        self._last_epoch = self._ledger.average
+        self._ledger = self._new_ledger()
+        self._steps_done = 0
         self.epoch += 1
-        return ledger.average
+
+    def _take(self, take_step: Callable, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> None:
+        self.criterion.beta = self._beta()
+        self._schedule.set(self.optimizer, self.step)
+        outcome = take_step(index, batch_seed, noise_seed)
+        self.step += 1
+        self._steps_done += 1
+        self._ledger.add(self.step, len(self.processes.part(index)), outcome.loss, *self._kls(outcome.kl))
+
+    _steps_done = 0  # of the epoch
+    _last_epoch: Evaluation
+
+    def _new_ledger(self, totals: tuple[float, float, int] = (0.0, 0.0, 0)) -> Ledger:
+        return Ledger(self.processes, ESTIMATORS[self.config.estimator].importance_weighted, totals)
+
+    def _steps_of(self, epochs: int) -> int:
+        return epochs * math.ceil(len(self.dataset.train_images) / self.config.batch_size)
 
     def _training_step(self) -> AutogradStep | GraphStep:
         """A step of model, criterion and optimizer as they are now: between epochs any may be changed."""
@@ -390,10 +295,11 @@ class Trainer:
             warnings.warn(
                 "precision is 'bf16', for which this processor has no instructions (AVX512-BF16 or AMX; a GPU from "
                 "Ampere on): training works, but is slower than in float32",
-                stacklevel=3,
+                stacklevel=4,
             )
         if self._step is None or made_of(*parts) != self._step_made_of:
-            self._step = training_step(*parts, self._targets, self.config.batch_size, bf16)
+            options = (self.config.batch_size, bf16, self.config.clip_norm, self.processes)
+            self._step = training_step(*parts, self._targets, *options)
             self._step_made_of = made_of(*parts)
         return self._step
 
@@ -409,23 +315,26 @@ class Trainer:
         return batches, samples
 
     @torch.no_grad()
-    def evaluate(self, images: int | None = None) -> Evaluation:
-        """The ELBO of the test images, or of the first so many, one sample of z each: a function of the weights and the
-        config's seed."""
-        log_likelihood = kl = 0.0
-        test_x, test_seeds = self.test_x[:images], self._test_seeds[:images]
+    def evaluate(self, images: int | None = None, part: str = "test") -> Evaluation:
+        """The ELBO of the test images (or of `part` "validation"), or of the first so many, one sample of z each: a
+        function of the weights and the config's seed."""
+        held_out = self.held_out[part]
+        count = held_out.count if images is None else min(images, held_out.count)
+        index = self.processes.part(torch.arange(count, device=self.device))
+        sums = torch.zeros(2, dtype=torch.float64)
         with _current(self.device):
-            for x, seeds in zip(test_x.split(EVALUATION_BATCH), test_seeds.split(EVALUATION_BATCH), strict=True):
-                z, batch_kl = sample_gaussian(*self.model.encode(x), seed=seeds)
-                log_likelihood += float(self.model.log_prob(x, z).sum(dtype=torch.float64))
-                kl += float(batch_kl.sum(dtype=torch.float64))
-        n = len(test_x)
-        return Evaluation((log_likelihood - kl) / n, log_likelihood / n, kl / n)
+            for batch in index.split(EVALUATION_BATCH) if len(index) else ():
+                x = held_out.x(batch)
+                z, kl = sample_gaussian(*self.model.encode(x), seed=held_out.seeds(batch))
+                log_prob = self.model.log_prob(x, z)
+                sums += torch.stack([log_prob.sum(dtype=torch.float64), kl.sum(dtype=torch.float64)]).cpu()
+        log_likelihood, kl_sum = self.processes.sum(sums).tolist()
+        return Evaluation((log_likelihood - kl_sum) / count, log_likelihood / count, kl_sum / count)
 
     def _beta(self) -> float:
         """The weight of the KL in the next step."""
         config = self.config
-        steps = config.warmup_epochs * math.ceil(len(self.dataset.train_images) / config.batch_size)
+        steps = self._steps_of(config.warmup_epochs)
         if config.warmup_cycles == 1:
             return linear_warmup(self.step, steps, end=config.beta)
         return cyclical_warmup(self.step, steps, cycles=config.warmup_cycles, end=config.beta)
@@ -445,48 +354,8 @@ class Trainer:
             return self.config.threads
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         work = weights * self.config.batch_size * self.config.num_samples
-        return torch.get_num_threads() if work >= SHARED_WORK else 1
-
-    def _train(self, folder: RunFolder) -> dict[str, float]:
-        config, start = self.config, time.perf_counter()
-        last_epoch = self.epoch + config.epochs
-        steps = config.epochs * math.ceil(len(self.dataset.train_images) / config.batch_size)
-        metrics: dict[str, float] = {}
-        # A terminal is redrawn often; where the bar goes to a file, it leaves a line every few seconds.
-        interval = 0.1 if sys.stderr.isatty() else 5
-        with tqdm(total=steps, unit="step", disable=not config.progress, mininterval=interval) as bar:
-
-            def report(steps: int, elbo: float) -> None:
-                test = f", test {metrics['test_elbo']:.2f}" if metrics else ""
-                bar.set_postfix_str(f"ELBO {elbo:.2f}{test}", refresh=False)
-                bar.update(steps)
-
-            while self.epoch < last_epoch:
-                bar.set_description(f"epoch {self.epoch + 1}/{last_epoch}", refresh=False)
-                try:
-                    train_elbo = self.train_epoch(report)
-                    test = self.evaluate()
-                    if not math.isfinite(test.elbo):
-                        raise FloatingPointError(f"the test ELBO is {test.elbo} after step {self.step}")
-                except FloatingPointError as error:
-                    saved = (
-                        f"{folder.path / MODEL} is of epoch {metrics['epoch']}" if metrics else "nothing is saved yet"
-                    )
-                    raise FloatingPointError(
-                        f"training stopped because {error}; {saved} (a smaller --learning-rate may help)"
-                    ) from error
-                metrics = {
-                    "epoch": self.epoch,
-                    "step": self.step,
-                    "train_elbo": train_elbo,
-                    "test_elbo": test.elbo,
-                    "test_log_likelihood": test.log_likelihood,
-                    "test_kl": test.kl,
-                    "seconds": round(time.perf_counter() - start, 3),
-                }
-                folder.write_model(self.model, epoch=self.epoch, step=self.step)
-                folder.append_metrics(metrics)
-        return metrics
+        shared = work >= SHARED_WORK or isinstance(self.model, ConvVAE)  # whose weights are used again and again
+        return torch.get_num_threads() if shared else 1
 
     def _draw(self, folder: RunFolder) -> None:
         from .pictures import draw
@@ -496,14 +365,356 @@ class Trainer:
         for name, png in draw(model, self.dataset, self.config.seed).items():
             folder.write(name, png)
 
-    def _after_interrupt(self, folder: RunFolder) -> str:
+    # ---- the state that a checkpoint has ----
+
+    def state(self) -> Checkpoint:
+        """All that the rest of the run depends on, between two steps whose losses were read."""
+        tensors, rest = optimizer_state(self.optimizer)
+        return Checkpoint(
+            {
+                **{f"model.{name}": t for name, t in self.model.state_dict().items()},
+                **{f"optimizer.{name}": t for name, t in tensors.items()},
+            },
+            {
+                "epoch": self.epoch,
+                "step": self.step,
+                "steps_done": self._steps_done,  # of the epoch
+                "totals": self._ledger.totals,
+                "best": self._best,
+                "optimizer": rest,
+            },
+        )
+
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        """Puts back what `state` gave. Raises ValueError where it is another model's."""
+        tensors, numbers = checkpoint
+        try:
+            self.model.load_state_dict(_under("model.", tensors))
+            load_optimizer_state(self.optimizer, _under("optimizer.", tensors), numbers["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"the checkpoint is of another model or optimizer: {error}") from error
+        self.epoch, self.step, self._steps_done = (numbers[key] for key in ("epoch", "step", "steps_done"))
+        self._ledger = self._new_ledger(tuple(numbers["totals"]))
+        self._best = dict(numbers["best"])
+
+    def weights_are_finite(self) -> bool:
+        """Whether all weights are; the same answer in all processes."""
+        wrong = sum((~p.isfinite()).any() for p in self.model.parameters())
+        return not float(self.processes.sum(torch.as_tensor(wrong, dtype=torch.float64)))
+
+    def replay(self, until: int) -> Finding | None:
+        """Takes the steps from the present state on again, one by one, up to the step `until`: what was first not
+        finite, with the weights left as they were before that. None where all is finite this time."""
+        while self.step < until:
+            batches = self.order(self.epoch).split(self.config.batch_size)
+            batch_seed, noise_seed = self.noise_seeds(self.epoch)
+            take_step = self._training_step()
+            for number in range(self._steps_done, len(batches)):
+                before = [p.detach().clone() for p in self.model.parameters()]
+                self._take(take_step, batches[number], batch_seed, noise_seed)
+                try:
+                    for _ in self._ledger.read(wait=True):
+                        pass
+                    finite = self.weights_are_finite()
+                except NotFiniteError:
+                    finite = False
+                if not finite:
+                    broken = broken_weight(self.model)
+                    self.step -= 1
+                    with torch.no_grad():
+                        for p, value in zip(self.model.parameters(), before, strict=True):
+                            p.copy_(value)
+                    found = self._explain(batches[number], batch_seed, noise_seed)
+                    update = found.stage == UPDATE and broken is not None
+                    return Finding(UPDATE, f"{broken} {found.text}") if update else found
+                if self.step >= until:
+                    return None
+            self._steps_done, self._ledger = 0, self._new_ledger()
+            self.epoch += 1
+        return None
+
+    def _explain(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Finding:
+        parts = (self.model, self.criterion, self.optimizer, self._targets, self._targets.x_scale)
+        step = AutogradStep(*parts, self.config.precision == "bf16")
+        part = self.processes.part(index)
+        part = part if len(part) else index[:1]
+        found = first_not_finite(step, step.batch(part, batch_seed), part, step.noise_seeds(noise_seed, part))
+        return min(self.processes.gather(found))
+
+    def explain_held_out(self, part: str) -> Finding | None:
+        """What is first not finite where the images of a part that is held out are evaluated."""
+        held_out = self.held_out[part]
+        criterion = FusedELBO(likelihood=self.model.likelihood, sigmoid_means=self.criterion.sigmoid_means)
+        step = AutogradStep(self.model, criterion, self.optimizer, held_out.targets, None)
+        for index in torch.arange(held_out.count, device=self.device).split(EVALUATION_BATCH):
+            x, seeds = held_out.x(index), held_out.seeds(index)
+            with torch.no_grad():
+                loss, _ = step.loss(x, seeds)
+            if not loss.isfinite():
+                return first_not_finite(step, x, index, seeds, part)
+        return None
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _new_model(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> BaseVAE:
+    options: dict[str, Any] = {
+        "generator": generator,
+        "likelihood": config.likelihood,
+        "variance": config.variance,
+        "min_variance": dataset.x_scale**2 / 12 if dataset.max_value > 1 else 1 / (12 * 255**2),
+    }
+    if config.architecture == "conv":
+        return ConvVAE(dataset.image_shape, config.channels, config.latent_dim, **options)
+    return VAE(dataset.data_dim, config.hidden_dims, config.latent_dim, **options)
+
+
+def _sizes_of(model: BaseVAE, config: TrainConfig) -> dict[str, Any]:
+    """The options that say which model it is."""
+    found = {"latent_dim": model.latent_dim, "likelihood": model.likelihood, "variance": model.variance}
+    if model.likelihood != config.likelihood:
+        found["binarize"] = None
+    if isinstance(model, ConvVAE):
+        return {**found, "architecture": "conv", "channels": model.channels}
+    return {**found, "architecture": "mlp", "hidden_dims": getattr(model, "hidden_dims", config.hidden_dims)}
+
+
+class _Run:
+    """A run of `Trainer.fit`: what it reads and writes, and when."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.config, self.first = trainer, trainer.config, trainer.processes.is_first
+        opened = self._open() if self.first else None
+        path, data = trainer.processes.share(None if opened is None else (str(opened[0].path), opened[1]))
+        self.folder = opened[0] if opened is not None else RunFolder.at(path)
+        self.checkpoints = Checkpoints(self.folder.path)
+        self.metrics: dict[str, float] = {}
+        self.seconds_before = 0.0
+        self.resumed = data is not None
+        self.metrics_bytes = 0
+        if data is not None:
+            self._go_on(unpack(data, self.checkpoints.path))
+        self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
+        self.begun = time.perf_counter()
+        self.stop = _Stop()
+
+    def _open(self) -> tuple[RunFolder, bytes | None]:
+        """The folder, and the checkpoint that the run goes on from."""
+        config, name = self.config, self.trainer.dataset.name
+        options = dataclasses.asdict(dataclasses.replace(config, overwrite=False, resume=False))
+        path = default_folder(name) if config.out is None else Path(config.out).expanduser()
+        if not (config.resume and holds_run(path)):
+            if config.resume:
+                return RunFolder(path, name, options, overwrite=False), None
+            return RunFolder(config.out, name, options, config.overwrite), None
+        folder = RunFolder.at(path)
+        check_same_run(folder.config(), config, path)
+        data, wrong = Checkpoints(path).read()
+        for sentence in wrong:
+            warnings.warn(f"{sentence}; the checkpoint before it is used", stacklevel=4)
+        folder.write_options(options)
+        if data is None:
+            folder.cut_metrics(0)
+        return folder, data
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        self.trainer.load_state(checkpoint)
+        run = checkpoint.numbers["run"]
+        self.metrics, self.seconds_before = run["metrics"], run["seconds"]
+        if self.first:
+            self.folder.cut_metrics(run["metrics_bytes"])
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.begun
+
+    def train(self) -> dict[str, float]:
+        trainer = self.trainer
+        images = len(trainer.dataset.train_images)
+        done = trainer.epoch * images + trainer._ledger.count
+        if trainer.epoch < self.last_epoch and not self._is_over() and not self.resumed:
+            self._checkpoint()  # something to go back to, whatever comes
+        shown = self.config.progress and self.first
+        total = images * self.last_epoch
+        with self.stop, self._board() as board, Progress(total, done, self.last_epoch, shown) as progress:
+            while trainer.epoch < self.last_epoch and not self._is_over():
+                progress.begin(trainer.epoch + 1)
+                try:
+                    self._epoch(progress)
+                except NotFiniteError as error:
+                    raise self._explained(error) from error
+                self._after_epoch(progress, board)
+                self._checkpoint_if_due()
+            self._checkpoint()
+        return self.metrics
+
+    def _is_over(self) -> bool:
+        """Whether it stops early: no better ELBO of the validation images for so many epochs."""
+        patience, best = self.config.patience, self.trainer._best
+        return patience is not None and bool(best) and self.trainer.epoch - best["epoch"] >= patience
+
+    def _epoch(self, progress: Progress) -> None:
+        alone = self.trainer.processes.size == 1  # others would not know
+        for _ in self.trainer._train_epoch(progress.add, lambda: alone and self.stop.asked):
+            self._checkpoint_if_due()
+
+    def _after_epoch(self, progress: Progress, board: Any) -> None:
+        trainer = self.trainer
+        averages: dict[str, Evaluation] = {"train": trainer._last_epoch}
+        for part in reversed(trainer.held_out):  # validation, test
+            averages[part] = trainer.evaluate(part=part)
+            if not math.isfinite(averages[part].elbo):
+                found = trainer.explain_held_out(part)
+                text = f"the {part} ELBO is {averages[part].elbo} after step {trainer.step}"
+                text = text if found is None else f"{text}: {found.text}"
+                raise self._explained(NotFiniteError(text, trainer.step))
+        self.metrics = {
+            "epoch": trainer.epoch,
+            "step": trainer.step,
+            **{
+                f"{part}_{field.name}": value
+                for part, average in averages.items()
+                for field in dataclasses.fields(average)
+                if not math.isnan(value := getattr(average, field.name))
+            },
+            "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
+            "seconds": round(self.seconds, 3),
+        }
+        progress.end(averages["train"], f"test {averages['test'].elbo:.2f}")
+        is_best = self._note_best(averages.get("validation"))
+        if not self.first:
+            return
+        where = {"epoch": trainer.epoch, "step": trainer.step}
+        self.folder.write_model(MODEL, trainer.model, **where)
+        if is_best:
+            self.folder.write_model(BEST, trainer.model, **where)
+        self.folder.append_metrics(self.metrics)
+        if board is not None:
+            for name, value in self.metrics.items():
+                if name not in ("epoch", "step"):
+                    board.add_scalar(name.replace("_", "/", 1), value, trainer.step)
+
+    def _note_best(self, validation: Evaluation | None) -> bool:
+        best = self.trainer._best
+        if validation is None or (best and validation.elbo <= best["elbo"]):
+            return False
+        self.trainer._best = {"elbo": validation.elbo, "epoch": self.trainer.epoch}
+        return True
+
+    # ---- checkpoints ----
+
+    _last_checkpoint = -math.inf
+
+    def _checkpoint_if_due(self) -> None:
+        """Writes one where it is time for it, or somebody asked to stop: then raises KeyboardInterrupt."""
+        due = time.perf_counter() - self._last_checkpoint >= self.config.checkpoint_seconds
+        if self.trainer.processes.size > 1:  # the same decision everywhere
+            wants = torch.tensor([float(due and self.first), float(self.stop.asked)])
+            due, stop = (bool(value) for value in self.trainer.processes.sum(wants).tolist())
+        else:
+            stop = self.stop.asked
+        if due or stop:
+            self._checkpoint()
+        if stop:
+            raise KeyboardInterrupt
+
+    def _checkpoint(self) -> None:
+        trainer = self.trainer
+        for _ in trainer._ledger.read(wait=True):  # nothing but what a GPU has not handed over yet
+            pass
+        if not trainer.weights_are_finite():
+            raise self._explained(NotFiniteError(f"the weights are not finite after step {trainer.step}", trainer.step))
+        self._last_checkpoint = time.perf_counter()
+        if not self.first:
+            return
+        checkpoint = trainer.state()
+        checkpoint.numbers["run"] = {
+            "metrics": self.metrics,
+            "metrics_bytes": self.folder.sync_metrics(),
+            "seconds": self.seconds,
+        }
+        with self.folder.writing(self.checkpoints.path.name):
+            self.checkpoints.write(trainer.step, checkpoint)
+
+    # ---- what goes wrong ----
+
+    def _explained(self, error: NotFiniteError) -> NotFiniteError:
+        """The error with what went first, which the steps since the last checkpoint, taken again, show."""
+        trainer = self.trainer
+        saved = f"{self.folder.path / MODEL} is of epoch {self.metrics['epoch']}" if self.metrics else ""
+        data = trainer.processes.share(self.checkpoints.read()[0] if self.first else None)
+        found = None
+        if data is not None:
+            checkpoint = unpack(data, self.checkpoints.path)
+            trainer.load_state(checkpoint)
+            saved = f"{saved}, the checkpoint" if saved else f"the checkpoint in {self.folder.path} is"
+            saved = f"{saved} of step {trainer.step}"
+            found = trainer.replay(error.step)
+        what = str(error)
+        if found is not None:
+            what = f"{found.text}, at step {trainer.step + 1}"
+        return NotFiniteError(
+            f"training stopped because {what}; {saved} (a smaller --learning-rate or a --clip-norm may help)",
+            error.step if found is None else trainer.step + 1,
+        )
+
+    def after_interrupt(self) -> str:
         """Saves what there is, unless the weights are broken, and says so in a sentence."""
-        interrupted = f"interrupted after {self.epoch} epochs, {self.step} steps"
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            return f"{interrupted}; the weights are not finite, so {folder.path} keeps what it had"
-        path = folder.write_model(self.model, epoch=self.epoch, step=self.step)
-        self._draw(folder)
-        return f"{interrupted}; the model so far is in {path}, with pictures of it beside it"
+        trainer = self.trainer
+        interrupted = f"interrupted after {trainer.epoch} epochs, {trainer.step} steps"
+        if not self.first:
+            return interrupted
+        if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
+            return f"{interrupted}; the weights are not finite, so {self.folder.path} keeps what it had"
+        path = self.folder.write_model(MODEL, trainer.model, epoch=trainer.epoch, step=trainer.step)
+        trainer._draw(self.folder)
+        return (
+            f"{interrupted}; the model so far is in {path}, with pictures of it beside it, and `aevb resume "
+            f"{self.folder.path}` goes on"
+        )
+
+    @contextlib.contextmanager
+    def _board(self) -> Iterator[Any]:
+        """TensorBoard's writer, or None."""
+        if not (self.config.tensorboard and self.first):
+            yield None
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                f'tensorboard is set, but TensorBoard is missing ({error}); `pip install "aevb[tensorboard]"` has it'
+            ) from error
+        # What a run that was stopped wrote after its last checkpoint is written again.
+        with SummaryWriter(str(self.folder.path), purge_step=self.trainer.step + 1) as board:  # type: ignore[no-untyped-call]
+            yield board
+
+
+class _Stop:
+    """Within it Ctrl-C and SIGTERM ask the run to stop after the step it is in; a second Ctrl-C stops it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Only where they would end the program anyway: what others do about them is theirs.
+                if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                    self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 @contextlib.contextmanager
@@ -515,3 +726,14 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """PyTorch raises within where an operation has no deterministic way."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -19,6 +19,7 @@ from aevb.data import Dataset, Targets, load
 from aevb.runs import RunFolder, RunFolderError
 
 NAMES = {"config.json", "metrics.jsonl", "model.safetensors", "reconstructions.png", "samples.png", "latent.png"}
+NAMES |= {"checkpoints"}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def weights(trainer):
 def test_training_improves_the_elbo(tmp_path, digits, changes):
     trainer = aevb.Trainer(options(tmp_path, **{"learning_rate": 5e-3, "batch_size": 10, **changes}), dataset=digits)
     before = trainer.evaluate()
-    train = [trainer.train_epoch() for _ in range(6)]
+    train = [trainer.train_epoch().elbo for _ in range(6)]
     after = trainer.evaluate()
     assert after.elbo > before.elbo + 8
     assert train[-1] > train[0] + 4
@@ -103,18 +104,21 @@ def test_an_epochs_average_has_one_weight_a_datapoint(tmp_path, digits, beta):
     config = options(tmp_path, learning_rate=1e-30, binarize="threshold", beta=beta, batch_size=129)
     trainer = aevb.Trainer(config, dataset=digits)
     reports = []
-    average = trainer.train_epoch(lambda steps, elbo: reports.append((steps, elbo)))
+    average = trainer.train_epoch(lambda images, averages: reports.append((images, averages)))
 
     order, (_, noise_seed) = trainer.order(0), trainer.noise_seeds(0)
     assert sorted(order.tolist()) == list(range(130))
-    total = 0.0
+    log_likelihood = total_kl = 0.0
     for batch in order.split(129):
         x = (digits.train_images[batch] > 8).float()
         with torch.no_grad():
             logits, kl = trainer.model(x, seed=aevb.mix_seed(noise_seed, batch))
-        total += float((aevb.bernoulli_log_prob(logits, x) - kl).sum())
-    assert average == pytest.approx(total / 130, rel=1e-6)
-    assert reports == [(2, pytest.approx(average))]
+        log_likelihood += float(aevb.bernoulli_log_prob(logits, x).sum())
+        total_kl += float(kl.sum())
+    assert average.log_likelihood == pytest.approx(log_likelihood / 130, rel=1e-6)
+    assert average.kl == pytest.approx(total_kl / 130, rel=1e-6)
+    assert average.elbo == pytest.approx(average.log_likelihood - average.kl)
+    assert reports == [(130, average)]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_what_the_loss_has_beside_the_bound_is_not_reported(tmp_path, digits, ch
     config = options(tmp_path, learning_rate=1e-30, binarize="threshold", batch_size=130, **changes)
     trainer = aevb.Trainer(config, dataset=digits)
     x = (digits.train_images > 8).float()
-    average = trainer.train_epoch()
+    average = trainer.train_epoch().elbo
     order, (_, noise_seed) = trainer.order(0), trainer.noise_seeds(0)
     with torch.no_grad():
         mu, logvar = trainer.model.encode(x[order])
@@ -347,7 +351,7 @@ def test_layers_of_another_kind_train(tmp_path, digits):
 def test_bits_and_noise_of_the_test_images_are_independent(tmp_path, digits):
     trainer = aevb.Trainer(options(tmp_path), dataset=digits)
     x = trainer.test_x.double()
-    eps = aevb.reference.normal(trainer._test_seeds, (len(x), 64))
+    eps = aevb.reference.normal(trainer.held_out["test"].seeds(torch.arange(len(x))), (len(x), 64))
     radius = (eps.view(-1, 32, 2).square().sum(-1)).repeat_interleave(2, -1).double()  # from a pixel's word, once
     grey = digits.test_images.double() / digits.max_value
     chosen = (grey > 0.2) & (grey < 0.8)
@@ -380,7 +384,8 @@ def test_what_a_run_leaves(tmp_path, digits):
     assert [line["step"] for line in lines(folder)] == [3, 6]
     assert lines(folder)[-1] == metrics
     assert set(metrics) == {
-        *("epoch", "step", "seconds", "train_elbo", "test_elbo", "test_log_likelihood", "test_kl"),
+        *("epoch", "step", "seconds", "learning_rate", "train_elbo", "train_log_likelihood", "train_kl"),
+        *("test_elbo", "test_log_likelihood", "test_kl"),
     }
     model = aevb.VAE.load(folder / "model.safetensors")
     assert aevb.Trainer(config, model=model, dataset=digits).evaluate().elbo == metrics["test_elbo"]
@@ -404,10 +409,10 @@ def test_a_run_that_is_there_is_kept(tmp_path, digits):
     aevb.Trainer(options(tmp_path), dataset=digits).fit()
     folder = tmp_path / "run"
     (folder / "notes.txt").write_text("mine")
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     with pytest.raises(RunFolderError, match=r"run already holds a run, which is kept; .*--overwrite"):
         aevb.Trainer(options(tmp_path, seed=1), dataset=digits).fit()
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     aevb.Trainer(options(tmp_path, seed=1, epochs=1, overwrite=True), dataset=digits).fit()
     assert len(lines(folder)) == 1
     assert json.loads((folder / "config.json").read_text())["seed"] == 1
@@ -425,7 +430,7 @@ def test_without_out_runs_are_numbered(tmp_path, monkeypatch):
 def test_an_unwritable_folder_is_refused_before_training(tmp_path, digits, monkeypatch):
     (tmp_path / "run").write_text("a file where a folder should be")
     trainer = aevb.Trainer(options(tmp_path), dataset=digits)
-    monkeypatch.setattr(trainer, "train_epoch", lambda report: pytest.fail("training began"))
+    monkeypatch.setattr(trainer, "_take", lambda *_: pytest.fail("training began"))
     with pytest.raises(RunFolderError, match=r"cannot write .*run: File exists"):
         trainer.fit()
     assert (tmp_path / "run").read_text() == "a file where a folder should be"
@@ -446,7 +451,7 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, digits, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", disk_with_room_for_two_models)
     with pytest.raises(RunFolderError, match=r"cannot write .*model.safetensors: No space left on device; .* is kept"):
         trainer.fit()
-    assert {p.name for p in folder.iterdir()} == {"config.json", "metrics.jsonl", "model.safetensors"}
+    assert {p.name for p in folder.iterdir()} == {"config.json", "metrics.jsonl", "model.safetensors", "checkpoints"}
     assert (folder / "model.safetensors").read_bytes() == models[-1]
     aevb.VAE.load(folder / "model.safetensors")
     assert [line["epoch"] for line in lines(folder)] == [1, 2]
@@ -493,28 +498,52 @@ def test_an_interrupt_leaves_a_checkpoint_and_pictures(tmp_path, digits):
 # ---- what is not finite ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("layer", "sentence"),
-    [("encoder", r"the KL divergence is nan at step 5"), ("decoder", r"the log-likelihood is nan at step 5")],
-)
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, digits, layer, sentence):
+def test_weights_broken_by_an_optimizer_stop_the_run(tmp_path, digits):
     trainer = aevb.Trainer(options(tmp_path, epochs=5), dataset=digits)
 
     def poison(optimizer, args, kwargs):
         if trainer.step == 3:  # within the fourth step: the fifth is the first to see it
             with torch.no_grad():
-                getattr(trainer.model, layer)[2].bias.fill_(float("nan"))
+                trainer.model.encoder[2].bias[4] = float("nan")
 
     trainer.optimizer.register_step_post_hook(poison)
-    with pytest.raises(FloatingPointError, match=f"training stopped because {sentence}; .* is of epoch 1"):
+    sentence = r"encoder.2.bias\[4\], of latent dimension 1, is nan after an update of finite gradients, at step 4"
+    with pytest.raises(FloatingPointError, match=f"training stopped because {sentence}; .* is of epoch 1") as stop:
         trainer.fit()
+    assert stop.value.step == 4
     assert len(lines(tmp_path / "run")) == 1
     saved = aevb.VAE.load(tmp_path / "run" / "model.safetensors")
     assert all(p.isfinite().all() for p in saved.parameters())
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        ("encoder.2", r"the KL divergence of latent dimension 2 is inf \(mu .*, logvar 100\), of training image \d+"),
+        ("decoder.0", r"the log-likelihood is -inf \(the largest of z is .*, of latent dimension \d\), of training image"),
+    ],
+)
+def test_what_went_first_is_named(tmp_path, digits, layer, sentence):
+    """By the steps since the last checkpoint, taken again."""
+    trainer = aevb.Trainer(options(tmp_path, epochs=5), dataset=digits)
+
+    def spoil(optimizer, args, kwargs):
+        if trainer.step == 3:
+            with torch.no_grad():
+                if layer == "encoder.2":
+                    trainer.model.encoder[2].weight[5] = 0
+                    trainer.model.encoder[2].bias[5] = 100.0
+                else:
+                    trainer.model.decoder[2].bias.fill_(3e38)
+
+    trainer.optimizer.register_step_post_hook(spoil)
+    with pytest.raises(FloatingPointError, match=f"training stopped because {sentence}.* at step 5; .* is of epoch 1"):
+        trainer.fit()
 
 
 def test_weights_broken_by_the_last_step_are_not_saved(tmp_path, digits):
     trainer = aevb.Trainer(options(tmp_path, learning_rate=1e38, batch_size=200), dataset=digits)
-    with pytest.raises(FloatingPointError, match=r"the test ELBO is (nan|-inf) after step 1; nothing is saved yet"):
+    with pytest.raises(FloatingPointError, match=r"after an update of finite gradients, at step 1; the checkpoint .* 0"):
         trainer.fit()
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json", "checkpoints"}

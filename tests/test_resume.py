@@ -1,0 +1,243 @@
+"""A run that is stopped or killed, and goes on: to the bit as if nothing had been."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import resumed_run
+import torch
+from safetensors.torch import load_file
+
+import aevb
+from aevb.checkpoints import Checkpoint, CheckpointError, Checkpoints, pack, unpack
+from aevb.runs import RunFolderError
+
+KILLS = 50
+EPOCHS = 80  # of 60 steps
+
+# Processes are forked from one that has imported aevb, and started no thread: a tenth of a second each.
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["resumed_run", "aevb.pictures"])
+
+
+def start(out, epochs=EPOCHS, **options):
+    process = server.Process(target=resumed_run.train, args=(str(out), epochs), kwargs=options)
+    process.start()
+    return process
+
+
+def finish(process):
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def what_it_ended_with(run):
+    """Weights, and metrics but for the time they took."""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in metrics:
+        del line["seconds"]
+    return load_file(run / "model.safetensors"), metrics
+
+
+def assert_same(run, whole):
+    (weights, metrics), (expected, expected_metrics) = what_it_ended_with(run), what_it_ended_with(whole)
+    assert weights.keys() == expected.keys()
+    for name in weights:
+        assert torch.equal(weights[name], expected[name]), name
+    assert metrics == expected_metrics
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted, and that wrote no checkpoint between its first and last."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(out, checkpoint_seconds=1e6))
+    return out
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    out = tmp_path_factory.mktemp("short") / "run"
+    finish(start(out, epochs=2, checkpoint_seconds=1e6))
+    return out
+
+
+def test_killed_at_random_moments(tmp_path, whole):
+    """Fifty times, in as many runs as it takes: wherever a run is, in a step, a write, or before it has begun."""
+    chance = random.Random(1)
+    kills, runs, steps = 0, 0, set()
+    while kills < KILLS or runs == 0:
+        out = tmp_path / f"run{runs}"
+        while True:
+            process = start(out)
+            if kills < KILLS:
+                # However fast the machine is: after some checkpoints, or before any, and then a random moment.
+                wait_for_checkpoints(out, process, chance.choice([0, 1, 1, 5, 20, 60, 200]))
+                process.join(chance.expovariate(1 / 0.01))
+            else:
+                process.join(120)
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            kills += 1
+            steps.update(path.name for path in (out / "checkpoints").glob("step-*"))
+        assert process.exitcode == 0
+        assert_same(out, whole)
+        runs += 1
+    assert len(steps) > 30, "the kills did not come at many places"
+
+
+def wait_for_checkpoints(out, process, count):
+    """Until the process has written so many."""
+
+    def step():
+        return max((int(path.stem[5:]) for path in (out / "checkpoints").glob("step-*")), default=-1)
+
+    first = step()
+    while count and process.exitcode is None and step() < first + 20 * count:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace", "open"])
+def test_killed_while_a_checkpoint_is_written(tmp_path, short, call):
+    out = tmp_path / "run"
+    for nth in (1, 2, 3):
+        process = start(out, epochs=2, kill_in=(call, nth))
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+    finish(start(out, epochs=2))
+    assert_same(out, short)
+    assert not list(out.glob("**/.*.part")), "what was half written was left"
+
+
+def test_asked_to_stop(tmp_path, short):
+    """SIGTERM, as a cluster sends it: a checkpoint at once, not the last one's."""
+    out = tmp_path / "run"
+    process = start(out, epochs=100000, checkpoint_seconds=1e6)
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 1
+    saved = sorted((out / "checkpoints").iterdir())
+    assert len(saved) == 2, "that of the start, and that of the stop"
+    done = unpack(saved[-1].read_bytes(), "").numbers
+    assert done["step"] > 0
+    epochs = done["epoch"] + 1
+    finish(start(out, epochs=epochs))
+    other = tmp_path / "other"
+    finish(start(other, epochs=epochs))
+    assert_same(out, other)
+
+
+def test_more_epochs(tmp_path, short):
+    """A run that is over goes on, as a longer one would have."""
+    out = tmp_path / "run"
+    finish(start(out, epochs=1))
+    metrics = aevb.Trainer.resume(out, epochs=2, progress=False).fit()
+    assert metrics["epoch"] == 2
+    assert_same(out, short)
+    assert json.loads((out / "config.json").read_text())["epochs"] == 2
+    assert aevb.Trainer.resume(out, progress=False).fit() == metrics, "a run that is over is left as it is"
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "adagrad"}, {"schedule": "cosine", "learning_rate_warmup": 5}], ids=str)
+def test_every_optimizer(tmp_path, options):
+    finish(start(tmp_path / "whole", epochs=2, **options))
+    process = start(tmp_path / "run", epochs=2, kill_in=("fsync", 8), **options)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    finish(start(tmp_path / "run", epochs=2, **options))
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def stopped(out):
+    """A run that was killed, with two checkpoints."""
+    process = start(out, epochs=2, kill_in=("replace", 4))
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    return sorted((out / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, short, damage):
+    out = tmp_path / "run"
+    before, last = stopped(out)
+    damaging(last, damage)
+    with pytest.warns(UserWarning, match=rf"{last.name} is (truncated or )?damaged.*; the checkpoint before it is used"):
+        aevb.Trainer.resume(out, progress=False).fit()
+    assert_same(out, short)
+
+    out = tmp_path / "both"
+    for path in stopped(out):
+        damaging(path, damage)
+    with pytest.raises(CheckpointError, match=rf"no checkpoint can be read: .*{last.name}.*{before.name}"):
+        aevb.Trainer.resume(out, progress=False).fit()
+
+
+def damaging(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes({"flipped": data, "truncated": data[:-7], "empty": b""}[how])
+
+
+def test_every_byte_of_a_checkpoint_counts():
+    data = pack(Checkpoint({"w": torch.arange(3.0), "n": torch.tensor(7)}, {"step": 5, "loss": 0.1}))
+    tensors, numbers = unpack(data, "it")
+    assert torch.equal(tensors["w"], torch.arange(3.0))
+    assert torch.equal(tensors["n"], torch.tensor(7))
+    assert numbers == {"step": 5, "loss": 0.1}
+    for i in range(len(data)):
+        damaged = bytearray(data)
+        damaged[i] ^= 4
+        if bytes(damaged[8:]).split(b'"data_offsets"')[0].replace(b" ", b"") == data[8:].split(b'"data_offsets"')[0]:
+            continue  # white space of the header
+        with pytest.raises(CheckpointError, match="it is (truncated or )?damaged"):
+            unpack(bytes(damaged), "it")
+
+
+def test_no_pickle(tmp_path, monkeypatch):
+    stopped(tmp_path / "run")
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, lambda *_: pytest.fail("pickle was used"))
+    monkeypatch.setattr(torch, "load", lambda *_: pytest.fail("torch.load was used"))
+    data, wrong = Checkpoints(tmp_path / "run").read()
+    assert not wrong
+    assert unpack(data, "").numbers["step"] > 0
+
+
+# ---- what does not go on --------------------------------------------------------------------------------------------
+
+
+def test_another_run_is_not_gone_on_with(tmp_path):
+    finish(start(tmp_path / "run", epochs=1))
+    options = {**resumed_run.OPTIONS, "out": str(tmp_path / "run"), "resume": True, "progress": False}
+    with pytest.raises(ValueError, match=r"learning_rate is 0.01, but the run in .* began with 0.001; expected the same"):
+        aevb.Trainer(aevb.TrainConfig(**options, learning_rate=0.01)).fit()
+    with pytest.raises(ValueError, match="resume and overwrite are both set"):
+        aevb.TrainConfig(resume=True, overwrite=True)
+    with pytest.raises(FileNotFoundError, match=r"holds no run: it has no config.json"):
+        aevb.Trainer.resume(tmp_path / "none")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    with pytest.raises(RunFolderError, match=r"metrics.jsonl has 0 bytes, but had \d+ when the checkpoint was written"):
+        aevb.Trainer.resume(tmp_path / "run", epochs=2, progress=False).fit()
+
+
+def test_resume_starts_a_run_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = aevb.TrainConfig(**{**resumed_run.OPTIONS, "epochs": 1, "resume": True, "progress": False})
+    for _ in range(2):  # the second time it is over already
+        assert aevb.Trainer(config).fit()["epoch"] == 1
+    assert [path.name for path in Path("runs").iterdir()] == ["digits"]
