@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .bounds import cyclical_warmup, linear_warmup
-from .data import BINARIZATIONS, Dataset, Targets, load
+from .data import BINARIZATIONS, Dataset, Targets, batches, epoch_order, load
 from .loss import ESTIMATORS, FusedELBO
 from .models import VAE
 from .ops import mix_seed, sample_gaussian
@@ -365,18 +365,19 @@ class Trainer:
 
         Raises FloatingPointError, naming the step and the term, where the loss is not finite.
         """
-        batches = self.order(self.epoch).split(self.config.batch_size)
+        order = self.order(self.epoch)
+        last = math.ceil(len(order) / self.config.batch_size)
         batch_seed, noise_seed = self.noise_seeds(self.epoch)
         ledger = _Ledger(self.device)
         with _current(self.device):
             take_step = self._training_step()
-            for index in batches:
+            for number, index in enumerate(batches(self.dataset.train_images, order, self.config.batch_size), 1):
                 self.criterion.beta = self._beta()
                 outcome = take_step(index, batch_seed, noise_seed)
                 self.step += 1
                 ledger.add(self.step, len(index), outcome.loss, *self._kls(outcome.kl))
-                if self.step % CHECK_EVERY == 0 or index is batches[-1]:
-                    for steps, elbo in ledger.read(wait=index is batches[-1]):
+                if self.step % CHECK_EVERY == 0 or number == last:
+                    for steps, elbo in ledger.read(wait=number == last):
                         report(steps, elbo)
         self._step_made_of = made_of(self.model, self.criterion, self.optimizer)  # the first step made Adam's state
         self.epoch += 1
@@ -399,8 +400,7 @@ class Trainer:
 
     def order(self, epoch: int) -> Tensor:
         """The training images' numbers in the order of an epoch, on the device."""
-        generator = torch.Generator().manual_seed(int(mix_seed(self._order_seed, epoch)))
-        return torch.randperm(len(self.dataset.train_images), generator=generator).to(self.device)
+        return epoch_order(self.dataset.train_images, int(mix_seed(self._order_seed, epoch))).to(self.device)
 
     def noise_seeds(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The seeds of an epoch's batches and of its samples: 0-d int64 tensors on the device."""
