@@ -151,15 +151,20 @@ def _figure(columns: int, rows: int, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _show(axes: Axes, images: Tensor, columns: int, shape: tuple[int, int]) -> float:
-    """Shows images, (N, H * W) in [0, 1], in rows of `columns`, dark on white; the height of a row in the picture."""
-    height, width = shape
-    scale = math.ceil(84 / max(shape))
-    tiles = F.interpolate(images.float().view(-1, 1, height, width), scale_factor=scale, mode="bicubic").clamp(0, 1)
-    tiles = F.pad(tiles, [max(1, 84 // 16)] * 4, value=0)
-    _, _, height, width = tiles.shape
+def _show(axes: Axes, images: Tensor, columns: int, shape: tuple[int, ...]) -> float:
+    """Shows images, (N, data_dim) in [0, 1], in rows of `columns`: grey ones dark on white, those of 3 or 4 channels in
+    colour. The height of a row in the picture."""
+    *channels, height, width = shape
+    scale = math.ceil(84 / max(height, width))
+    tiles = F.interpolate(
+        images.float().view(-1, *(channels or [1]), height, width), scale_factor=scale, mode="bicubic"
+    )
+    tiles = F.pad(tiles.clamp(0, 1)[:, :3], [max(1, 84 // 16)] * 4, value=1 if channels else 0)
+    _, depth, height, width = tiles.shape
     rows = math.ceil(len(tiles) / columns)
-    tiles = torch.cat([tiles, tiles.new_zeros(rows * columns - len(tiles), 1, height, width)])
-    mosaic = tiles.view(rows, columns, height, width).transpose(1, 2).reshape(rows * height, columns * width)
-    axes.imshow(mosaic.numpy(), cmap="gray_r", vmin=0, vmax=1, extent=(0, columns * width, rows * height, 0))
+    empty = tiles.new_full((rows * columns - len(tiles), depth, height, width), 1 if channels else 0)
+    mosaic = torch.cat([tiles, empty]).view(rows, columns, depth, height, width)
+    mosaic = mosaic.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, depth)
+    picture = mosaic.numpy() if channels else mosaic[..., 0].numpy()
+    axes.imshow(picture, cmap="gray_r", vmin=0, vmax=1, extent=(0, columns * width, rows * height, 0))
     return height

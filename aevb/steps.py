@@ -420,4 +420,5 @@ def training_step(
     if DirectStep.fits(model, criterion, batch.images, bf16):
         return DirectStep(*parts)
     step = AutogradStep(*parts)
-    return GraphStep(step, batch_size) if batch.images.is_cuda else step
+    # What is gathered from the disk comes from the CPU, where no graph reaches.
+    return GraphStep(step, batch_size) if batch.images.is_cuda and not batch.streamed else step

@@ -22,7 +22,7 @@ from torch import Tensor
 from .bounds import cyclical_warmup, linear_warmup
 from .checkpoints import Checkpoint, Checkpoints, unpack
 from .config import TrainConfig, check_same_run
-from .data import Dataset, Targets, load
+from .data import Dataset, MappedImages, Targets, batches, epoch_order, load
 from .layers import floating
 from .ledger import Evaluation, Ledger, NotFiniteError
 from .loss import ESTIMATORS, FusedELBO
@@ -161,11 +161,11 @@ class Trainer:
         if self.dataset.validation_images is not None:
             self.held_out["validation"] = self._held_out(self.dataset.validation_images, validation_seed)
 
-    def _targets_of(self, images: Tensor) -> Targets:
+    def _targets_of(self, images: Tensor | MappedImages) -> Targets:
         assert self.config.binarize is not None
         return Targets(images, self.config.binarize, self.dataset.max_value, self.device)
 
-    def _held_out(self, images: Tensor, seed: int) -> HeldOut:
+    def _held_out(self, images: Tensor | MappedImages, seed: int) -> HeldOut:
         return HeldOut(self._targets_of(images), len(images), seed, self.device)
 
     @property
@@ -252,13 +252,12 @@ class Trainer:
     ) -> Iterator[None]:
         """The steps of an epoch that are left; yields after each look at the losses, which there is every few steps
         and where it is asked for."""
-        batches = self.order(self.epoch).split(self.config.batch_size)
         batch_seed, noise_seed = self.noise_seeds(self.epoch)
         with _current(self.device):
             take_step = self._training_step()
-            for number in range(self._steps_done, len(batches)):
-                self._take(take_step, batches[number], batch_seed, noise_seed)
-                last = number == len(batches) - 1
+            for index in self._batches_left():
+                self._take(take_step, index, batch_seed, noise_seed)
+                last = self._steps_done == self._steps_of(1)
                 if self.step % CHECK_EVERY == 0 or last or asked():
                     for images, averages in self._ledger.read(wait=last):
                         report(images, averages)
@@ -269,6 +268,11 @@ class Trainer:
         self._ledger = self._new_ledger()
         self._steps_done = 0
         self.epoch += 1
+
+    def _batches_left(self) -> Iterator[Tensor]:
+        """The images of the steps that the epoch has left."""
+        order, size = self.order(self.epoch), self.config.batch_size
+        return batches(self.dataset.train_images, order[self._steps_done * size :], size)
 
     def _take(self, take_step: Callable, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> None:
         self.criterion.beta = self._beta()
@@ -305,8 +309,7 @@ class Trainer:
 
     def order(self, epoch: int) -> Tensor:
         """The training images' numbers in the order of an epoch, on the device."""
-        generator = torch.Generator().manual_seed(int(mix_seed(self._order_seed, epoch)))
-        return torch.randperm(len(self.dataset.train_images), generator=generator).to(self.device)
+        return epoch_order(self.dataset.train_images, int(mix_seed(self._order_seed, epoch))).to(self.device)
 
     def noise_seeds(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The seeds of an epoch's batches and of its samples: 0-d int64 tensors on the device."""
@@ -406,12 +409,11 @@ class Trainer:
         """Takes the steps from the present state on again, one by one, up to the step `until`: what was first not
         finite, with the weights left as they were before that. None where all is finite this time."""
         while self.step < until:
-            batches = self.order(self.epoch).split(self.config.batch_size)
             batch_seed, noise_seed = self.noise_seeds(self.epoch)
             take_step = self._training_step()
-            for number in range(self._steps_done, len(batches)):
+            for index in self._batches_left():
                 before = [p.detach().clone() for p in self.model.parameters()]
-                self._take(take_step, batches[number], batch_seed, noise_seed)
+                self._take(take_step, index, batch_seed, noise_seed)
                 try:
                     for _ in self._ledger.read(wait=True):
                         pass
@@ -424,7 +426,7 @@ class Trainer:
                     with torch.no_grad():
                         for p, value in zip(self.model.parameters(), before, strict=True):
                             p.copy_(value)
-                    found = self._explain(batches[number], batch_seed, noise_seed)
+                    found = self._explain(index, batch_seed, noise_seed)
                     update = found.stage == UPDATE and broken is not None
                     return Finding(UPDATE, f"{broken} {found.text}") if update else found
                 if self.step >= until:

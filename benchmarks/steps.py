@@ -88,6 +88,7 @@ def images(data: str) -> Tensor:
     dataset = load(Path(data))
     if dataset.data_dim != PIXELS:
         raise ValueError(f"{data} has images of {dataset.data_dim} pixels; expected MNIST's {PIXELS}")
+    assert isinstance(dataset.train_images, Tensor)
     return dataset.train_images
 
 

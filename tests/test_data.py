@@ -66,7 +66,9 @@ def test_one_file_keeps_a_tenth_for_the_test(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no data at '.*nowhere'; expected 'digits', a directory"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no data at '.*nowhere'; expected 'digits', 'mnist', .*a directory"
+    ):
         load(tmp_path / "nowhere")
     write_part(tmp_path, "train", 20)
     with pytest.raises(FileNotFoundError, match=r"has no t10k-images-idx3-ubyte\[.gz\]; expected MNIST's IDX files"):

@@ -1,0 +1,75 @@
+"""Data sets of images, by name or from files, split, in memory or read from the disk as they are used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .dataset import Dataset
+from .files import digits, open_path
+from .mapped import MappedImages
+from .named import NAMED, open_named
+from .splits import FILE_TEST_FRACTION, dataset
+from .streaming import batches, epoch_order
+from .targets import BINARIZATIONS, Targets
+
+__all__ = [
+    "BINARIZATIONS",
+    "FILE_TEST_FRACTION",
+    "NAMED",
+    "Dataset",
+    "MappedImages",
+    "Targets",
+    "batches",
+    "epoch_order",
+    "load",
+]
+
+
+def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed: int = 0) -> Dataset:
+    """A data set by name or path.
+
+    * "digits": UCI's optical digits, shipped with the package: 1,797 images of 8x8, values 0..16.
+    * "mnist", "fashion-mnist", "freyfaces": downloaded once, by pooch, and held to their SHA-256. AEVB_DATA_DIR is
+      where they are kept (by default a folder of the user's cache), AEVB_DATA_MIRROR another place to take them from:
+      <mirror>/<name>/<file>.
+    * a directory with MNIST's four IDX files: train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k- ones,
+      each gzipped (.gz) or not. The labels may be missing. Or one IDX file of images, with the labels from the file
+      beside it, where "images-idx3" in its name gives way to "labels-idx1".
+    * .npy: images (N, D), (N, H, W), (N, C, H, W) or (N, H, W, C). One of more than 1 GiB is mapped, and read as it is
+      used (see `MappedImages`).
+    * .npz: images as x, images, data or arr_0, with y or labels; or parts, as Keras has them: x_train, y_train, x_test,
+      y_test, x_val, y_val. Pickled objects are never loaded.
+    * .mat, of MATLAB 5 to 7.2 (needs scipy): images as for .npz, or Frey's `ff`; a column an image where only so the
+      number of pixels is a square.
+    * .amat, .amat.gz: text, an image a line; or a directory with the parts of binarized MNIST, *_train, *_valid and
+      *_test.
+    * a directory of image files (needs Pillow), grey or colour, all of one size; where they are in subdirectories,
+      these are the labels, in alphabetical order. With train/ and test/ (and valid/ or val/) there, those are the
+      parts.
+
+    Values are recognised: bits (bool, or all 0 and 1), 0..255 (whole numbers), or [0, 1]. `Dataset.description` says
+    which. Floats that are multiples of 1/255 are kept as bytes.
+
+    A source's own test and validation parts are kept. Of any other source a tenth (of the digits 297 images), rounded
+    up, is the test part: the first of ``np.random.RandomState(split_seed).permutation(N)``, which never changes.
+
+    Args:
+        source: a name or a path.
+        validation: the fraction of the training images, rounded up, to hold out as the validation part, by the
+            permutation of ``RandomState([split_seed, 1])``. A source's own validation part is taken instead, whatever
+            the fraction is.
+        split_seed: 0 to 2**32 - 1.
+
+    Raises:
+        FileNotFoundError: nothing there, or a download that failed. ImportError: a package is missing that reads it.
+        ValueError: a file that is truncated, damaged or of another kind; values that are none of these, a NaN say, with
+            the file and the place; images of several shapes; labels of another number.
+    """
+    if source == "digits":
+        found = digits()
+    elif source in NAMED:
+        found = open_named(str(source))
+    else:
+        found = open_path(Path(source).expanduser())
+    return dataset(found, validation, split_seed)

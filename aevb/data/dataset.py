@@ -1,0 +1,99 @@
+"""`Dataset`: the parts of a data set, their images and labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .mapped import MappedImages
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images, split into a training, a test and perhaps a validation part.
+
+    Images are (N, data_dim), flattened in the order of `image_shape`: uint8, their values 0..max_value, so that value *
+    x_scale is in [0, 1]; or float32 in [0, 1], and max_value is 1. Tensors, or what stays on the disk (`MappedImages`).
+    Labels are int64, (N,), or None.
+
+    Attributes: note, what `load` found worth saying about the source.
+
+    Raises:
+        ValueError: images or labels of another type, shape or range; an empty part; a NaN.
+    """
+
+    name: str
+    image_shape: tuple[int, ...]  # H, W, or C, H, W
+    max_value: int
+    train_images: Tensor | MappedImages
+    test_images: Tensor | MappedImages
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    validation_images: Tensor | MappedImages | None = None
+    validation_labels: Tensor | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        dtypes = {}
+        for part, images, labels in self._parts():
+            self._check_images(f"{part}_images", images)
+            dtypes[part] = images.dtype
+            if labels is not None and tuple(labels.shape) != (len(images),):
+                raise ValueError(
+                    f"{part}_labels has shape {tuple(labels.shape)}; expected ({len(images)},), one an image"
+                )
+        if len(set(dtypes.values())) > 1:
+            raise ValueError(f"the parts have images of {dtypes}; expected one dtype")
+        if self.validation_images is None and self.validation_labels is not None:
+            raise ValueError("there are validation_labels but no validation_images; expected both, or neither")
+
+    def _parts(self):
+        yield "train", self.train_images, self.train_labels
+        yield "test", self.test_images, self.test_labels
+        if self.validation_images is not None:
+            yield "validation", self.validation_images, self.validation_labels
+
+    def _check_images(self, name: str, images: Tensor | MappedImages) -> None:
+        shape = tuple(images.shape)
+        known = images.dtype == torch.uint8 or (images.dtype == torch.float32 and self.max_value == 1)
+        if not known or len(shape) != 2 or shape[1] != self.data_dim:
+            raise ValueError(
+                f"{name} is {images.dtype} {shape}; expected torch.uint8 (N, {self.data_dim}), "
+                "or torch.float32 in [0, 1] with max_value=1"
+            )
+        if shape[0] == 0:
+            raise ValueError(f"{name} is empty; expected at least one image")
+        if isinstance(images, MappedImages):  # it checks what it reads
+            return
+        smallest, largest = (float(value) for value in images.aminmax())
+        if not (smallest >= 0 and largest <= self.max_value):
+            wrong = largest if smallest >= 0 else smallest
+            raise ValueError(f"{name} holds {wrong:g}; expected values in 0..{self.max_value}")
+
+    @property
+    def data_dim(self) -> int:
+        return math.prod(self.image_shape)
+
+    @property
+    def x_scale(self) -> float:
+        return 1 / self.max_value
+
+    @property
+    def values(self) -> str:
+        """What the values of pixels are, in words."""
+        if self.train_images.dtype != torch.uint8:
+            return "values in [0, 1]"
+        return "bits" if self.max_value == 1 else f"values 0..{self.max_value}"
+
+    @property
+    def description(self) -> str:
+        """The data set in a line: sizes, shape, values, and what `load` has to say about the source."""
+        counts = [f"{len(images):,} {part.replace('train', 'training')}" for part, images, _ in self._parts()]
+        size = "x".join(map(str, self.image_shape))
+        text = f"{self.name}: {', '.join(counts)} images of {size}, {self.values}"
+        if isinstance(self.train_images, MappedImages):
+            text += f", read from {self.train_images.path} as they are used"
+        return f"{text}; {self.note}" if self.note else text

@@ -1,0 +1,31 @@
+"""What the dimensions of an array of images are."""
+
+from __future__ import annotations
+
+import math
+
+CHANNELS = (1, 3, 4)
+
+
+def image_shape(shape: tuple[int, ...], where: str) -> tuple[tuple[int, ...], bool, str]:
+    """Of an array's shape: the images' (H, W) or (C, H, W), whether the array has the channels last, and a note.
+
+    Raises ValueError for what is no array of images.
+    """
+    if len(shape) < 2 or len(shape) > 4 or (len(shape) == 4 and not {shape[1], shape[3]} & {*CHANNELS}):
+        raise ValueError(
+            f"{where} has shape {tuple(shape)}; expected images: (N, D), (N, H, W), (N, C, H, W) or (N, H, W, C), "
+            f"C one of {', '.join(map(str, CHANNELS))}"
+        )
+    if 0 in shape:
+        raise ValueError(f"{where} is empty: its shape is {tuple(shape)}; expected at least one image")
+    if len(shape) == 2:
+        side = math.isqrt(shape[1])
+        if side * side == shape[1]:
+            return (side, side), False, ""
+        return (1, shape[1]), False, f"{shape[1]} values are no square, so an image is one row"
+    if len(shape) == 3:
+        return tuple(shape[1:]), False, ""
+    channels_last = shape[1] not in CHANNELS
+    channels, height, width = (shape[3], *shape[1:3]) if channels_last else shape[1:]
+    return ((height, width) if channels == 1 else (channels, height, width)), channels_last, ""

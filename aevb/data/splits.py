@@ -1,0 +1,125 @@
+"""A source's parts to a `Dataset`: shapes, kinds of values, and what is held out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .dataset import Dataset
+from .mapped import MappedImages
+from .shapes import image_shape
+from .source import Part, Source
+from .values import KINDS, agreed, converted
+
+FILE_TEST_FRACTION = 10  # of a source without a test part, one image in so many is held out for the test
+
+Images = Tensor | MappedImages
+Labelled = tuple[Images, Tensor | None]
+
+
+def dataset(source: Source, validation: float, split_seed: int) -> Dataset:
+    """The data set of a source, split by the rule that `load` states."""
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation is {validation}; expected the fraction to hold out, from 0 up and below 1")
+    if not 0 <= split_seed < 2**32:
+        raise ValueError(f"split_seed is {split_seed}; expected 0 to {2**32 - 1}")
+    shape, kind, note = _shape_and_kind(source)
+    parts = {name: (_images(part, source, kind), _labels(part)) for name, part in source.parts.items()}
+    train, test, held_out = parts["train"], parts.get("test"), parts.get("validation")
+    if test is None:
+        if len(train[0]) < 2:
+            raise ValueError(
+                f"{source.parts['train'].where} holds one image; expected at least 2, one of them for the test"
+            )
+        num_test = source.num_test or math.ceil(len(train[0]) / FILE_TEST_FRACTION)
+        # RandomState's stream is frozen by numpy's compatibility policy: the split is the same for everyone, for ever.
+        test, train = _split(train, np.random.RandomState(split_seed).permutation(len(train[0])), num_test)
+    if held_out is None and validation > 0:
+        count = math.ceil(validation * len(train[0]))
+        if count >= len(train[0]):
+            raise ValueError(
+                f"validation is {validation} of {len(train[0])} training images; expected to leave one for training"
+            )
+        order = np.random.RandomState([split_seed, 1]).permutation(len(train[0]))
+        held_out, train = _split(train, order, count)
+    return Dataset(
+        name=source.name,
+        image_shape=shape,
+        max_value=source.max_value
+        or (train[0].max_value if isinstance(train[0], MappedImages) else KINDS[kind].max_value),
+        train_images=train[0],
+        test_images=test[0],
+        train_labels=train[1],
+        test_labels=test[1],
+        validation_images=None if held_out is None else held_out[0],
+        validation_labels=None if held_out is None else held_out[1],
+        note=note,
+    )
+
+
+def _split(part: Labelled, permutation: np.ndarray, count: int) -> tuple[Labelled, Labelled]:
+    """The first `count` of a permutation, and the rest."""
+    order = torch.from_numpy(permutation)
+    first, rest = order[:count], order[count:]
+    return _rows(part, first), _rows(part, rest)
+
+
+def _rows(part: Labelled, index: Tensor) -> Labelled:
+    images, labels = part
+    chosen = images.part(index) if isinstance(images, MappedImages) else images[index]
+    return chosen, None if labels is None else labels[index]
+
+
+def _shape_and_kind(source: Source) -> tuple[tuple[int, ...], str, str]:
+    """The images' shape, the kind of their values (see KINDS), and the notes on both."""
+    shapes, notes = {}, [source.note] if source.note else []
+    for part in source.parts.values():
+        shape, _, note = image_shape(part.shape, part.where)
+        shapes[part.where] = source.image_shape or shape
+        if note and source.image_shape is None and note not in notes:
+            notes.append(note)
+    (first, shape), *others = shapes.items()
+    for where, other in others:
+        if other != shape:
+            raise ValueError(f"{where} has images of {other}, {first} of {shape}; expected one shape")
+    images = source.parts["train"].images
+    if isinstance(images, MappedImages):
+        return shape, images.kind, "; ".join(notes)
+    if source.max_value is not None:
+        return shape, "bytes", "; ".join(notes)
+    arrays = [(part.images.reshape(len(part.images), -1), part.where) for part in source.parts.values()]  # type: ignore[union-attr]
+    kind = agreed(arrays)
+    notes += [KINDS[kind].words] if KINDS[kind].words else []
+    if kind == "bytes" and (largest := max(int(values.max()) for values, _ in arrays)) < 128:
+        notes.append(f"the largest value is {largest}, and 255 would be white")
+    return shape, kind, "; ".join(notes)
+
+
+def _images(part: Part, source: Source, kind: str) -> Images:
+    images = part.images
+    if isinstance(images, MappedImages):
+        return images
+    if image_shape(images.shape, part.where)[1]:
+        images = np.moveaxis(images, -1, 1)
+    flat = np.ascontiguousarray(images).reshape(len(images), -1)
+    if source.max_value is not None:
+        return torch.from_numpy(flat)
+    return converted(flat, kind)
+
+
+def _labels(part: Part) -> Tensor | None:
+    labels = part.labels
+    if labels is None:
+        return None
+    labels = labels.reshape(-1) if labels.ndim == 2 and 1 in labels.shape else labels
+    if labels.shape != (len(part.images),):
+        raise ValueError(
+            f"{part.where} has labels of shape {tuple(labels.shape)}; expected ({len(part.images)},), one an image"
+        )
+    whole = labels.dtype.kind in "bui" or (labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all()))
+    if not whole:
+        raise ValueError(f"{part.where} has labels of {labels.dtype} that are no whole numbers; expected classes")
+    return torch.from_numpy(labels.astype(np.int64))
