@@ -21,7 +21,15 @@ from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .loss import FusedELBO
 from .marginal import log_marginal_likelihood
 from .models import VAE
-from .ops import bernoulli_log_prob, binarize, gaussian_kl, mix_seed, sample_gaussian, sample_gaussian_log_ratio
+from .ops import (
+    bernoulli_log_prob,
+    binarize,
+    gaussian_kl,
+    gaussian_log_prob,
+    mix_seed,
+    sample_gaussian,
+    sample_gaussian_log_ratio,
+)
 from .train import TrainConfig, Trainer
 
 __version__ = "0.1.0"
@@ -40,6 +48,7 @@ __all__ = [
     "elbo",
     "free_bits",
     "gaussian_kl",
+    "gaussian_log_prob",
     "importance_weighted_bound",
     "linear",
     "linear_bernoulli_log_prob",

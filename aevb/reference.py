@@ -210,6 +210,22 @@ def bernoulli_log_prob_from_probs(probs: Tensor, x: Tensor, x_scale: float | Non
     return -F.binary_cross_entropy(probs, x, reduction="none").sum(-1)
 
 
+def gaussian_log_prob(
+    mean: Tensor,
+    x: Tensor,
+    logvar: Tensor | float = 0.0,
+    x_scale: float | None = None,
+    *,
+    sigmoid: bool = False,
+) -> Tensor:
+    """As `aevb.gaussian_log_prob`: -1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log 2 pi)."""
+    mean = _compute(mean)
+    mean = torch.sigmoid(mean) if sigmoid else mean
+    v = _compute(logvar) if isinstance(logvar, Tensor) else torch.full((), logvar, dtype=mean.dtype, device=mean.device)
+    standard = (_targets(x, x_scale, mean.dtype) - mean) * torch.exp(-0.5 * v)
+    return -0.5 * (standard * standard + v + math.log(2.0 * math.pi)).sum(-1)
+
+
 def linear_bernoulli_log_prob(
     h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, x_scale: float | None = None
 ) -> Tensor:
