@@ -15,6 +15,7 @@ except ImportError as error:
 
 from . import diagnostics, reference
 from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
+from .gaussian_likelihood import GaussianOutput
 from .info import build_info
 from .layers import linear
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "FusedELBO",
+    "GaussianOutput",
     "LinearLogits",
     "TrainConfig",
     "Trainer",

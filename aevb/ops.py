@@ -547,16 +547,22 @@ def on_reference(t: Tensor) -> bool:
 
 def check_targets(x: Tensor, x_scale: float | None = None) -> None:
     """Raises ValueError, naming the first offender, unless x (times x_scale) lies in [0, 1]. Costs a pass over x."""
+    _check_each(x, x_scale, lambda scaled: (scaled >= 0) & (scaled <= 1), "a Bernoulli target lies in [0, 1]")
+
+
+def check_finite(x: Tensor, x_scale: float | None = None) -> None:
+    """The same unless x (times x_scale) is finite."""
+    _check_each(x, x_scale, torch.isfinite, "a Gaussian target is finite")
+
+
+def _check_each(x: Tensor, x_scale: float | None, is_right: Callable[[Tensor], Tensor], expected: str) -> None:
     if x.dtype == torch.uint8 and x_scale is None:
         return  # the op says what is missing
-    scaled = x.float() if x_scale is None else x.float() * x_scale
-    wrong = ~((scaled >= 0) & (scaled <= 1))
+    wrong = ~is_right(x.float() if x_scale is None else x.float() * x_scale)
     if wrong.any():
         where = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
-            f"x{list(where)} is {x[where].item()}" + ("" if x_scale is None else f", times x_scale={x_scale}") + "; "
-            "a Bernoulli target lies in [0, 1]"
-        )
+        scale = "" if x_scale is None else f", times x_scale={x_scale}"
+        raise ValueError(f"x{list(where)} is {x[where].item()}{scale}; {expected}")
 
 
 def bernoulli_log_prob(
@@ -602,14 +608,17 @@ def _gaussian_formula(mean, x, logvar, fixed_logvar, x_scale, sigmoid):
     return reference.gaussian_log_prob(mean, x, fixed_logvar if logvar is None else logvar, x_scale, sigmoid=sigmoid)
 
 
-def _gaussian_with_grad(mean, x, logvar, fixed_logvar, x_scale, sigmoid):
-    needs = [True, logvar is not None and logvar.requires_grad]
-    return _ops.gaussian_log_prob_and_grad.default(mean, x, logvar, fixed_logvar, x_scale, sigmoid, 1.0, needs)
+def _needs_gradient(logvar: Tensor | None) -> bool:
+    return logvar is not None and logvar.requires_grad
+
+
+def _gaussian_with_grad(mean, x, logvar, *options):
+    return _ops.gaussian_log_prob_and_grad.default(mean, x, logvar, *options, 1.0, [True, _needs_gradient(logvar)])
 
 
 def _gaussian_grad(tensors, options, grad_mean, grad_logvar, grad):
-    """Of a logvar that needs no gradient grad_logvar is empty, and nobody reads it."""
-    return _times_rows(grad_mean, grad), _times_rows(grad_logvar, grad) if grad_logvar.dim() == grad_mean.dim() else None
+    _, _, logvar = tensors
+    return _times_rows(grad_mean, grad), _times_rows(grad_logvar, grad) if _needs_gradient(logvar) else None
 
 
 _gaussian_log_prob = differentiable(
@@ -634,6 +643,7 @@ def gaussian_log_prob(
     x_scale: float | None = None,
     *,
     sigmoid: bool = False,
+    validate_args: bool = False,
 ) -> Tensor:
     """log p(x|z) of a Gaussian decoder, log N(x; m, exp(logvar)), summed over the last dimension.
 
@@ -649,14 +659,18 @@ def gaussian_log_prob(
             shared one that broadcasts to it, as (D,) and () do; or a number, a fixed variance. float32, bfloat16 or
             float16, whatever mean is. Below -176 the residual is divided by a standard deviation of e^-88.
         x_scale: multiplies x: 1/255 for pixels in 0..255, 1 for uint8 in {0, 1}.
-        sigmoid: mean holds logits of the means.
+        sigmoid: mean holds the logits of m.
+        validate_args: check that x is finite; it costs a pass over x.
 
     Returns:
         (...,), mean's leading dimensions, float32, in nats: the logarithm of a density, which may be above 0.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: a number for logvar that is not finite.
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: a number for logvar that is not finite; an
+        x that is not, when validated.
     """
+    if validate_args:
+        check_finite(x, x_scale)
     if isinstance(logvar, Tensor):
         return _gaussian_log_prob(mean, x, _for_each_element(logvar, mean), 0.0, x_scale, sigmoid)
     if not math.isfinite(logvar):
