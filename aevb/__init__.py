@@ -16,13 +16,22 @@ except ImportError as error:
 from . import diagnostics, reference
 from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
 from .config import TrainConfig
+from .gaussian_likelihood import GaussianOutput
 from .info import build_info
 from .layers import linear
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .loss import FusedELBO
 from .marginal import log_marginal_likelihood
 from .models import VAE, BaseVAE, ConvVAE
-from .ops import bernoulli_log_prob, binarize, gaussian_kl, mix_seed, sample_gaussian, sample_gaussian_log_ratio
+from .ops import (
+    bernoulli_log_prob,
+    binarize,
+    gaussian_kl,
+    gaussian_log_prob,
+    mix_seed,
+    sample_gaussian,
+    sample_gaussian_log_ratio,
+)
 from .train import Trainer
 
 __version__ = "0.1.0"
@@ -31,6 +40,7 @@ __all__ = [
     "BaseVAE",
     "ConvVAE",
     "FusedELBO",
+    "GaussianOutput",
     "LinearLogits",
     "TrainConfig",
     "Trainer",
@@ -43,6 +53,7 @@ __all__ = [
     "elbo",
     "free_bits",
     "gaussian_kl",
+    "gaussian_log_prob",
     "importance_weighted_bound",
     "linear",
     "linear_bernoulli_log_prob",

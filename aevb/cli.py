@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
+from .config import TrainConfig
 from .evaluation import evaluate as evaluate_model
 from .info import build_info
 from .runs import EVALUATION, METRICS, MODEL, PICTURES
-from .config import TrainConfig
 from .train import Trainer
 
 DESCRIPTION = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import bounds, linear_likelihood, ops
+from . import bounds, gaussian_likelihood, linear_likelihood, ops
+from .gaussian_likelihood import GaussianOutput
 from .linear_likelihood import LinearLogits
 
 
@@ -25,14 +27,16 @@ ESTIMATORS = {
     "iwae": Estimator("total", True),
     "dreg": Estimator("doubly_reparameterized", True),
 }
+LIKELIHOODS = ("bernoulli", "gaussian")
 # DReG reads the samples' weights from what flows back into the KL: not nothing, also where a warm-up begins with 0.
 SMALLEST_BETA = 1e-20
 
 
 class FusedELBO(nn.Module):
-    """The negative evidence lower bound of a VAE with a Bernoulli decoder and a diagonal Gaussian posterior, fused.
+    """The negative evidence lower bound of a VAE with a Bernoulli or Gaussian decoder and a diagonal Gaussian
+    posterior, fused.
 
-    For one datapoint, with L samples z_l of the posterior (Kingma & Welling 2013, eq. 7 and appendices B, C.1)::
+    For one datapoint, with L samples z_l of the posterior (Kingma & Welling 2013, eq. 7 and appendices B, C)::
 
         loss = beta * KL(N(mu, exp(logvar)) || N(0, I)) - 1/L * sum_l log p(x | z_l)
 
@@ -47,6 +51,10 @@ class FusedELBO(nn.Module):
     *batch, *datapoint): everything after the batch is the datapoint, and may be laid out differently in the two (recon
     (B, 784) goes with x (B, 1, 28, 28)). Extra leading dimensions of recon are samples. recon may be a `LinearLogits`:
     then the logits of a decoder with a linear last layer are never in memory.
+
+    Likelihoods. With likelihood="bernoulli" recon holds logits (`bernoulli_log_prob`). With likelihood="gaussian" it is
+    the means of N(mean, variance), or a `GaussianOutput`, whose variance may be learned (`gaussian_log_prob`); the loss
+    is then the negative logarithm of a density, and may be below 0.
 
     Estimators, with log w_l = log p(x|z_l) - beta (log q(z_l|x) - log p(z_l)):
 
@@ -66,19 +74,23 @@ class FusedELBO(nn.Module):
             and the gradient is that of `F.binary_cross_entropy`; with reduction="sum" this is the loss of
             pytorch/examples' VAE.
         x_scale: multiplies x: 1/255 for uint8 pixels, 1 for uint8 in {0, 1}. uint8 targets need it.
-        validate_args: check at each call that the targets lie in [0, 1]; it costs a pass over x.
+        validate_args: check at each call that the targets lie in [0, 1], or for likelihood="gaussian" are finite; it
+            costs a pass over x.
+        likelihood: "bernoulli" or "gaussian".
+        variance: of the Gaussian likelihood where recon is a tensor of means: a fixed number.
+        sigmoid_means: the Gaussian's means are the sigmoid of what recon holds, as in section 5 of the paper.
         estimator: one of the above.
         num_samples: L, for `sample`: None for one sample without a dimension of its own.
         free_bits: nats that are free in each group of latent dimensions (see `aevb.free_bits`); "sgvb-b" only.
         groups: how many groups; by default each latent dimension is one.
         capacity: nats of KL to aim for: the loss has ``beta |KL - capacity|`` (see `aevb.capacity`); "sgvb-b" only.
 
-    The result is float32, in nats. recon, mu and logvar may be float32, bfloat16 or float16; x may be soft (in [0, 1]),
-    bool, or uint8 with x_scale; the arithmetic is float32.
+    The result is float32, in nats. recon, mu and logvar may be float32, bfloat16 or float16; x may be soft (in [0, 1];
+    for likelihood="gaussian" anything finite), bool, or uint8 with x_scale; the arithmetic is float32.
 
     Raises:
-        ValueError: an unknown reduction or estimator, options that do not go together, neither or both of (mu, logvar)
-            and kl, targets outside [0, 1] when validated.
+        ValueError: an unknown reduction, estimator or likelihood, options that do not go together, or with recon,
+            neither or both of (mu, logvar) and kl, targets outside [0, 1] or not finite when validated.
         RuntimeError: shapes, dtypes or devices that do not fit.
     """
 
@@ -92,6 +104,9 @@ class FusedELBO(nn.Module):
         x_scale: float | None = None,
         *,
         validate_args: bool = False,
+        likelihood: str = "bernoulli",
+        variance: float = 1.0,
+        sigmoid_means: bool = False,
         estimator: str = "sgvb-b",
         num_samples: int | None = None,
         free_bits: float | None = None,
@@ -117,11 +132,28 @@ class FusedELBO(nn.Module):
             raise ValueError(f"groups is {groups}; expected at least 1")
         if free_bits is not None and not free_bits >= 0:
             raise ValueError(f"free_bits is {free_bits}; expected nats from 0 up")
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood is {likelihood!r}; expected one of {', '.join(map(repr, LIKELIHOODS))}")
+        if likelihood == "gaussian" and from_probs:
+            raise ValueError(
+                "from_probs is of the Bernoulli likelihood; a Gaussian's recon holds its means, or with "
+                "sigmoid_means=True their logits"
+            )
+        if likelihood != "gaussian" and (sigmoid_means or variance != 1.0):
+            raise ValueError(
+                f"sigmoid_means is {sigmoid_means} and variance {variance}, of the Gaussian likelihood; expected "
+                f"likelihood='gaussian' with them, not {likelihood!r}"
+            )
+        if not 0 < variance < math.inf:
+            raise ValueError(f"variance is {variance}; expected a finite number above 0")
         self._set_beta(beta)  # not by the property, which torch 2.11 cannot trace here
         self.reduction = reduction
         self.from_probs = from_probs
         self.x_scale = x_scale
         self.validate_args = validate_args
+        self.likelihood = likelihood
+        self.variance = variance
+        self.sigmoid_means = sigmoid_means
         self.estimator = estimator
         self.num_samples = num_samples
         self.free_bits = free_bits
@@ -179,7 +211,7 @@ class FusedELBO(nn.Module):
 
     def forward(
         self,
-        recon: Tensor | LinearLogits,
+        recon: Tensor | LinearLogits | GaussianOutput,
         x: Tensor,
         mu: Tensor | None = None,
         logvar: Tensor | None = None,
@@ -196,8 +228,9 @@ class FusedELBO(nn.Module):
                 )
         elif mu is not None or logvar is not None:
             raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
+        recon = self._checked_recon(recon)
         if self.validate_args:
-            ops.check_targets(x, self.x_scale)
+            (ops.check_finite if self.likelihood == "gaussian" else ops.check_targets)(x, self.x_scale)
         if kl is not None:
             self._check_kl(recon, x, kl)
         if ESTIMATORS[self.estimator].importance_weighted:
@@ -210,9 +243,28 @@ class FusedELBO(nn.Module):
             assert logvar is not None
             kl = self._closed_form_kl(mu, logvar)
         kl = self.kl_term(kl)
-        return self._loss(recon, x, None, None, kl) if isinstance(recon, Tensor) else self._of_linear(recon, x, kl)
+        if isinstance(recon, Tensor):
+            return self._loss(recon, x, None, None, kl)
+        return self._of_linear(recon, x, kl) if isinstance(recon, LinearLogits) else self._of_gaussian(recon, x, kl)
 
-    def _check_kl(self, recon: Tensor | LinearLogits, x: Tensor, kl: Tensor) -> None:
+    def _checked_recon(self, recon: Tensor | LinearLogits | GaussianOutput) -> Tensor | LinearLogits | GaussianOutput:
+        """recon, of a kind that goes with the likelihood: a Gaussian's is a GaussianOutput from here on."""
+        kind = type(recon).__name__
+        if self.likelihood != "gaussian":
+            if isinstance(recon, GaussianOutput):
+                raise ValueError(f"recon is a {kind}; expected likelihood='gaussian' with it, not {self.likelihood!r}")
+            return recon
+        if isinstance(recon, Tensor):
+            return GaussianOutput(recon, math.log(self.variance))
+        if isinstance(recon, LinearLogits):
+            raise ValueError(
+                f"recon is a {kind}, of the Bernoulli likelihood; expected a tensor of means or a GaussianOutput"
+            )
+        if self.variance != 1.0:
+            raise ValueError(f"variance is {self.variance}, but recon is a {kind}, which has its own; leave one out")
+        return recon
+
+    def _check_kl(self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor, kl: Tensor) -> None:
         """That kl is what `sample` gives, and recon of as many samples: where L = B, shapes alone would not tell."""
         per_sample, groups = self._per_sample_kl(), self.free_bits is not None
         if per_sample and (kl.dim() < 2 or kl.shape[0] != self.num_samples):
@@ -279,11 +331,22 @@ class FusedELBO(nn.Module):
         factor = 1.0 / (samples * datapoints) if samples else float("nan")
         return self._weight() * kl - linear_likelihood.sum_log_prob(logits, x, self.x_scale, factor)
 
-    def _importance_weighted(self, recon: Tensor | LinearLogits, x: Tensor, log_ratio: Tensor) -> Tensor:
+    def _of_gaussian(self, output: GaussianOutput, x: Tensor, kl: Tensor) -> Tensor:
+        log_prob = gaussian_likelihood.log_prob_of(output, x, kl.shape, self.x_scale, self.sigmoid_means)
+        samples = log_prob.shape[: log_prob.dim() - kl.dim()].numel()
+        return self._reduced(self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0))
+
+    def _importance_weighted(
+        self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor, log_ratio: Tensor
+    ) -> Tensor:
         beta = self.ratio_weight()
         if isinstance(recon, Tensor):
             rows = tuple(log_ratio.shape)
             log_prob = ops.reconstruction_log_prob(recon, x, rows, self.from_probs, self.x_scale)
+            loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
+        elif isinstance(recon, GaussianOutput):
+            batch = log_ratio.shape[1:]
+            log_prob = gaussian_likelihood.log_prob_of(recon, x, batch, self.x_scale, self.sigmoid_means)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         else:
             x = self._rows(x, log_ratio.shape[1:])
@@ -313,6 +376,9 @@ class FusedELBO(nn.Module):
         text = f"beta={beta}, reduction={self.reduction!r}"
         text += ", from_probs=True" if self.from_probs else ""
         text += f", x_scale={self.x_scale}" if self.x_scale is not None else ""
+        text += f", likelihood={self.likelihood!r}" if self.likelihood != "bernoulli" else ""
+        text += f", variance={self.variance}" if self.variance != 1.0 else ""
+        text += ", sigmoid_means=True" if self.sigmoid_means else ""
         text += f", estimator={self.estimator!r}" if self.estimator != "sgvb-b" else ""
         for name in ("num_samples", "free_bits", "groups", "capacity"):
             value = getattr(self, name)
@@ -320,8 +386,10 @@ class FusedELBO(nn.Module):
         return text
 
 
-def _samples(recon: Tensor | LinearLogits, x: Tensor, batch: int) -> int:
+def _samples(recon: Tensor | LinearLogits | GaussianOutput, x: Tensor, batch: int) -> int:
     """How many samples of each datapoint recon has; `batch` is the number of batch dimensions."""
+    if isinstance(recon, GaussianOutput):
+        recon = recon.mean
     if isinstance(recon, LinearLogits):
         return recon.h.shape[: recon.h.dim() - 1 - batch].numel()
     return recon.numel() // x.numel() if x.numel() else recon.shape[: recon.dim() - x.dim()].numel()

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .gaussian_likelihood import GaussianOutput
 from .layers import floating, linear
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
-from .loss import GaussianOutput
 from .ops import bernoulli_log_prob, gaussian_log_prob, sample_gaussian
 
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -181,7 +181,9 @@ class BaseVAE(nn.Module):
             model = kind(**options)
             model.load_state_dict(weights)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} does not hold the weights of an aevb.{cls.__name__}: {', '.join(sorted(weights))}") from error
+            raise ValueError(
+                f"{path} does not hold the weights of an aevb.{cls.__name__}: {', '.join(sorted(weights))}"
+            ) from error
         if not isinstance(model, cls):
             raise ValueError(f"{path} holds a {kind.__name__}; expected a {cls.__name__}")
         return model

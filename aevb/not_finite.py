@@ -58,9 +58,7 @@ def first_not_finite(step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor
     kls = gaussian_kl(mu, logvar, mu.shape[-1])
     if place := _place(kls):
         inputs = f"mu {_at(mu, place)}, logvar {_at(logvar, place)}"
-        return Finding(
-            3, f"the KL divergence{_of(place[1])} is {_at(kls, place)} ({inputs}), of {image(place)}"
-        )
+        return Finding(3, f"the KL divergence{_of(place[1])} is {_at(kls, place)} ({inputs}), of {image(place)}")
     with torch.enable_grad():
         z, kl = step.criterion.sample(mu, logvar, seed=seeds)
         recon = model.recon(z)
@@ -84,9 +82,7 @@ def first_not_finite(step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor
     gradients = torch.autograd.grad(loss, [mu, logvar, *parameters], allow_unused=True)
     for name, gradient in zip(("mu", "logvar"), gradients, strict=False):
         if gradient is not None and (place := _place(gradient)):
-            return Finding(
-                7, f"the gradient of {name}{_of(place[1])} is {_at(gradient, place)}, of {image(place)}"
-            )
+            return Finding(7, f"the gradient of {name}{_of(place[1])} is {_at(gradient, place)}, of {image(place)}")
     for name, gradient in zip(names, gradients[2:], strict=True):
         if gradient is not None and (place := _place(gradient)):
             return Finding(8, _weight("the gradient of ", model, name, gradient, place))

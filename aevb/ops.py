@@ -12,6 +12,7 @@ No single way of giving a custom op a gradient keeps all of PyTorch's promises, 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import os
 import platform
@@ -149,7 +150,9 @@ def differentiable(
         given = dict(zip(names, args, strict=False))  # a default may be left out
         wanted = args[-1] if only_needed else [given.get("recon_wanted", True), *[True] * (len(fused) - 1)]
         found = tuple(
-            torch.empty_like(args[i], memory_format=torch.contiguous_format) if want else args[i].new_empty(0)
+            torch.empty_like(args[i], memory_format=torch.contiguous_format)
+            if want
+            else (args[0] if args[i] is None else args[i]).new_empty(0)
             for i, want in zip(fused, wanted, strict=True)
         )
         return found if len(found) > 1 else found[0]
@@ -163,8 +166,8 @@ def differentiable(
         @staticmethod
         def forward(ctx, *args):
             assert ahead is not None
-            result, grad = ahead.forward(*args)
-            ctx.save_for_backward(*args[:num_tensors], grad)
+            result, *taken = ahead.forward(*args)
+            ctx.save_for_backward(*args[:num_tensors], *taken)
             ctx.options = args[num_tensors:]
             ctx.set_materialize_grads(False)
             return result
@@ -172,10 +175,10 @@ def differentiable(
         @staticmethod
         def backward(ctx, *grads):
             assert ahead is not None
-            *tensors, taken = ctx.saved_tensors
+            tensors, taken = ctx.saved_tensors[:num_tensors], ctx.saved_tensors[num_tensors:]
             needs = ctx.needs_input_grad
             if not (torch.is_grad_enabled() or any([needs[i] for i in rare]) or is_batched(*grads)):
-                found = ahead.backward(tensors, ctx.options, taken, *grads)
+                found = ahead.backward(tensors, ctx.options, *taken, *grads)
                 if found is not None:
                     return by_position((*found, None))
             return gradients(_Saved(tensors, ctx.options, needs), *grads)
@@ -214,9 +217,9 @@ class Ahead(NamedTuple):
     it there saves a pass over memory and much of the arithmetic. What is kept is as large as the gradient, which the
     backward pass would allocate as its first act.
 
-    takes(*args): whether it is to be. forward(*args): (result, gradient), for an upstream gradient of 1, or of 1 a
-    row. backward(tensors, options, gradient, *grads): the fused gradients, bit for bit those of the backward kernel;
-    None where these cannot be had from `gradient`.
+    takes(*args): whether it is to be. forward(*args): (result, *gradients), for an upstream gradient of 1, or of 1 a
+    row. backward(tensors, options, *gradients, *grads): the fused gradients, bit for bit those of the backward kernel;
+    None where these cannot be had from `gradients`.
     """
 
     takes: Callable
@@ -510,9 +513,14 @@ def _log_prob_with_grad(output, x, x_scale, from_probs):
     return _ops.bernoulli_log_prob_and_grad.default(output, x, x_scale, from_probs, 1.0)
 
 
-def _log_prob_grad(tensors, options, grad_output, grad):
+def _times_rows(gradient: Tensor, grad: Tensor) -> Tensor:
+    """`gradient`, taken for an upstream gradient of 1 a row, for that of `grad`."""
     grad = grad.unsqueeze(-1)
-    return (grad_output * grad if kept_graph() else grad_output.mul_(grad),)
+    return gradient * grad if kept_graph() else gradient.mul_(grad)
+
+
+def _log_prob_grad(tensors, options, grad_output, grad):
+    return (_times_rows(grad_output, grad),)
 
 
 _bernoulli_log_prob = differentiable(
@@ -539,16 +547,22 @@ def on_reference(t: Tensor) -> bool:
 
 def check_targets(x: Tensor, x_scale: float | None = None) -> None:
     """Raises ValueError, naming the first offender, unless x (times x_scale) lies in [0, 1]. Costs a pass over x."""
+    _check_each(x, x_scale, lambda scaled: (scaled >= 0) & (scaled <= 1), "a Bernoulli target lies in [0, 1]")
+
+
+def check_finite(x: Tensor, x_scale: float | None = None) -> None:
+    """The same unless x (times x_scale) is finite."""
+    _check_each(x, x_scale, torch.isfinite, "a Gaussian target is finite")
+
+
+def _check_each(x: Tensor, x_scale: float | None, is_right: Callable[[Tensor], Tensor], expected: str) -> None:
     if x.dtype == torch.uint8 and x_scale is None:
         return  # the op says what is missing
-    scaled = x.float() if x_scale is None else x.float() * x_scale
-    wrong = ~((scaled >= 0) & (scaled <= 1))
+    wrong = ~is_right(x.float() if x_scale is None else x.float() * x_scale)
     if wrong.any():
         where = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
-            f"x{list(where)} is {x[where].item()}" + ("" if x_scale is None else f", times x_scale={x_scale}") + "; "
-            "a Bernoulli target lies in [0, 1]"
-        )
+        scale = "" if x_scale is None else f", times x_scale={x_scale}"
+        raise ValueError(f"x{list(where)} is {x[where].item()}{scale}; {expected}")
 
 
 def bernoulli_log_prob(
@@ -585,6 +599,105 @@ def _(output, x, x_scale, from_probs, grad_scale):
 @torch.library.register_fake("aevb::bernoulli_log_prob_and_grad_")
 def _(output, x, x_scale, from_probs, grad_scale):
     return output.new_empty(output.shape[:-1], dtype=torch.float32)
+
+
+# ---- the Gaussian likelihood ----------------------------------------------------------------------------------------
+
+
+def _gaussian_formula(mean, x, logvar, fixed_logvar, x_scale, sigmoid):
+    return reference.gaussian_log_prob(mean, x, fixed_logvar if logvar is None else logvar, x_scale, sigmoid=sigmoid)
+
+
+def _needs_gradient(logvar: Tensor | None) -> bool:
+    return logvar is not None and logvar.requires_grad
+
+
+def _gaussian_with_grad(mean, x, logvar, *options):
+    return _ops.gaussian_log_prob_and_grad.default(mean, x, logvar, *options, 1.0, [True, _needs_gradient(logvar)])
+
+
+def _gaussian_grad(tensors, options, grad_mean, grad_logvar, grad):
+    _, _, logvar = tensors
+    return _times_rows(grad_mean, grad), _times_rows(grad_logvar, grad) if _needs_gradient(logvar) else None
+
+
+_gaussian_log_prob = differentiable(
+    "gaussian_log_prob",
+    3,
+    (0, 2),
+    _gaussian_formula,
+    lambda mean, *_: mean.new_empty(mean.shape[:-1], dtype=torch.float32),
+    only_needed=True,
+    ahead=Ahead(
+        lambda mean, x, logvar, *_: mean.dtype == torch.float32 and (logvar is None or logvar.dtype == torch.float32),
+        _gaussian_with_grad,
+        _gaussian_grad,
+    ),
+)
+
+
+def gaussian_log_prob(
+    mean: Tensor,
+    x: Tensor,
+    logvar: Tensor | float = 0.0,
+    x_scale: float | None = None,
+    *,
+    sigmoid: bool = False,
+    validate_args: bool = False,
+) -> Tensor:
+    """log p(x|z) of a Gaussian decoder, log N(x; m, exp(logvar)), summed over the last dimension.
+
+    ``-1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log(2 pi))`` (Kingma & Welling 2013, appendix C.2), with m
+    the mean, or its sigmoid, which keeps it within (0, 1) (section 5).
+
+    Args:
+        mean: (..., D), float32, bfloat16 or float16; the arithmetic is float32. It may have extra leading dimensions of
+            samples: x is used again for each, never expanded. Any strides: mean and logvar may be the two halves of
+            one (..., 2 D) output, which are read where they are.
+        x: (..., D), floating, or bool, or uint8 with x_scale.
+        logvar: the logarithm of the variance: a tensor of mean's shape, of a decoder that learns it for each element; a
+            shared one that broadcasts to it, as (D,) and () do; or a number, a fixed variance. float32, bfloat16 or
+            float16, whatever mean is. Below -176 the residual is divided by a standard deviation of e^-88.
+        x_scale: multiplies x: 1/255 for pixels in 0..255, 1 for uint8 in {0, 1}.
+        sigmoid: mean holds the logits of m.
+        validate_args: check that x is finite; it costs a pass over x.
+
+    Returns:
+        (...,), mean's leading dimensions, float32, in nats: the logarithm of a density, which may be above 0.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: a number for logvar that is not finite; an
+        x that is not, when validated.
+    """
+    if validate_args:
+        check_finite(x, x_scale)
+    if isinstance(logvar, Tensor):
+        return _gaussian_log_prob(mean, x, _for_each_element(logvar, mean), 0.0, x_scale, sigmoid)
+    if not math.isfinite(logvar):
+        raise ValueError(f"logvar is {logvar}; expected a finite number, the logarithm of the variance, or a tensor")
+    return _gaussian_log_prob(mean, x, None, float(logvar), x_scale, sigmoid)
+
+
+def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
+    """logvar as a tensor of mean's shape, whose rows lie in one place where they are the same; where it does not
+    broadcast to that, as it is: the op says so."""
+    if logvar.shape == mean.shape:
+        return logvar
+    sizes = zip(reversed(logvar.shape), reversed(mean.shape), strict=False)
+    if logvar.dim() > mean.dim() or any(n not in (1, to) for n, to in sizes):
+        return logvar
+    if logvar.dim() == 0 or logvar.shape[-1] == 1:  # kernels read rows whose elements are neighbours
+        logvar = logvar.expand(*logvar.shape[:-1], mean.shape[-1]).contiguous()
+    return logvar.expand(mean.shape)
+
+
+@torch.library.register_fake("aevb::gaussian_log_prob_and_grad")
+def _(mean, x, logvar, fixed_logvar, x_scale, sigmoid, grad_scale, needs):
+    grads = [
+        torch.empty_like(t, memory_format=torch.contiguous_format) if t is not None and need else mean.new_empty(0)
+        for t, need in zip((mean, logvar), needs, strict=True)
+    ]
+    return mean.new_empty(mean.shape[:-1], dtype=torch.float32), *grads
 
 
 # ---- the negative ELBO ----------------------------------------------------------------------------------------------

@@ -210,6 +210,22 @@ def bernoulli_log_prob_from_probs(probs: Tensor, x: Tensor, x_scale: float | Non
     return -F.binary_cross_entropy(probs, x, reduction="none").sum(-1)
 
 
+def gaussian_log_prob(
+    mean: Tensor,
+    x: Tensor,
+    logvar: Tensor | float = 0.0,
+    x_scale: float | None = None,
+    *,
+    sigmoid: bool = False,
+) -> Tensor:
+    """As `aevb.gaussian_log_prob`: -1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log 2 pi)."""
+    mean = _compute(mean)
+    mean = torch.sigmoid(mean) if sigmoid else mean
+    v = _compute(logvar) if isinstance(logvar, Tensor) else torch.full((), logvar, dtype=mean.dtype, device=mean.device)
+    standard = (_targets(x, x_scale, mean.dtype) - mean) * torch.exp(-0.5 * v)
+    return -0.5 * (standard * standard + v + math.log(2.0 * math.pi)).sum(-1)
+
+
 def linear_bernoulli_log_prob(
     h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, x_scale: float | None = None
 ) -> Tensor:
@@ -242,21 +258,43 @@ def negative_elbo(
     reduction: str = "mean",
     from_probs: bool = False,
     x_scale: float | None = None,
+    likelihood: str = "bernoulli",
+    variance: float = 1.0,
+    sigmoid_means: bool = False,
 ) -> Tensor:
     """What `FusedELBO` computes: beta KL - mean over samples of log p(x|z), reduced over datapoints."""
     if kl is None:
         assert mu is not None
         assert logvar is not None
         kl = gaussian_kl(mu, logvar)
-    loss = beta * kl - _log_prob(recon, x, kl.dim(), from_probs, x_scale).mean(0)
-    return _reduced(loss, reduction)
+    if likelihood == "gaussian":
+        log_prob = _gaussian_log_prob(recon, x, kl.dim(), x_scale, variance, sigmoid_means)
+    else:
+        log_prob = _log_prob(recon, x, kl.dim(), from_probs, x_scale)
+    return _reduced(beta * kl - log_prob.mean(0), reduction)
+
+
+def _flat(recon: Tensor, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """recon (*samples, *batch, *datapoint) and x (*batch, *datapoint) as (samples, *batch, D) and (*batch, D)."""
+    x = x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
+    samples = recon.numel() // x.numel() if x.numel() else math.prod(recon.shape[: recon.dim() - x.dim()])
+    return recon.reshape(samples, *x.shape), x
+
+
+def _gaussian_log_prob(
+    recon, x: Tensor, batch: int, x_scale: float | None, variance: float, sigmoid_means: bool
+) -> Tensor:
+    """(samples, *batch) of means, or of a GaussianOutput."""
+    mean, logvar = recon if isinstance(recon, tuple) else (recon, math.log(variance))
+    flat_mean, flat_x = _flat(mean, x, batch)
+    if isinstance(logvar, Tensor) and logvar.dim() > 0 and logvar.shape != flat_x.shape[-1:]:
+        logvar = logvar.expand_as(mean).reshape(flat_mean.shape)
+    return gaussian_log_prob(flat_mean, flat_x, logvar, x_scale, sigmoid=sigmoid_means)
 
 
 def _log_prob(recon: Tensor, x: Tensor, batch: int, from_probs: bool, x_scale: float | None) -> Tensor:
-    """(samples, *batch) of recon (*samples, *batch, *datapoint) and x (*batch, *datapoint)."""
-    x = x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
-    samples = recon.numel() // x.numel() if x.numel() else math.prod(recon.shape[: recon.dim() - x.dim()])
-    recon = recon.reshape(samples, *x.shape)
+    """(samples, *batch) of logits or probabilities."""
+    recon, x = _flat(recon, x, batch)
     return (bernoulli_log_prob_from_probs if from_probs else bernoulli_log_prob)(recon, x, x_scale)
 
 
@@ -277,6 +315,9 @@ class FusedELBO(nn.Module):
         from_probs: bool = False,
         x_scale: float | None = None,
         *,
+        likelihood: str = "bernoulli",
+        variance: float = 1.0,
+        sigmoid_means: bool = False,
         estimator: str = "sgvb-b",
         num_samples: int | None = None,
         free_bits: float | None = None,
@@ -285,6 +326,7 @@ class FusedELBO(nn.Module):
     ):
         super().__init__()
         self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
+        self.likelihood, self.variance, self.sigmoid_means = likelihood, variance, sigmoid_means
         self.estimator, self.num_samples = estimator, num_samples
         self.free_bits, self.groups, self.capacity = free_bits, groups, capacity
 
@@ -309,7 +351,11 @@ class FusedELBO(nn.Module):
             assert logvar is not None
             kl = self._kl(mu, logvar)
         if self.estimator in ("iwae", "dreg"):
-            log_prob = _log_prob(recon, x, kl.dim() - 1, self.from_probs, self.x_scale)
+            if self.likelihood == "gaussian":
+                options = self.x_scale, self.variance, self.sigmoid_means
+                log_prob = _gaussian_log_prob(recon, x, kl.dim() - 1, *options)
+            else:
+                log_prob = _log_prob(recon, x, kl.dim() - 1, self.from_probs, self.x_scale)
             return _reduced(-importance_weighted_bound(log_prob, kl, self.beta), self.reduction)
         if ESTIMATORS[self.estimator] is not None and self.num_samples is not None:
             kl = kl.mean(0)
@@ -325,6 +371,9 @@ class FusedELBO(nn.Module):
             reduction=self.reduction,
             from_probs=self.from_probs,
             x_scale=self.x_scale,
+            likelihood=self.likelihood,
+            variance=self.variance,
+            sigmoid_means=self.sigmoid_means,
         )
 
     def _kl(self, mu: Tensor, logvar: Tensor) -> Tensor:

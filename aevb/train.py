@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import json
 import math
 import signal
 import threading
@@ -26,14 +25,14 @@ from .data import Dataset, MappedImages, Targets, batches, epoch_order, load
 from .layers import floating
 from .ledger import Evaluation, Ledger, NotFiniteError
 from .loss import ESTIMATORS, FusedELBO
-from .models import BaseVAE, ConvVAE, VAE
+from .models import VAE, BaseVAE, ConvVAE
 from .not_finite import UPDATE, Finding, broken_weight, first_not_finite
 from .ops import mix_seed, sample_gaussian
 from .optimizers import OPTIMIZERS, Schedule, load_optimizer_state, optimizer_state
 from .processes import Alone, is_launched, local_rank, processes
 from .products import has_bf16
 from .progress import Progress
-from .runs import BEST, MODEL, RunFolder, RunFolderError, default_folder, holds_run
+from .runs import BEST, MODEL, RunFolder, default_folder, holds_run
 from .steps import AutogradStep, GraphStep, made_of, training_step
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite

@@ -38,21 +38,24 @@ struct GaussianArgs {
   void *grad_mu, *grad_logvar;  // [B, D], mu's dtype
 };
 
-enum class Likelihood { bernoulli_logits, bernoulli_probs };
+enum class Likelihood { bernoulli_logits, bernoulli_probs, gaussian, gaussian_sigmoid };
 
 // log p(x|z) for rows of decoder outputs, its gradient, or both: what is not null. Row l * x_rows + b of `output` goes
 // with row b of x.
 struct LikelihoodArgs {
   Likelihood likelihood;
-  Rows output;    // [R, D]
-  Rows x;         // [x_rows, D]
-  float x_scale;  // multiplies x
+  Rows output;         // [R, D]
+  Rows logvar;         // [R, D], of the Gaussian likelihoods, or absent:
+  float fixed_logvar;  // that of all elements
+  Rows x;              // [x_rows, D]
+  float x_scale;       // multiplies x
   int64_t R, x_rows, D;
   float* log_prob;    // [R]
   const float* grad;  // upstream, at l * grad_sample_stride + b * grad_stride; null: 1 (with log_prob)
   int64_t grad_sample_stride, grad_stride;  // 0 or more
   float grad_scale;                         // multiplies the gradient before `grad` does
   void* grad_output;                        // [R, D], output's dtype; may be `output` itself, if that is contiguous
+  void* grad_logvar;                        // [R, D], logvar's dtype
 };
 
 enum class Reduction { none = 0, mean = 1, sum = 2 };

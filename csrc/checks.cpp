@@ -111,16 +111,34 @@ SampleShape check_samples(const char* op, const Tensor& mu, const Tensor& seed, 
   return s;
 }
 
-LikelihoodShape check_likelihood(const char* op, const Tensor& output, const Tensor& x, std::optional<double> x_scale) {
-  check_targets(op, "logits", output, x, x_scale);
+// `name`, `has_shape` and `expected` are how a sentence calls the output.
+static LikelihoodShape check_decoded(const char* op, const char* name, const char* has_shape, const char* expected,
+                                     const Tensor& output, const Tensor& x, std::optional<double> x_scale) {
+  check_targets(op, name, output, x, x_scale);
   const Sizes out = sizes_of(output), target = sizes_of(x);
   const bool fits = !target.empty() && target.size() <= out.size() &&
                     std::equal(target.begin(), target.end(), out.end() - static_cast<int64_t>(target.size()));
   if (!fits)
-    fail(op, "logits have shape ", shape_text(output), " and x has shape ", shape_text(x),
-         "; expected x of shape (..., D) and logits of the same shape, or with extra leading dimensions of samples");
+    fail(op, has_shape, shape_text(output), " and x has shape ", shape_text(x), "; expected x of shape (..., D) and ",
+         expected, " of the same shape, or with extra leading dimensions of samples");
   const Sizes rows(out.begin(), out.end() - 1);
   return {product(rows, 0, rows.size()), product(target, 0, target.size() - 1), out.back(), rows};
+}
+
+LikelihoodShape check_likelihood(const char* op, const Tensor& output, const Tensor& x, std::optional<double> x_scale) {
+  return check_decoded(op, "logits", "logits have shape ", "logits", output, x, x_scale);
+}
+
+LikelihoodShape check_gaussian_likelihood(const char* op, const Tensor& mean, const Tensor& x,
+                                          const OptionalTensor& logvar, std::optional<double> x_scale) {
+  const LikelihoodShape shape = check_decoded(op, "mean", "mean has shape ", "a mean", mean, x, x_scale);
+  if (!logvar) return shape;
+  check_float(op, "logvar", *logvar);
+  check_same_device(op, "mean", mean, "logvar", *logvar);
+  if (sizes_of(*logvar) != sizes_of(mean))
+    fail(op, "mean has shape ", shape_text(mean), " and logvar has shape ", shape_text(*logvar),
+         "; expected a logvar of the same shape, or one that broadcasts to it, as (D,) and () do");
+  return shape;
 }
 
 LikelihoodShape check_reconstruction(const char* op, const Tensor& recon, const Tensor& x, const Sizes& batch,

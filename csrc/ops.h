@@ -210,7 +210,7 @@ struct Ops {
                                    bool from_probs) {
     const LikelihoodShape shape = check_likelihood("bernoulli_log_prob", output, x, x_scale);
     Device device(output);
-    return log_prob_of(device, Decoded(output, x, shape, from_probs, x_scale), shape.rows);
+    return log_prob_of(device, Decoded(output, x, shape, bernoulli(from_probs), x_scale), shape.rows);
   }
 
   static Tensor bernoulli_log_prob_backward(const Tensor& output, const Tensor& x, std::optional<double> x_scale,
@@ -218,7 +218,7 @@ struct Ops {
     const LikelihoodShape shape = check_likelihood("bernoulli_log_prob_backward", output, x, x_scale);
     check_grad("bernoulli_log_prob_backward", "grad", grad, shape.rows, ScalarType::Float, output);
     Device device(output);
-    const Decoded decoded(output, x, shape, from_probs, x_scale);
+    const Decoded decoded(output, x, shape, bernoulli(from_probs), x_scale);
     const Tensor g = dense(grad);
     LikelihoodArgs a = decoded.args();
     a.grad = floats(g);
@@ -231,7 +231,7 @@ struct Ops {
                                           bool from_probs, double grad_scale) {
     const LikelihoodShape shape = check_likelihood("bernoulli_log_prob_and_grad", output, x, x_scale);
     Device device(output);
-    return log_prob_and_grad(device, Decoded(output, x, shape, from_probs, x_scale), output, shape.rows, grad_scale);
+    return log_prob_and_grad(device, Decoded(output, x, shape, bernoulli(from_probs), x_scale), output, shape.rows, grad_scale);
   }
 
   static Tensor bernoulli_log_prob_and_grad_(Tensor output, const Tensor& x, std::optional<double> x_scale,
@@ -240,8 +240,46 @@ struct Ops {
     const LikelihoodShape shape = check_likelihood(op, output, x, x_scale);
     if (!output.is_contiguous()) fail(op, "output is not contiguous, and would be written over");
     Device device(output);
-    const Decoded decoded(output, x, shape, from_probs, x_scale);
+    const Decoded decoded(output, x, shape, bernoulli(from_probs), x_scale);
     return std::get<0>(log_prob_and_grad(device, decoded, output, shape.rows, grad_scale, &output));
+  }
+
+  static Tensor gaussian_log_prob(const Tensor& mean, const Tensor& x, const OptionalTensor& logvar,
+                                  double fixed_logvar, std::optional<double> x_scale, bool sigmoid) {
+    const LikelihoodShape shape = check_gaussian_likelihood("gaussian_log_prob", mean, x, logvar, x_scale);
+    Device device(mean);
+    return log_prob_of(device, Decoded(mean, x, shape, gaussian(sigmoid), x_scale, logvar, fixed_logvar), shape.rows);
+  }
+
+  static Pair gaussian_log_prob_backward(const Tensor& mean, const Tensor& x, const OptionalTensor& logvar,
+                                         double fixed_logvar, std::optional<double> x_scale, bool sigmoid,
+                                         const Tensor& grad, std::vector<int64_t> needs) {
+    const char* op = "gaussian_log_prob_backward";
+    const LikelihoodShape shape = check_gaussian_likelihood(op, mean, x, logvar, x_scale);
+    check_grad(op, "grad", grad, shape.rows, ScalarType::Float, mean);
+    Device device(mean);
+    const Decoded decoded(mean, x, shape, gaussian(sigmoid), x_scale, logvar, fixed_logvar);
+    const Tensor g = dense(grad);
+    LikelihoodArgs a = decoded.args();
+    a.grad = floats(g);
+    a.grad_sample_stride = a.x_rows;
+    a.grad_stride = 1;
+    return decoder_gradients(op, device, a, mean, logvar, needs);
+  }
+
+  static Triple gaussian_log_prob_and_grad(const Tensor& mean, const Tensor& x, const OptionalTensor& logvar,
+                                           double fixed_logvar, std::optional<double> x_scale, bool sigmoid,
+                                           double grad_scale, std::vector<int64_t> needs) {
+    const char* op = "gaussian_log_prob_and_grad";
+    const LikelihoodShape shape = check_gaussian_likelihood(op, mean, x, logvar, x_scale);
+    Device device(mean);
+    const Decoded decoded(mean, x, shape, gaussian(sigmoid), x_scale, logvar, fixed_logvar);
+    Tensor log_prob = device.empty(shape.rows, ScalarType::Float);
+    LikelihoodArgs a = decoded.args();
+    a.log_prob = floats(log_prob);
+    a.grad_scale = static_cast<float>(grad_scale);
+    auto [grad_mean, grad_logvar] = decoder_gradients(op, device, a, mean, logvar, needs);
+    return {log_prob, grad_mean, grad_logvar};
   }
 
   // ---- the negative ELBO --------------------------------------------------------------------------------------------
@@ -272,7 +310,7 @@ struct Ops {
     Device device(recon);
     const Tensor g = dense(grad);
     Tensor grad_recon =
-        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, from_probs, x_scale), recon, g, how)
+        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, bernoulli(from_probs), x_scale), recon, g, how)
                      : device.empty({0}, recon.scalar_type());
     const Latents latents(mu, logvar, shape);
     GaussianArgs a = latents.args();
@@ -309,7 +347,7 @@ struct Ops {
     Device device(recon);
     const Tensor g = dense(grad);
     Tensor grad_recon =
-        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, shape, from_probs, x_scale), recon, g, how)
+        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, shape, bernoulli(from_probs), x_scale), recon, g, how)
                      : device.empty({0}, recon.scalar_type());
     Tensor grad_kl = device.empty(batch, ScalarType::Float);
     device.scale({floats(g), how == Reduction::none, kl.numel(), kl_weight(how, kl.numel(), beta_scale),
@@ -344,25 +382,37 @@ struct Ops {
     }
   };
 
-  // A decoder's output and its targets.
+  static Likelihood bernoulli(bool from_probs) {
+    return from_probs ? Likelihood::bernoulli_probs : Likelihood::bernoulli_logits;
+  }
+
+  static Likelihood gaussian(bool sigmoid) { return sigmoid ? Likelihood::gaussian_sigmoid : Likelihood::gaussian; }
+
+  // A decoder's output, or a Gaussian decoder's means and logvars, and its targets.
   struct Decoded {
     LikelihoodShape shape;
     Matrix output, x;
+    std::optional<Matrix> logvar;
     Likelihood likelihood;
-    float x_scale;
+    float fixed_logvar, x_scale;
 
-    Decoded(const Tensor& output_tensor, const Tensor& x_tensor, const LikelihoodShape& s, bool from_probs,
-            std::optional<double> scale)
+    Decoded(const Tensor& output_tensor, const Tensor& x_tensor, const LikelihoodShape& s, Likelihood l,
+            std::optional<double> scale, const OptionalTensor& logvars = std::nullopt, double logvar_of_all = 0.0)
         : shape(s),
           output(matrix(output_tensor, s.D)),
           x(matrix(x_tensor, s.D)),
-          likelihood(from_probs ? Likelihood::bernoulli_probs : Likelihood::bernoulli_logits),
-          x_scale(static_cast<float>(scale.value_or(1.0))) {}
+          likelihood(l),
+          fixed_logvar(static_cast<float>(logvar_of_all)),
+          x_scale(static_cast<float>(scale.value_or(1.0))) {
+      if (logvars) logvar = matrix(*logvars, s.D);
+    }
 
     LikelihoodArgs args() const {
       LikelihoodArgs a{};
       a.likelihood = likelihood;
       a.output = output.rows;
+      if (logvar) a.logvar = logvar->rows;
+      a.fixed_logvar = fixed_logvar;
       a.x = x.rows;
       a.x_scale = x_scale;
       a.R = shape.R;
@@ -419,6 +469,20 @@ struct Ops {
     return grad_output;
   }
 
+  // The gradients of a Gaussian decoder's means and logvars, each where it is needed, and else nothing.
+  static Pair decoder_gradients(const char* op, Device& device, LikelihoodArgs& a, const Tensor& mean,
+                                const OptionalTensor& logvar, const std::vector<int64_t>& needs) {
+    if (needs.size() != 2) fail(op, "needs has ", needs.size(), " numbers; expected 2, of mean and logvar");
+    const Tensor& of_logvar = logvar ? *logvar : mean;
+    Tensor grad_mean = device.empty(needs[0] ? sizes_of(mean) : Sizes{0}, mean.scalar_type());
+    Tensor grad_logvar =
+        device.empty(needs[1] && logvar ? sizes_of(*logvar) : Sizes{0}, of_logvar.scalar_type());
+    if (needs[0]) a.grad_output = grad_mean.mutable_data_ptr();
+    if (needs[1] && logvar) a.grad_logvar = grad_logvar.mutable_data_ptr();
+    if (a.log_prob || a.grad_output || a.grad_logvar) device.likelihood(a);
+    return {grad_mean, grad_logvar};
+  }
+
   static LikelihoodShape check_given_kl(const char* op, const Tensor& recon, const Tensor& x, const Tensor& kl,
                                         std::optional<double> x_scale) {
     if (kl.scalar_type() != ScalarType::Float)
@@ -447,7 +511,7 @@ struct Ops {
     const Reduction how = check_reduction(op, reduction);
     Device device(recon);
     const Tensor kl = kl_of(device, Latents(mu, logvar, latents));
-    const Decoded decoded(recon, x, shape, from_probs, x_scale);
+    const Decoded decoded(recon, x, shape, bernoulli(from_probs), x_scale);
     if (grad_recon) *grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
     return joined_loss(device, decoded, kl, beta, beta_scale, how, grad_recon);
   }
@@ -460,7 +524,7 @@ struct Ops {
     check_beta(op, beta, recon);
     const Reduction how = check_reduction(op, reduction);
     Device device(recon);
-    const Decoded decoded(recon, x, shape, from_probs, x_scale);
+    const Decoded decoded(recon, x, shape, bernoulli(from_probs), x_scale);
     if (grad_recon) *grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
     return joined_loss(device, decoded, dense(kl), beta, beta_scale, how, grad_recon);
   }
@@ -515,10 +579,12 @@ struct Ops {
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian_log_ratio); \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_kl);               \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, bernoulli_log_prob);        \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_log_prob);         \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);             \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo_with_kl);     \
   AEVB_REGISTER_PLAIN(library, Device, bernoulli_log_prob_and_grad);        \
   AEVB_REGISTER_PLAIN(library, Device, bernoulli_log_prob_and_grad_);       \
+  AEVB_REGISTER_PLAIN(library, Device, gaussian_log_prob_and_grad);         \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_and_grad);             \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_with_kl_and_grad);     \
   AEVB_REGISTER_PLAIN(library, Device, normal);                             \

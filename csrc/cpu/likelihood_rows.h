@@ -2,6 +2,7 @@
 // log p(x|z) over rows of decoder outputs, its gradient, or both in one pass, for any likelihood of formulas/.
 #pragma once
 #include "../formulas/bernoulli.h"
+#include "../formulas/gaussian_likelihood.h"
 #include "convert.h"
 #include "sum.h"
 
@@ -26,39 +27,73 @@ struct Upstream {
   float scale, grad;
 };
 
-// kAbreast neighbouring elements. grad may be output itself.
+// What is read of some elements, and where their gradients go: logvar and grad_logvar of likelihoods with kLogvar. A
+// gradient may go over what it is of.
+struct Elements {
+  const float *output, *logvar, *x;
+  float *grad, *grad_logvar;
+
+  template <class L, Want kWant>
+  AEVB_FORMULA Elements from(int i) const {
+    const int of_logvar = L::kLogvar ? i : 0, of_grad = has_grad(kWant) ? i : 0;
+    return {output + i, logvar + of_logvar, x + i, grad + of_grad, grad_logvar + (L::kLogvar ? of_grad : 0)};
+  }
+};
+
+// kAbreast neighbouring elements.
 template <class L, Want kWant>
-AEVB_FORMULA void add_elements(const float* output, const float* x, float x_scale, Upstream g, float* linear,
-                               float* product, float* grad) {
+AEVB_FORMULA void add_elements(L likelihood, const Elements& at, Upstream g, float* linear, float* product) {
+  const float *output = at.output, *logvar = at.logvar, *x = at.x;
+  float *grad = at.grad, *grad_logvar = at.grad_logvar;
 #pragma omp simd
   for (int k = 0; k < kAbreast; ++k) {
-    const float out = output[k], target = x[k];
+    const float out = output[k], spread = L::kLogvar ? logvar[k] : 0.0f, target = x[k];
     if constexpr (has_log_prob(kWant)) {
-      const NegLogProb t = L::add_neg_log_prob(linear[k], out, target, x_scale);
+      const NegLogProb t = likelihood.add_neg_log_prob(linear[k], out, spread, target);
       linear[k] = t.sum;
-      product[k] = fmadd(product[k], t.excess, product[k] + t.excess);  // (1 + product) (1 + excess) - 1
+      // (1 + product) (1 + excess) - 1
+      if constexpr (L::kProduct) product[k] = fmadd(product[k], t.excess, product[k] + t.excess);
     }
-    if constexpr (has_grad(kWant)) grad[k] = g.grad * (g.scale * L::grad(out, target, x_scale));
+    if constexpr (has_grad(kWant)) {
+      const LikelihoodGradient d = likelihood.grad(out, spread, target);
+      grad[k] = g.grad * (g.scale * d.output);
+      if constexpr (L::kLogvar) grad_logvar[k] = g.grad * (g.scale * d.logvar);
+    }
   }
 }
 
-// A group of n <= kGroup elements: writes its gradient, gives -log p.
+// The n < kAbreast elements that a group ends with.
 template <class L, Want kWant>
-AEVB_FORMULA float add_group(const float* output, const float* x, float x_scale, Upstream g, int n, float* grad) {
+AEVB_FORMULA void add_last_elements(L likelihood, const Elements& at, Upstream g, int n, float* linear,
+                                    float* product) {
+  alignas(64) float output[kAbreast] = {}, logvar[kAbreast] = {}, x[kAbreast] = {};
+  alignas(64) float grad[kAbreast], grad_logvar[kAbreast], linear_before[kAbreast], product_before[kAbreast];
+  const auto bytes = n * sizeof(float);
+  __builtin_memcpy(output, at.output, bytes);
+  if constexpr (L::kLogvar) __builtin_memcpy(logvar, at.logvar, bytes);
+  __builtin_memcpy(x, at.x, bytes);
+  for (int k = 0; k < kAbreast; ++k) linear_before[k] = linear[k], product_before[k] = product[k];
+  add_elements<L, kWant>(likelihood, {output, logvar, x, grad, grad_logvar}, g, linear, product);
+  for (int k = 0; k < kAbreast; ++k) {
+    linear[k] = k < n ? linear[k] : linear_before[k];
+    product[k] = k < n ? product[k] : product_before[k];
+  }
+  if constexpr (has_grad(kWant)) {
+    __builtin_memcpy(at.grad, grad, bytes);
+    if constexpr (L::kLogvar) __builtin_memcpy(at.grad_logvar, grad_logvar, bytes);
+  }
+}
+
+// A group of n <= kGroup elements: writes its gradients, gives -log p.
+template <class L, Want kWant>
+AEVB_FORMULA float add_group(L likelihood, const Elements& at, Upstream g, int n) {
   alignas(64) float linear[kLanes], product[kLanes];
   for (int first = 0; first < kLanes; first += kAbreast) {
     float linear_sum[kAbreast] = {}, product_less_1[kAbreast] = {};
     int i = first;
     for (; i + kAbreast <= n; i += kLanes)
-      add_elements<L, kWant>(output + i, x + i, x_scale, g, linear_sum, product_less_1, grad + i);
-    if (i < n) {
-      alignas(64) float output_tail[kAbreast], x_tail[kAbreast] = {}, grad_tail[kAbreast];
-      for (int k = 0; k < kAbreast; ++k) output_tail[k] = L::padding;
-      __builtin_memcpy(output_tail, output + i, (n - i) * sizeof(float));
-      __builtin_memcpy(x_tail, x + i, (n - i) * sizeof(float));
-      add_elements<L, kWant>(output_tail, x_tail, x_scale, g, linear_sum, product_less_1, grad_tail);
-      if constexpr (has_grad(kWant)) __builtin_memcpy(grad + i, grad_tail, (n - i) * sizeof(float));
-    }
+      add_elements<L, kWant>(likelihood, at.from<L, kWant>(i), g, linear_sum, product_less_1);
+    if (i < n) add_last_elements<L, kWant>(likelihood, at.from<L, kWant>(i), g, n - i, linear_sum, product_less_1);
     if constexpr (has_log_prob(kWant)) {
 #pragma omp simd
       for (int k = 0; k < kAbreast; ++k) {
@@ -68,21 +103,51 @@ AEVB_FORMULA float add_group(const float* output, const float* x, float x_scale,
     }
   }
   if constexpr (!has_log_prob(kWant)) return 0.0f;
+  if constexpr (L::kProduct) {
 #pragma omp simd
-  for (int k = 0; k < kLanes; ++k) linear[k] += log1p_nonnegative(product[k]);
+    for (int k = 0; k < kLanes; ++k) linear[k] += log1p_nonnegative(product[k]);
+  }
   return fold_lanes(linear);
 }
 
 constexpr int64_t kPastCaches = int64_t{1} << 23;  // elements: 32 MiB
 
+// A gradient's way to memory, group by group: where it is computed, and then to where it belongs.
+class GradientWriter {
+ public:
+  // of: what the gradient is of, [rows, D]; null data: it is computed and forgotten.
+  AEVB_FORMULA GradientWriter(void* data, const Rows& of, int64_t elements)
+      : data_(data),
+        dtype_(of.dtype),
+        past_caches_(data && of.dtype == Dtype::float32 && elements >= kPastCaches && data != of.data),
+        in_place_(data && of.dtype == Dtype::float32 && !past_caches_) {}
+
+  AEVB_FORMULA float* begin(int64_t at) {
+    out_ = data_ ? element(data_, dtype_, at) : nullptr;
+    return in_place_ ? static_cast<float*>(out_) : buffer_;
+  }
+  AEVB_FORMULA void end(int n) {
+    if (past_caches_)
+      stream_floats(buffer_, n, static_cast<float*>(out_));
+    else if (data_ && !in_place_)
+      write_floats(buffer_, n, dtype_, out_);
+  }
+  AEVB_FORMULA void finish() const {
+    if (past_caches_) end_stream();
+  }
+
+ private:
+  alignas(64) float buffer_[kGroup];
+  void *data_, *out_ = nullptr;
+  Dtype dtype_;
+  bool past_caches_, in_place_;
+};
+
 // The work [begin, end), numbered row * chunks(D) + chunk.
 template <class L, Want kWant>
-inline void likelihood_units(const LikelihoodArgs& a, int64_t begin, int64_t end) {
-  alignas(64) float output_buffer[kGroup], x_buffer[kGroup], grad_buffer[kGroup];
-  const Dtype dtype = a.output.dtype;
-  const bool past_caches =
-      has_grad(kWant) && dtype == Dtype::float32 && a.R * a.D >= kPastCaches && a.grad_output != a.output.data;
-  const bool in_place = dtype == Dtype::float32 && !past_caches;
+inline void likelihood_units(L likelihood, const LikelihoodArgs& a, int64_t begin, int64_t end) {
+  alignas(64) float output_buffer[kGroup], logvar_buffer[L::kLogvar ? kGroup : 1], x_buffer[kGroup];
+  GradientWriter grad(a.grad_output, a.output, a.R * a.D), grad_logvar(a.grad_logvar, a.logvar, a.R * a.D);
   const int64_t per_row = chunks(a.D);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t row = unit / per_row, first = unit % per_row * kChunk;
@@ -93,33 +158,42 @@ inline void likelihood_units(const LikelihoodArgs& a, int64_t begin, int64_t end
     PairwiseSum sum;
     for (int64_t column = first; column < last; column += kGroup) {
       const int n = static_cast<int>(column + kGroup < last ? kGroup : last - column);
-      const float* output = read_rows(a.output, row, 1, column, n, output_buffer);
-      const float* x = read_rows(a.x, b, 1, column, n, x_buffer);
-      void* out = has_grad(kWant) ? element(a.grad_output, dtype, row * a.D + column) : nullptr;
-      float* grad = in_place && has_grad(kWant) ? static_cast<float*>(out) : grad_buffer;
-      sum.add(add_group<L, kWant>(output, x, a.x_scale, g, n, grad));
-      if (has_grad(kWant) && past_caches)
-        stream_floats(grad, n, static_cast<float*>(out));
-      else if (has_grad(kWant) && !in_place)
-        write_floats(grad, n, dtype, out);
+      Elements at{};
+      at.output = read_rows(a.output, row, 1, column, n, output_buffer);
+      if constexpr (L::kLogvar) at.logvar = read_rows(a.logvar, row, 1, column, n, logvar_buffer);
+      at.x = read_rows(a.x, b, 1, column, n, x_buffer);
+      if constexpr (has_grad(kWant)) at.grad = grad.begin(row * a.D + column);
+      if constexpr (has_grad(kWant) && L::kLogvar) at.grad_logvar = grad_logvar.begin(row * a.D + column);
+      sum.add(add_group<L, kWant>(likelihood, at, g, n));
+      if constexpr (has_grad(kWant)) grad.end(n);
+      if constexpr (has_grad(kWant) && L::kLogvar) grad_logvar.end(n);
     }
     if (has_log_prob(kWant)) a.log_prob[unit] = -sum.total();
   }
-  if (past_caches) end_stream();
+  if constexpr (has_grad(kWant)) grad.finish();
+  if constexpr (has_grad(kWant) && L::kLogvar) grad_logvar.finish();
 }
 
 template <class L>
-inline void likelihood_of(const LikelihoodArgs& a, int64_t begin, int64_t end) {
-  if (!a.log_prob) return likelihood_units<L, Want::grad>(a, begin, end);
-  if (!a.grad_output) return likelihood_units<L, Want::log_prob>(a, begin, end);
-  likelihood_units<L, Want::both>(a, begin, end);
+inline void likelihood_of(L likelihood, const LikelihoodArgs& a, int64_t begin, int64_t end) {
+  if (!a.log_prob) return likelihood_units<L, Want::grad>(likelihood, a, begin, end);
+  if (!a.grad_output && !a.grad_logvar) return likelihood_units<L, Want::log_prob>(likelihood, a, begin, end);
+  likelihood_units<L, Want::both>(likelihood, a, begin, end);
 }
 
-// log_prob, grad_output, or both: those that are not null.
+template <bool kSigmoid>
+inline void gaussian_likelihood(const LikelihoodArgs& a, int64_t begin, int64_t end) {
+  if (a.logvar.data) return likelihood_of(GaussianMeansAndLogvars<kSigmoid>{a.x_scale}, a, begin, end);
+  likelihood_of(GaussianMeans<kSigmoid>::with_logvar(a.fixed_logvar, a.x_scale), a, begin, end);
+}
+
+// log_prob and the gradients: those that are not null.
 inline void likelihood_rows(const LikelihoodArgs& a, int64_t begin, int64_t end) {
   switch (a.likelihood) {
-    case Likelihood::bernoulli_logits: return likelihood_of<BernoulliLogits>(a, begin, end);
-    case Likelihood::bernoulli_probs: return likelihood_of<BernoulliProbs>(a, begin, end);
+    case Likelihood::bernoulli_logits: return likelihood_of(BernoulliLogits{a.x_scale}, a, begin, end);
+    case Likelihood::bernoulli_probs: return likelihood_of(BernoulliProbs{a.x_scale}, a, begin, end);
+    case Likelihood::gaussian: return gaussian_likelihood<false>(a, begin, end);
+    case Likelihood::gaussian_sigmoid: return gaussian_likelihood<true>(a, begin, end);
   }
 }
 

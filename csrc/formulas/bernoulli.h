@@ -1,54 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Bernoulli likelihood of AEVB appendix C.1, one pixel at a time; x_scale x in [0, 1] may be soft.
-//
-// A likelihood is a struct with two functions of the decoder's output and the target:
-//   add_neg_log_prob -> {sum + linear, excess}   -log p(x|z) = linear + log(1 + excess), excess >= 0
-//   grad             -> d log p(x|z) / d output
-// A row is summed as sum(linear) + log(prod(1 + excess)): one logarithm serves many pixels. A likelihood that has no
-// such factor returns excess = 0. `padding` is an output for which, with x = 0, linear and excess are both 0.
 #pragma once
-#include "elementary.h"
+#include "likelihood.h"
 
 namespace aevb {
 namespace {
 
-struct NegLogProb {
-  float sum, excess;
+// x - sigmoid(l): (x - 1) + sigmoid(-l) where l > 0, x - sigmoid(l) elsewhere, so that hard targets lose no digits.
+struct SigmoidResidual {
+  float residual, tail;  // tail is sigmoid(-|l|)
 };
+AEVB_FORMULA SigmoidResidual sigmoid_residual(float logit, float x, float x_scale) {
+  const float e = exp_minus(abs_of(logit));
+  const float tail = e * rcp_in_range(1.0f + e);
+  const uint32_t sign = bits_of(logit) & 0x80000000u;
+  const float nearest = static_cast<int32_t>(bits_of(logit)) < 0 ? 0.0f : 1.0f;
+  return {fmadd(x_scale, x, -nearest) + float_of(bits_of(tail) | sign), tail};
+}
 
 // The decoder's output is the logit: -log p = max(l, 0) - x l + log(1 + exp(-|l|)).
 struct BernoulliLogits {
-  static constexpr float padding = -200.0f;
+  static constexpr bool kProduct = true, kLogvar = false;
+  float x_scale;
 
-  static AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float logit, float x, float x_scale) {
+  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float logit, float, float x) const {
     // max(l, 0) - x l is l times what x lacks of 1 where l > 0, and of 0 elsewhere: no inf - inf where l is infinite.
     const float nearest = logit > 0.0f ? 1.0f : 0.0f;
     return {fmadd(fmadd(-x_scale, x, nearest), logit, sum), exp_minus(abs_of(logit))};
   }
 
-  // x - sigmoid(l): (x - 1) + sigmoid(-l) where l > 0, x - sigmoid(l) elsewhere, so that hard targets lose no digits.
-  static AEVB_FORMULA float grad(float logit, float x, float x_scale) {
-    const float e = exp_minus(abs_of(logit));
-    const float tail = e * rcp_in_range(1.0f + e);  // sigmoid(-|l|)
-    const uint32_t sign = bits_of(logit) & 0x80000000u;
-    const float nearest = static_cast<int32_t>(bits_of(logit)) < 0 ? 0.0f : 1.0f;
-    return fmadd(x_scale, x, -nearest) + float_of(bits_of(tail) | sign);
+  AEVB_FORMULA LikelihoodGradient grad(float logit, float, float x) const {
+    return {sigmoid_residual(logit, x, x_scale).residual, 0.0f};
   }
 };
 
 // The decoder's output is the probability, as in F.binary_cross_entropy: each logarithm is clamped at -100.
 struct BernoulliProbs {
-  static constexpr float padding = 0.0f;
+  static constexpr bool kProduct = false, kLogvar = false;
+  float x_scale;
 
-  static AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float p, float x, float x_scale) {
+  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float p, float, float x) const {
     const float target = x_scale * x;
     const float log_p = at_least(log_of(p), -100.0f), log_q = at_least(log_one_minus(p), -100.0f);
     return {sum - fmadd(target, log_p, (1.0f - target) * log_q), 0.0f};
   }
 
-  static AEVB_FORMULA float grad(float p, float x, float x_scale) {
+  AEVB_FORMULA LikelihoodGradient grad(float p, float, float x) const {
     const float variance = at_least((1.0f - p) * p, 1e-12f);
-    return (x_scale * x - p) * rcp_in_range(variance);
+    return {(x_scale * x - p) * rcp_in_range(variance), 0.0f};
   }
 };
 
