@@ -63,7 +63,7 @@ def _digest(tensors: Mapping[str, Tensor], numbers: str) -> str:
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"\n{name} {t.dtype} {tuple(t.shape)}\n".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

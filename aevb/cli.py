@@ -54,6 +54,8 @@ def resume(
 
 
 def _train(trainer: Trainer) -> None:
+    if trainer.processes.is_first:
+        print(f"data      {trainer.dataset.description}", flush=True)
     metrics = trainer.fit()
     if not trainer.processes.is_first:
         return
@@ -129,5 +131,5 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     lines = str(error).splitlines() or ["no more is known"]
-    expected = isinstance(error, ValueError | OSError | FloatingPointError)
+    expected = isinstance(error, ValueError | OSError | FloatingPointError | ImportError)
     return lines[0] if expected else f"{type(error).__name__}: {lines[0]}"

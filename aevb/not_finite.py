@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import floating
+from .models import BaseVAE
 from .ops import gaussian_kl
 from .steps import AutogradStep
 
@@ -22,7 +23,7 @@ class Finding(NamedTuple):
 UPDATE = 9  # the stage at which only the optimizer is left
 
 
-def broken_weight(model: nn.Module) -> str | None:
+def broken_weight(model: BaseVAE) -> str | None:
     """The first weight that is not finite, in words."""
     for name, parameter in model.named_parameters():
         if place := _place(parameter):
@@ -30,7 +31,7 @@ def broken_weight(model: nn.Module) -> str | None:
     return None
 
 
-def _weight(what: str, model: nn.Module, name: str, value: Tensor, place: tuple[int, ...]) -> str:
+def _weight(what: str, model: BaseVAE, name: str, value: Tensor, place: tuple[int, ...]) -> str:
     dimension = _latent_dimension(model, name, place)
     of = "" if dimension is None else f",{_of(dimension)},"
     return f"{what}{name}{list(place)}{of} is {_at(value, place)}"
@@ -75,9 +76,9 @@ def first_not_finite(step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor
     if not loss.isfinite():
         log_prob = model.log_prob(x_values, z)
         place = _place(log_prob) or ()
-        image = f", of {image(place[-1:])}" if place else ""
+        of = f", of {image(place[-1:])}" if place else ""
         term = f"the log-likelihood is {_at(log_prob, place)}" if place else f"the loss is {float(loss)}"
-        return Finding(6, f"{term}{_largest(z, place) if place else ''}{image}")
+        return Finding(6, f"{term}{_largest(z, place) if place else ''}{of}")
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(loss, [mu, logvar, *parameters], allow_unused=True)
     for name, gradient in zip(("mu", "logvar"), gradients, strict=False):
@@ -110,14 +111,14 @@ def _largest(z: Tensor, place: tuple[int, ...]) -> str:
     return f" (the largest of z is {_at(row, (dimension,))}, of latent dimension {dimension})"
 
 
-def _latent_dimension(model: nn.Module, name: str, place: tuple[int, ...]) -> int | None:
+def _latent_dimension(model: BaseVAE, name: str, place: tuple[int, ...]) -> int | None:
     """The latent dimension that an element of a weight belongs to, if it is of a layer beside z."""
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     encoders = [n for n in linear if n.startswith("encoder")]
     decoders = [n for n in linear if n.startswith("decoder")]
     layer, _, kind = name.rpartition(".")
     if encoders and layer == encoders[-1]:
-        return place[0] % model.latent_dim  # type: ignore[no-any-return, operator]
+        return place[0] % model.latent_dim
     if decoders and layer == decoders[0] and kind == "weight":
         return place[1]
     return None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Dataset
-from .models import VAE
+from .models import BaseVAE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ LATENT_POINTS = 5000  # more only hide each other
 DPI = 120
 
 
-def draw(model: VAE, dataset: Dataset, seed: int = 0) -> dict[str, bytes]:
+def draw(model: BaseVAE, dataset: Dataset, seed: int = 0) -> dict[str, bytes]:
     """reconstructions.png, samples.png and latent.png of the model and the test images.
 
     `seed` decides what is sampled from the prior. matplotlib's figures are used without its global state: no display is
@@ -47,7 +47,7 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _reconstructions(model: VAE, dataset: Dataset) -> Figure:
+def _reconstructions(model: BaseVAE, dataset: Dataset) -> Figure:
     x = dataset.test_images[_examples(dataset)] * dataset.x_scale
     columns = min(COLUMNS, len(x))
     pairs = zip(x.split(columns), model.reconstruct(x).split(columns), strict=True)
@@ -73,7 +73,7 @@ def _examples(dataset: Dataset) -> Tensor:
     return torch.arange(min(count, whole_rows or len(dataset.test_images)))
 
 
-def _samples(model: VAE, dataset: Dataset, seed: int) -> Figure:
+def _samples(model: BaseVAE, dataset: Dataset, seed: int) -> Figure:
     images = model.sample(SAMPLES, generator=torch.Generator().manual_seed(seed))
     figure, axes = _figure(
         COLUMNS,
@@ -85,7 +85,7 @@ def _samples(model: VAE, dataset: Dataset, seed: int) -> Figure:
     return figure
 
 
-def _latent(model: VAE, dataset: Dataset) -> Figure:
+def _latent(model: BaseVAE, dataset: Dataset) -> Figure:
     from matplotlib.figure import Figure
 
     images, labels = dataset.test_images[:LATENT_POINTS], dataset.test_labels

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol
 
 from tqdm import tqdm
 
+from .ledger import Evaluation
+
 LINE_SECONDS = 10.0  # between two lines where there is no terminal, at least
-
-
-class Averages(Protocol):
-    elbo: float
-    log_likelihood: float
-    kl: float
 
 
 class Progress:
@@ -41,7 +36,7 @@ class Progress:
         if self.bar is not None:
             self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
 
-    def add(self, images: int, averages: Averages) -> None:
+    def add(self, images: int, averages: Evaluation) -> None:
         """So many more images, and what their steps gave."""
         self.done += images
         if self.bar is not None:
@@ -50,7 +45,7 @@ class Progress:
         elif self.shown and time.perf_counter() - self.begun >= self.last_line + 3 * LINE_SECONDS:
             self._line(averages)
 
-    def end(self, averages: Averages, held_out: str) -> None:
+    def end(self, averages: Evaluation, held_out: str) -> None:
         """An epoch is over: its averages, and what images that were held out say."""
         self.held_out = f", {held_out}"
         if self.shown and self.bar is None:
@@ -58,7 +53,7 @@ class Progress:
             if elapsed >= self.last_line + LINE_SECONDS or self.epoch == self.epochs:
                 self._line(averages)
 
-    def _line(self, averages: Averages) -> None:
+    def _line(self, averages: Evaluation) -> None:
         self.last_line = elapsed = time.perf_counter() - self.begun
         speed = (self.done - self.begun_at) / max(elapsed, 1e-9)
         left = (self.total - self.done) / max(speed, 1e-9)
@@ -70,7 +65,7 @@ class Progress:
         )
 
 
-def terms(averages: Averages) -> str:
+def terms(averages: Evaluation) -> str:
     """The ELBO and its two terms; of a bound that has no such terms the KL alone."""
     if averages.log_likelihood != averages.log_likelihood:
         return f"bound {averages.elbo:.2f} (KL {averages.kl:.2f})"

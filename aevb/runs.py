@@ -42,6 +42,8 @@ class RunFolder:
         RunFolderError: the folder holds a run and overwrite is False; it cannot be made or written to; a full disk.
     """
 
+    path: Path
+
     def __init__(self, path: str | os.PathLike[str] | None, name: str, options: Mapping[str, Any], overwrite: bool):
         if path is None:
             numbered = (default_folder(name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
@@ -60,8 +62,8 @@ class RunFolder:
                 Checkpoints(self.path).remove()
                 for file in (CONFIG, METRICS, MODEL, BEST, EVALUATION, *PICTURES):
                     (self.path / file).unlink(missing_ok=True)
-                for file in self.path.glob(TENSORBOARD):
-                    file.unlink()
+                for events in self.path.glob(TENSORBOARD):
+                    events.unlink()
         self.write_options(options)
 
     @classmethod
@@ -82,8 +84,8 @@ class RunFolder:
         missing = [name for name in wanted if not (folder.path / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{folder.path} holds no run{' with a saved model' if needs_model else ''}: it has no {' and no '.join(missing)}; expected a "
-                "folder that `aevb train` left"
+                f"{folder.path} holds no run{' with a saved model' if needs_model else ''}: it has no "
+                f"{' and no '.join(missing)}; expected a folder that `aevb train` left"
             )
         return folder
 
@@ -152,8 +154,8 @@ class RunFolder:
         data = path.read_bytes() if path.exists() else b""
         if len(data) < length:
             raise RunFolderError(
-                f"{path} has {len(data)} bytes, but had {length} when the checkpoint was written; put it back, or start "
-                "the run anew (--overwrite)"
+                f"{path} has {len(data)} bytes, but had {length} when the checkpoint was written; put it back, or "
+                "start the run anew (--overwrite)"
             )
         if len(data) > length:
             with self.writing(METRICS):

@@ -21,7 +21,7 @@ from .chunks import FEWEST_ROWS, both_kernel, rows_of_chunk, sum_of_bounds, sum_
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
 from .loss import ESTIMATORS, FusedELBO
-from .models import VAE, is_plain
+from .models import VAE, BaseVAE, is_plain
 from .ops import GRADIENTS, mix_seed, on_reference, weigh_samples
 from .processes import Alone, Several
 from .products import ACTIVATIONS, activation_backward_, bias_activation, product, rows_product
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 class AutogradStep:
     """batch(index, seed) gives x for images `index`; x_scale is what multiplies it."""
 
-    model: VAE
+    model: BaseVAE
     criterion: FusedELBO
     optimizer: torch.optim.Optimizer
     batch: Callable[[Tensor, Tensor], Tensor]
@@ -58,12 +58,21 @@ class AutogradStep:
         return outcome
 
     def update(self) -> None:
-        self.clip()
-        self.optimizer.step()
-
-    def clip(self) -> None:
+        """The optimizer's step without the profiling around it, which takes 50 us, and a second at the first."""
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        optimizer = self.optimizer
+        hooks = (
+            optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        )
+        if hooks or "step" in vars(optimizer):  # a scheduler's
+            optimizer.step()
+        else:
+            with torch.no_grad():
+                inspect.unwrap(type(optimizer).step)(optimizer)
 
     def noise_seeds(self, seed: Tensor, index: Tensor) -> Tensor:
         """A seed for each z: (B,), or (L, B)."""
@@ -131,8 +140,9 @@ def _is_plain(parameter: Tensor) -> bool:
 
 
 def _is_known(model: nn.Module) -> bool:
-    """Whether the model is as `VAE` makes it, no layer replaced, frozen, shared, parametrized or hooked."""
-    if not is_plain(model, VAE):
+    """Whether the model is a Bernoulli VAE as `VAE` makes it, no layer replaced, frozen, shared, parametrized or
+    hooked."""
+    if not is_plain(model, VAE) or model.likelihood != "bernoulli":
         return False
     mlps = [model.encoder, model.decoder]
     layers = [layer for mlp in mlps for layer in mlp[::2]]
@@ -156,7 +166,7 @@ class DirectStep(AutogradStep):
         """Whether the model is one that this knows, and the kernels are there."""
         return (
             _is_known(model)
-            and criterion.likelihood == "bernoulli"
+            and criterion.likelihood == model.likelihood
             and criterion.reduction == "mean"
             and not criterion.from_probs
             and not bf16
@@ -173,6 +183,7 @@ class DirectStep(AutogradStep):
         criterion, B = self.criterion, x.shape[0]
         plan = self.plans.get(B)
         if plan is None:
+            assert isinstance(self.model, VAE)
             plan = self.plans[B] = _Plan(self.model, B, criterion.num_samples)
         num_samples, gradient = criterion.num_samples, ESTIMATORS[criterion.estimator].gradient
 
@@ -232,22 +243,6 @@ class DirectStep(AutogradStep):
             last.weight.grad = rows_product(logits, h, out=plan.grad_weight).contiguous()
             last.bias.grad = logits.sum(0)
         return beta * criterion.kl_term(kl).mean() + value.float(), grad_h, plan.grad_kl(beta, kl)
-
-    def update(self) -> None:
-        """The optimizer's step without the profiling around it, which takes 50 us, and a second at the first."""
-        self.clip()
-        optimizer = self.optimizer
-        hooks = (
-            optimizer._optimizer_step_pre_hooks
-            or optimizer._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-        )
-        if hooks or "step" in vars(optimizer):  # a scheduler's
-            optimizer.step()
-        else:
-            with torch.no_grad():
-                inspect.unwrap(type(optimizer).step)(optimizer)
 
 
 class _Plan:
@@ -404,7 +399,7 @@ def _where(option: object) -> object:
 
 
 def training_step(
-    model: VAE,
+    model: BaseVAE,
     criterion: FusedELBO,
     optimizer: torch.optim.Optimizer,
     batch: Targets,

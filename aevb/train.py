@@ -6,22 +6,19 @@ import contextlib
 import copy
 import dataclasses
 import math
-import signal
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .bounds import cyclical_warmup, linear_warmup
-from .checkpoints import Checkpoint, Checkpoints, unpack
-from .config import TrainConfig, check_same_run
+from .checkpoints import Checkpoint
+from .config import TrainConfig
 from .data import Dataset, MappedImages, Targets, batches, epoch_order, load
+from .fitting import Run, deterministic, threads
 from .layers import floating
 from .ledger import Evaluation, Ledger, NotFiniteError
 from .loss import ESTIMATORS, FusedELBO
@@ -31,8 +28,7 @@ from .ops import mix_seed, sample_gaussian
 from .optimizers import OPTIMIZERS, Schedule, load_optimizer_state, optimizer_state
 from .processes import Alone, is_launched, local_rank, processes
 from .products import has_bf16
-from .progress import Progress
-from .runs import BEST, MODEL, RunFolder, default_folder, holds_run
+from .runs import BEST, MODEL, RunFolder
 from .steps import AutogradStep, GraphStep, made_of, training_step
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
@@ -222,10 +218,10 @@ class Trainer:
                 good checkpoint is kept.
             KeyboardInterrupt: after Ctrl-C, with a checkpoint and the pictures in the folder; its text says where.
         """
-        run = _Run(self)
+        run = Run(self)
         self.folder = run.folder
         try:
-            with _threads(self._num_threads()), _deterministic(self.config.deterministic), _current(self.device):
+            with threads(self._num_threads()), deterministic(self.config.deterministic), _current(self.device):
                 metrics = run.train()
             if self.processes.is_first:
                 self._draw(self.folder)
@@ -301,8 +297,8 @@ class Trainer:
                 stacklevel=4,
             )
         if self._step is None or made_of(*parts) != self._step_made_of:
-            options = (self.config.batch_size, bf16, self.config.clip_norm, self.processes)
-            self._step = training_step(*parts, self._targets, *options)
+            config = self.config
+            self._step = training_step(*parts, self._targets, config.batch_size, bf16, config.clip_norm, self.processes)
             self._step_made_of = made_of(*parts)
         return self._step
 
@@ -480,261 +476,3 @@ def _sizes_of(model: BaseVAE, config: TrainConfig) -> dict[str, Any]:
     if isinstance(model, ConvVAE):
         return {**found, "architecture": "conv", "channels": model.channels}
     return {**found, "architecture": "mlp", "hidden_dims": getattr(model, "hidden_dims", config.hidden_dims)}
-
-
-class _Run:
-    """A run of `Trainer.fit`: what it reads and writes, and when."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.config, self.first = trainer, trainer.config, trainer.processes.is_first
-        opened = self._open() if self.first else None
-        path, data = trainer.processes.share(None if opened is None else (str(opened[0].path), opened[1]))
-        self.folder = opened[0] if opened is not None else RunFolder.at(path)
-        self.checkpoints = Checkpoints(self.folder.path)
-        self.metrics: dict[str, float] = {}
-        self.seconds_before = 0.0
-        self.resumed = data is not None
-        self.metrics_bytes = 0
-        if data is not None:
-            self._go_on(unpack(data, self.checkpoints.path))
-        self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
-        self.begun = time.perf_counter()
-        self.stop = _Stop()
-
-    def _open(self) -> tuple[RunFolder, bytes | None]:
-        """The folder, and the checkpoint that the run goes on from."""
-        config, name = self.config, self.trainer.dataset.name
-        options = dataclasses.asdict(dataclasses.replace(config, overwrite=False, resume=False))
-        path = default_folder(name) if config.out is None else Path(config.out).expanduser()
-        if not (config.resume and holds_run(path)):
-            if config.resume:
-                return RunFolder(path, name, options, overwrite=False), None
-            return RunFolder(config.out, name, options, config.overwrite), None
-        folder = RunFolder.at(path)
-        check_same_run(folder.config(), config, path)
-        data, wrong = Checkpoints(path).read()
-        for sentence in wrong:
-            warnings.warn(f"{sentence}; the checkpoint before it is used", stacklevel=4)
-        folder.write_options(options)
-        if data is None:
-            folder.cut_metrics(0)
-        return folder, data
-
-    def _go_on(self, checkpoint: Checkpoint) -> None:
-        self.trainer.load_state(checkpoint)
-        run = checkpoint.numbers["run"]
-        self.metrics, self.seconds_before = run["metrics"], run["seconds"]
-        if self.first:
-            self.folder.cut_metrics(run["metrics_bytes"])
-
-    @property
-    def seconds(self) -> float:
-        return self.seconds_before + time.perf_counter() - self.begun
-
-    def train(self) -> dict[str, float]:
-        trainer = self.trainer
-        images = len(trainer.dataset.train_images)
-        done = trainer.epoch * images + trainer._ledger.count
-        if trainer.epoch < self.last_epoch and not self._is_over() and not self.resumed:
-            self._checkpoint()  # something to go back to, whatever comes
-        shown = self.config.progress and self.first
-        total = images * self.last_epoch
-        with self.stop, self._board() as board, Progress(total, done, self.last_epoch, shown) as progress:
-            while trainer.epoch < self.last_epoch and not self._is_over():
-                progress.begin(trainer.epoch + 1)
-                try:
-                    self._epoch(progress)
-                except NotFiniteError as error:
-                    raise self._explained(error) from error
-                self._after_epoch(progress, board)
-                self._checkpoint_if_due()
-            self._checkpoint()
-        return self.metrics
-
-    def _is_over(self) -> bool:
-        """Whether it stops early: no better ELBO of the validation images for so many epochs."""
-        patience, best = self.config.patience, self.trainer._best
-        return patience is not None and bool(best) and self.trainer.epoch - best["epoch"] >= patience
-
-    def _epoch(self, progress: Progress) -> None:
-        alone = self.trainer.processes.size == 1  # others would not know
-        for _ in self.trainer._train_epoch(progress.add, lambda: alone and self.stop.asked):
-            self._checkpoint_if_due()
-
-    def _after_epoch(self, progress: Progress, board: Any) -> None:
-        trainer = self.trainer
-        averages: dict[str, Evaluation] = {"train": trainer._last_epoch}
-        for part in reversed(trainer.held_out):  # validation, test
-            averages[part] = trainer.evaluate(part=part)
-            if not math.isfinite(averages[part].elbo):
-                found = trainer.explain_held_out(part)
-                text = f"the {part} ELBO is {averages[part].elbo} after step {trainer.step}"
-                text = text if found is None else f"{text}: {found.text}"
-                raise self._explained(NotFiniteError(text, trainer.step))
-        self.metrics = {
-            "epoch": trainer.epoch,
-            "step": trainer.step,
-            **{
-                f"{part}_{field.name}": value
-                for part, average in averages.items()
-                for field in dataclasses.fields(average)
-                if not math.isnan(value := getattr(average, field.name))
-            },
-            "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
-            "seconds": round(self.seconds, 3),
-        }
-        progress.end(averages["train"], f"test {averages['test'].elbo:.2f}")
-        is_best = self._note_best(averages.get("validation"))
-        if not self.first:
-            return
-        where = {"epoch": trainer.epoch, "step": trainer.step}
-        self.folder.write_model(MODEL, trainer.model, **where)
-        if is_best:
-            self.folder.write_model(BEST, trainer.model, **where)
-        self.folder.append_metrics(self.metrics)
-        if board is not None:
-            for name, value in self.metrics.items():
-                if name not in ("epoch", "step"):
-                    board.add_scalar(name.replace("_", "/", 1), value, trainer.step)
-
-    def _note_best(self, validation: Evaluation | None) -> bool:
-        best = self.trainer._best
-        if validation is None or (best and validation.elbo <= best["elbo"]):
-            return False
-        self.trainer._best = {"elbo": validation.elbo, "epoch": self.trainer.epoch}
-        return True
-
-    # ---- checkpoints ----
-
-    _last_checkpoint = -math.inf
-
-    def _checkpoint_if_due(self) -> None:
-        """Writes one where it is time for it, or somebody asked to stop: then raises KeyboardInterrupt."""
-        due = time.perf_counter() - self._last_checkpoint >= self.config.checkpoint_seconds
-        if self.trainer.processes.size > 1:  # the same decision everywhere
-            wants = torch.tensor([float(due and self.first), float(self.stop.asked)])
-            due, stop = (bool(value) for value in self.trainer.processes.sum(wants).tolist())
-        else:
-            stop = self.stop.asked
-        if due or stop:
-            self._checkpoint()
-        if stop:
-            raise KeyboardInterrupt
-
-    def _checkpoint(self) -> None:
-        trainer = self.trainer
-        for _ in trainer._ledger.read(wait=True):  # nothing but what a GPU has not handed over yet
-            pass
-        if not trainer.weights_are_finite():
-            raise self._explained(NotFiniteError(f"the weights are not finite after step {trainer.step}", trainer.step))
-        self._last_checkpoint = time.perf_counter()
-        if not self.first:
-            return
-        checkpoint = trainer.state()
-        checkpoint.numbers["run"] = {
-            "metrics": self.metrics,
-            "metrics_bytes": self.folder.sync_metrics(),
-            "seconds": self.seconds,
-        }
-        with self.folder.writing(self.checkpoints.path.name):
-            self.checkpoints.write(trainer.step, checkpoint)
-
-    # ---- what goes wrong ----
-
-    def _explained(self, error: NotFiniteError) -> NotFiniteError:
-        """The error with what went first, which the steps since the last checkpoint, taken again, show."""
-        trainer = self.trainer
-        saved = f"{self.folder.path / MODEL} is of epoch {self.metrics['epoch']}" if self.metrics else ""
-        data = trainer.processes.share(self.checkpoints.read()[0] if self.first else None)
-        found = None
-        if data is not None:
-            checkpoint = unpack(data, self.checkpoints.path)
-            trainer.load_state(checkpoint)
-            saved = f"{saved}, the checkpoint" if saved else f"the checkpoint in {self.folder.path} is"
-            saved = f"{saved} of step {trainer.step}"
-            found = trainer.replay(error.step)
-        what = str(error)
-        if found is not None:
-            what = f"{found.text}, at step {trainer.step + 1}"
-        return NotFiniteError(
-            f"training stopped because {what}; {saved} (a smaller --learning-rate or a --clip-norm may help)",
-            error.step if found is None else trainer.step + 1,
-        )
-
-    def after_interrupt(self) -> str:
-        """Saves what there is, unless the weights are broken, and says so in a sentence."""
-        trainer = self.trainer
-        interrupted = f"interrupted after {trainer.epoch} epochs, {trainer.step} steps"
-        if not self.first:
-            return interrupted
-        if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
-            return f"{interrupted}; the weights are not finite, so {self.folder.path} keeps what it had"
-        path = self.folder.write_model(MODEL, trainer.model, epoch=trainer.epoch, step=trainer.step)
-        trainer._draw(self.folder)
-        return (
-            f"{interrupted}; the model so far is in {path}, with pictures of it beside it, and `aevb resume "
-            f"{self.folder.path}` goes on"
-        )
-
-    @contextlib.contextmanager
-    def _board(self) -> Iterator[Any]:
-        """TensorBoard's writer, or None."""
-        if not (self.config.tensorboard and self.first):
-            yield None
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                f'tensorboard is set, but TensorBoard is missing ({error}); `pip install "aevb[tensorboard]"` has it'
-            ) from error
-        # What a run that was stopped wrote after its last checkpoint is written again.
-        with SummaryWriter(str(self.folder.path), purge_step=self.trainer.step + 1) as board:  # type: ignore[no-untyped-call]
-            yield board
-
-
-class _Stop:
-    """Within it Ctrl-C and SIGTERM ask the run to stop after the step it is in; a second Ctrl-C stops it at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # Only where they would end the program anyway: what others do about them is theirs.
-                if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-                    self.before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """PyTorch computes with `count` threads within, and with as many as before after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """PyTorch raises within where an operation has no deterministic way."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

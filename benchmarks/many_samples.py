@@ -209,6 +209,7 @@ def straightforward(model: aevb.VAE, x: Tensor, num_samples: int, chunk: int, ba
 def model_and_images(run: str | None) -> tuple[aevb.VAE, Tensor]:
     if run:
         trainer = aevb.Trainer.load(run)
+        assert isinstance(trainer.model, aevb.VAE)
         return trainer.model, trainer.test_x[:1000].float()
     model = aevb.VAE(D, H, LATENT, generator=torch.Generator().manual_seed(1))
     return model, (torch.rand(1000, D, generator=torch.Generator().manual_seed(2)) < 0.2).float()

@@ -150,7 +150,9 @@ def test_more_epochs(tmp_path, short):
     assert aevb.Trainer.resume(out, progress=False).fit() == metrics, "a run that is over is left as it is"
 
 
-@pytest.mark.parametrize("options", [{"optimizer": "adagrad"}, {"schedule": "cosine", "learning_rate_warmup": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "adagrad"}, {"schedule": "cosine", "learning_rate_warmup": 5}], ids=str
+)
 def test_every_optimizer(tmp_path, options):
     finish(start(tmp_path / "whole", epochs=2, **options))
     process = start(tmp_path / "run", epochs=2, kill_in=("fsync", 8), **options)
@@ -176,7 +178,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, short, damag
     out = tmp_path / "run"
     before, last = stopped(out)
     damaging(last, damage)
-    with pytest.warns(UserWarning, match=rf"{last.name} is (truncated or )?damaged.*; the checkpoint before it is used"):
+    with pytest.warns(
+        UserWarning, match=rf"{last.name} is (truncated or )?damaged.*; the checkpoint before it is used"
+    ):
         aevb.Trainer.resume(out, progress=False).fit()
     assert_same(out, short)
 
@@ -204,7 +208,7 @@ def test_every_byte_of_a_checkpoint_counts():
         damaged[i] ^= 4
         if bytes(damaged[8:]).split(b'"data_offsets"')[0].replace(b" ", b"") == data[8:].split(b'"data_offsets"')[0]:
             continue  # white space of the header
-        with pytest.raises(CheckpointError, match="it is (truncated or )?damaged"):
+        with pytest.raises(CheckpointError, match=r"it is (truncated or )?damaged"):
             unpack(bytes(damaged), "it")
 
 
@@ -224,7 +228,9 @@ def test_no_pickle(tmp_path, monkeypatch):
 def test_another_run_is_not_gone_on_with(tmp_path):
     finish(start(tmp_path / "run", epochs=1))
     options = {**resumed_run.OPTIONS, "out": str(tmp_path / "run"), "resume": True, "progress": False}
-    with pytest.raises(ValueError, match=r"learning_rate is 0.01, but the run in .* began with 0.001; expected the same"):
+    with pytest.raises(
+        ValueError, match=r"learning_rate is 0.01, but the run in .* began with 0.001; expected the same"
+    ):
         aevb.Trainer(aevb.TrainConfig(**options, learning_rate=0.01)).fit()
     with pytest.raises(ValueError, match="resume and overwrite are both set"):
         aevb.TrainConfig(resume=True, overwrite=True)

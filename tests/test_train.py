@@ -521,7 +521,10 @@ def test_weights_broken_by_an_optimizer_stop_the_run(tmp_path, digits):
     ("layer", "sentence"),
     [
         ("encoder.2", r"the KL divergence of latent dimension 2 is inf \(mu .*, logvar 100\), of training image \d+"),
-        ("decoder.0", r"the log-likelihood is -inf \(the largest of z is .*, of latent dimension \d\), of training image"),
+        (
+            "decoder.0",
+            r"the log-likelihood is -inf \(the largest of z is .*, of latent dimension \d\), of training image",
+        ),
     ],
 )
 def test_what_went_first_is_named(tmp_path, digits, layer, sentence):
@@ -544,6 +547,8 @@ def test_what_went_first_is_named(tmp_path, digits, layer, sentence):
 
 def test_weights_broken_by_the_last_step_are_not_saved(tmp_path, digits):
     trainer = aevb.Trainer(options(tmp_path, learning_rate=1e38, batch_size=200), dataset=digits)
-    with pytest.raises(FloatingPointError, match=r"after an update of finite gradients, at step 1; the checkpoint .* 0"):
+    with pytest.raises(
+        FloatingPointError, match=r"after an update of finite gradients, at step 1; the checkpoint .* 0"
+    ):
         trainer.fit()
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json", "checkpoints"}
