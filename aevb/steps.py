@@ -117,9 +117,7 @@ class DistributedStep(AutogradStep):
     def __post_init__(self) -> None:
         from torch.nn.parallel import DistributedDataParallel
 
-        self.objective = DistributedDataParallel(
-            _Objective(self), broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        self.objective = DistributedDataParallel(_Objective(self), gradient_as_bucket_view=True)
 
     def __call__(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Outcome:
         assert self.processes is not None
