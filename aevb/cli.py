@@ -95,7 +95,10 @@ def evaluate(
 
 
 def info() -> None:
-    """Print versions, instruction sets built and in use, threads, compiler, and whether CUDA kernels were built."""
+    """Print versions, instruction sets built and in use, threads, compiler, and whether CUDA kernels were built.
+
+    Example: aevb info
+    """
     about = build_info()
     rows = {
         **{name: about[name] for name in ("aevb", "torch", "python")},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import threading
 import time
@@ -227,7 +228,7 @@ class Run:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ValueError(
+            raise ImportError(
                 f'tensorboard is set, but TensorBoard is missing ({error}); `pip install "aevb[tensorboard]"` has it'
             ) from error
         # What a run that was stopped wrote after its last checkpoint is written again.
@@ -274,6 +275,8 @@ def threads(count: int) -> Iterator[None]:
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """PyTorch raises within where an operation has no deterministic way."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(wanted or before)
     try:
