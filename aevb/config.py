@@ -19,21 +19,22 @@ class TrainConfig:
     Raises ValueError, with a sentence, for a value out of range.
     """
 
+    # A line of these docstrings is a line of --help, so they break where sentences end.
+
     data: str = "digits"
-    """What to train on: "digits", which ships with aevb; "mnist", "fashion-mnist" or "freyfaces", which are downloaded;
-    or a path: .npy, .npz, .mat, an IDX file, a directory of MNIST's four, a folder of images."""
+    """What to train on: "digits" ships with aevb; "mnist", "fashion-mnist", "freyfaces" are downloaded;
+    or a path: .npy, .npz, .mat, .amat, an IDX file, a directory of MNIST's four, a folder of images."""
     validation: float = 0.0
-    """Part of the training images that is held out, to choose the best epoch and to stop early by. 0: only what the
-    data set itself has for that."""
+    """Part of the training images held out to choose the best epoch by, and to stop early; a set's own is kept."""
     split_seed: int = 0
-    """The permutation by which test and validation images are held out, where the data set has none of its own."""
+    """The permutation by which test and validation images are held out, where a data set has none of its own."""
     out: str | None = None
     """The run folder. By default runs/<data>, or runs/<data>-2, -3, ... where a run is there already."""
     overwrite: bool = False
     """Delete the run that the folder holds. Without this a run that is there is kept, and no new one starts."""
     resume: bool = False
-    """Go on with the run that the folder (by default runs/<data>) holds, from its last checkpoint, to the bit as if it
-    had never stopped; where there is none, start it. The options must be those that it began with."""
+    """Go on with the run in the folder (by default runs/<data>), to the bit as if it had never stopped.
+    The options must be those that it began with. Where there is no run, start it."""
     epochs: int = 100
     """Passes over the training images."""
     batch_size: int = 100
@@ -43,12 +44,11 @@ class TrainConfig:
     hidden_dims: tuple[int, ...] = (500,)
     """Units of the encoder's tanh layers, from the image on; the decoder has the same in reverse."""
     channels: tuple[int, ...] = (32, 64)
-    """Of "conv": channels of the encoder's layers, each of which halves the image; the decoder has the same in
-    reverse."""
+    """Of "conv": channels of the encoder's layers, each halving the image; the decoder has the same in reverse."""
     latent_dim: int = 20
     """Dimensions of z."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
-    """p(x|z): Bernoulli for bits, and for grey values as probabilities; Gaussian for grey or real values."""
+    """p(x|z): Bernoulli for bits, and for grey values as their probabilities; Gaussian for grey values."""
     variance: Literal["learned", "shared"] | float = "learned"
     """Of the Gaussian: learned for each pixel and z, as in the paper; one learned number for all; or fixed."""
     optimizer: Literal["adam", "adagrad"] = "adam"
@@ -62,13 +62,14 @@ class TrainConfig:
     clip_norm: float | None = None
     """The gradient's norm, over all weights, is scaled down to this where it is larger."""
     estimator: Literal["sgvb-b", "sgvb-a", "stl", "iwae", "dreg"] = "sgvb-b"
-    """The loss: the ELBO with its KL in closed form (sgvb-b), from samples (sgvb-a), or that with the gradient of the
-    path alone (stl); the importance-weighted bound (iwae), or that with the doubly reparameterized gradient (dreg)."""
+    """The loss: the ELBO with its KL in closed form (sgvb-b), from samples (sgvb-a),
+    or that with the gradient of the path alone (stl); the importance-weighted bound (iwae),
+    or that with the doubly reparameterized gradient (dreg)."""
     num_samples: int = 1
     """Samples of z for each image and step (the paper's L, the k of importance-weighted autoencoders)."""
     beta: float = 1.0
-    """Weight of the KL divergence in the loss. The ELBO reported always has weight 1; the bound of iwae and dreg,
-    reported while they train, has this weight."""
+    """Weight of the KL divergence in the loss. The ELBO reported always has weight 1;
+    the bound of iwae and dreg, reported while they train, has this weight."""
     warmup_epochs: int = 0
     """Epochs in which the weight of the KL grows from 0 to beta."""
     warmup_cycles: int = 1
@@ -77,22 +78,21 @@ class TrainConfig:
     """Nats of KL that are free in each dimension of z, so that fewer dimensions collapse; sgvb-b only."""
     capacity: float | None = None
     """Nats of KL to aim for: the loss has beta times the KL's distance from it; sgvb-b only."""
-    binarize: Literal["dynamic", "threshold", "none"] | None = None
-    """What becomes of grey pixels: set with their grey value as the probability, anew at each step (dynamic); set
-    where above half (threshold); or grey as they are (none). By default dynamic for the Bernoulli likelihood, none for
-    the Gaussian."""
+    binarize: Literal["auto", "dynamic", "threshold", "none"] = "auto"
+    """What becomes of grey pixels: set with their grey value as the probability, anew at each step (dynamic);
+    set where above half (threshold); or grey as they are (none).
+    By default dynamic for the Bernoulli likelihood, none for the Gaussian."""
     patience: int | None = None
     """Stop after so many epochs without a better ELBO of the validation images."""
     seed: int = 0
     """Everything random follows from it: one seed, one result, to the bit, on the same machine and threads."""
     deterministic: bool = False
-    """Insist on operations whose result is the same to the bit each time, which on a GPU are slower; on a CPU they
-    are anyway."""
+    """Refuse operations whose bits may differ from run to run; slower on a GPU. On a CPU there are none."""
     device: str = "cpu"
     """Where to train: "cpu", "cuda", "cuda:1". On a GPU a step is captured in a CUDA graph."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the matrix products; losses, KLs and weights are float32. bf16 is faster where the processor has instructions
-    for it: AMX or AVX512-BF16, a GPU."""
+    """Of the matrix products; losses, KLs and weights are float32.
+    bf16 is faster where the processor has instructions for it: AMX or AVX512-BF16, a GPU."""
     threads: int | None = None
     """Threads to train with. By default PyTorch's number, but one where a step is too little work to be shared."""
     checkpoint_seconds: float = 30.0
@@ -105,7 +105,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_dims", "channels"):  # config.json has lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.binarize is None:
+        if self.binarize == "auto":
             object.__setattr__(self, "binarize", "dynamic" if self.likelihood == "bernoulli" else "none")
         for name in ("epochs", "batch_size", "latent_dim", "num_samples", "warmup_cycles"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")

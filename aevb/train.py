@@ -157,7 +157,6 @@ class Trainer:
             self.held_out["validation"] = self._held_out(self.dataset.validation_images, validation_seed)
 
     def _targets_of(self, images: Tensor | MappedImages) -> Targets:
-        assert self.config.binarize is not None
         return Targets(images, self.config.binarize, self.dataset.max_value, self.device)
 
     def _held_out(self, images: Tensor | MappedImages, seed: int) -> HeldOut:
@@ -472,7 +471,7 @@ def _sizes_of(model: BaseVAE, config: TrainConfig) -> dict[str, Any]:
     """The options that say which model it is."""
     found = {"latent_dim": model.latent_dim, "likelihood": model.likelihood, "variance": model.variance}
     if model.likelihood != config.likelihood:
-        found["binarize"] = None
+        found["binarize"] = "auto"
     if isinstance(model, ConvVAE):
         return {**found, "architecture": "conv", "channels": model.channels}
     return {**found, "architecture": "mlp", "hidden_dims": getattr(model, "hidden_dims", config.hidden_dims)}
