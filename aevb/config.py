@@ -121,8 +121,8 @@ class TrainConfig:
             self._expect(name, value is None or 0 < value < math.inf, "a positive number")
         self._expect("beta", 0 <= self.beta < math.inf, "a number from 0 up")
         self._expect("validation", 0 <= self.validation < 1, "a fraction from 0 up, below 1")
-        for name in ("seed", "split_seed"):
-            self._expect(name, -(2**63) <= getattr(self, name) < 2**63, "a 64-bit signed integer")
+        self._expect("seed", -(2**63) <= self.seed < 2**63, "a 64-bit signed integer")
+        self._expect("split_seed", 0 <= self.split_seed < 2**32, "0 to 2**32 - 1")
         for name, choices in CHOICES.items():
             self._expect(name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}")
         self._check_combinations()

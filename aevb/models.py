@@ -349,10 +349,10 @@ class ConvVAE(BaseVAE):
 
     def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
         x = floating(x, x_scale, next(self.parameters()))
-        return self.encoder(x.reshape(-1, self.data_dim)).view(*x.shape[:-1], -1)
+        return self.encoder(x.reshape(-1, self.data_dim)).view(*x.shape[:-1], 2 * self.latent_dim)
 
     def _decoded(self, z: Tensor) -> Tensor:
-        return self.decoder(z.reshape(-1, self.latent_dim)).view(*z.shape[:-1], -1)
+        return self.decoder(z.reshape(-1, self.latent_dim)).view(*z.shape[:-1], self._outputs * self.data_dim)
 
 
 MODELS: dict[str, type[BaseVAE]] = {"VAE": VAE, "ConvVAE": ConvVAE}

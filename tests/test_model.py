@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import rand
+from conftest import rand, randn
 from safetensors.torch import save_file
 from torch.nn.utils.prune import random_unstructured
 
@@ -154,4 +154,111 @@ def test_load_says_what_is_wrong(tmp_path):
     save_file(model().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match="no safetensors file, or a damaged one"):
+        aevb.VAE.load(path)
+
+
+# ---- likelihoods, and the convolutional model -----------------------------------------------------------------------
+
+GAUSSIANS = [{"likelihood": "gaussian", "variance": variance} for variance in ("learned", "shared", 0.3)]
+
+
+def models(**likelihood):
+    generator = torch.Generator().manual_seed(0)
+    yield aevb.VAE(3 * 7 * 9, (20, 10), 4, generator=generator, **likelihood)
+    yield aevb.ConvVAE((3, 7, 9), (5, 6), 4, generator=generator, **likelihood)
+
+
+@pytest.mark.parametrize("likelihood", [{}, *GAUSSIANS], ids=str)
+def test_a_models_likelihood_is_one(likelihood):
+    """That of its pixels, of its moments, of the loss, and of the formula in float64."""
+    for model in models(**likelihood):
+        x, z = rand(1, 5, 189), randn(2, 6, 5, 4)
+        with torch.no_grad():
+            log_prob, mean, (moment, variance) = model.log_prob(x, z), model.mean(z), model.moments(z)
+            pixels = model.pixel_log_prob(x, z)
+            loss = aevb.FusedELBO(likelihood=model.likelihood, sigmoid_means=bool(likelihood))
+            negative = loss(model.recon(z), x, kl=torch.zeros(5))
+        assert pixels.shape == mean.shape == variance.shape == (6, 5, 189)
+        assert torch.equal(mean, moment)
+        if likelihood:
+            m, v = mean.double(), variance.double()
+            expected = -0.5 * ((x.double() - m) ** 2 / v + torch.log(2 * torch.pi * v)).sum(-1)
+        else:
+            m = mean.double()
+            expected = (x.double() * m.log() + (1 - x.double()) * (-m).log1p()).sum(-1)
+            torch.testing.assert_close(variance, mean * (1 - mean))
+        torch.testing.assert_close(log_prob.double(), expected, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(pixels.double().sum(-1), expected, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(-negative.double(), expected.mean(), rtol=1e-5, atol=1e-3)
+
+
+def test_a_learned_variance_keeps_above_its_floor():
+    model = aevb.VAE(6, 5, 2, likelihood="gaussian", min_variance=1e-3)
+    with torch.no_grad():
+        model.decoder[-1].weight[6:] = 0
+        model.decoder[-1].bias[6:] = torch.tensor([-1e4, -50.0, -8.0, 0.0, 3.0, 20.0])
+    z = torch.zeros(1, 2)
+    _, variance = model.moments(z)
+    torch.testing.assert_close(variance[0, 2:], 1e-3 + torch.tensor([-8.0, 0.0, 3.0, 20.0]).exp())
+    torch.testing.assert_close(variance[0, :2], torch.tensor([1e-3, 1e-3]))
+    model.log_prob(torch.zeros(1, 6), z).sum().backward()
+    assert model.decoder[-1].bias.grad.isfinite().all()
+    assert model.decoder[-1].bias.grad[8] != 0
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (28, 28), (28, 20), (1, 9, 13), (3, 5, 4)])
+def test_convolutions_fit_any_shape(shape):
+    model = aevb.ConvVAE(shape, (3, 4), 2)
+    x = rand(0, 6, 2, *shape).flatten(2)
+    mu, logvar = model.encode(x)
+    assert mu.shape == logvar.shape == (6, 2, 2)
+    assert model.decode(mu).shape == x.shape
+    assert model.decode(mu.expand(5, 6, 2, 2)).shape == (5, *x.shape)
+    torch.testing.assert_close(model.decode(mu)[3], model.decode(mu[3]))
+    bits = x > 0.5
+    for a, b in zip(model.encode(bits), model.encode(bits.float()), strict=True):
+        torch.testing.assert_close(a, b)
+    logits, kl = model(x, 3)
+    assert (logits.shape, kl.shape) == ((3, *x.shape), (6, 2))
+    assert model.decode(model.encode(x[:0])[0]).shape == x[:0].shape
+
+
+def test_a_generator_decides_the_convolutions_weights():
+    state = torch.get_rng_state()
+    first, second = (aevb.ConvVAE((8, 8), generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    again = aevb.ConvVAE((8, 8), generator=torch.Generator().manual_seed(1))
+    for a, b, c in zip(first.parameters(), again.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not a.any() or not torch.equal(a, c)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: aevb.ConvVAE((8, 8), (4, 4, 4, 4)), r"channels has 4 layers, each of which halves .* at most 3"),
+        (lambda: aevb.ConvVAE((8,)), r"image_shape is \(8,\); expected \(H, W\) or \(C, H, W\)"),
+        (lambda: aevb.ConvVAE((8, 8), ()), r"channels is \(\); expected the channels of each layer"),
+        (lambda: aevb.VAE(4, 3, 2, likelihood="poisson"), "likelihood is 'poisson'; expected one of 'bernoulli', 'gau"),
+        (lambda: aevb.VAE(4, 3, 2, likelihood="gaussian", variance=0.0), r"variance is 0.0; expected 'learned', 's"),
+        (lambda: aevb.VAE(4, 3, 2, min_variance=-1.0), r"min_variance is -1.0; expected a positive number"),
+    ],
+)
+def test_what_cannot_be_made_gets_a_sentence(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_a_file_says_which_model_it_holds(tmp_path):
+    from aevb.runs import RunFolder
+
+    folder = RunFolder(tmp_path, "run", {}, overwrite=False)
+    for model in (*models(), *models(likelihood="gaussian", variance="shared", min_variance=0.01)):
+        path = folder.write_model("model.safetensors", model, epoch=3)
+        loaded = aevb.BaseVAE.load(path)
+        assert type(loaded) is type(model)
+        assert loaded.options() == model.options()
+        for a, b in zip(loaded.parameters(), model.parameters(), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="holds a ConvVAE; expected a VAE"):
         aevb.VAE.load(path)
