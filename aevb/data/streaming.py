@@ -15,6 +15,7 @@ from .mapped import MappedImages
 BLOCK_BYTES = 1 << 22  # neighbours on the disk that are read together
 WINDOW_BLOCKS = 32  # blocks that are shuffled with each other
 _READ_BYTES = 1 << 22
+_ANNOUNCED_BYTES = 1 << 20
 _GAP_BYTES = 1 << 16  # that are rather read than sought over
 
 
@@ -104,6 +105,8 @@ class _Reader:
                             self.state.wait()
                     ranges = self._ranges(window)
                     for start, end in ranges:
+                        self._announce(file.fileno(), start, end)
+                    for start, end in ranges:
                         self._read(file.fileno(), start, end, buffer)
                         if self.stopped:
                             return
@@ -115,6 +118,12 @@ class _Reader:
             with self.state:
                 self.error = error
                 self.state.notify_all()
+
+    @staticmethod
+    def _announce(descriptor: int, start: int, end: int) -> None:
+        """So that the disk has more than one piece to do: in pieces that the system takes as a whole."""
+        for piece in range(start, end, _ANNOUNCED_BYTES):
+            os.posix_fadvise(descriptor, piece, min(_ANNOUNCED_BYTES, end - piece), os.POSIX_FADV_WILLNEED)
 
     def _read(self, descriptor: int, start: int, end: int, buffer: memoryview) -> None:
         """Reads, and forgets: the pages are in the system's cache then, where the mapping finds them."""
