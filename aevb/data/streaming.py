@@ -41,6 +41,8 @@ def batches(images: Tensor | MappedImages, order: Tensor, batch_size: int) -> It
 
     Raises OSError, in a batch's turn, where the file cannot be read, or has become shorter.
     """
+    if len(order) == 0:
+        return
     if not isinstance(images, MappedImages):
         yield from order.split(batch_size)
         return
@@ -60,10 +62,10 @@ class _Reader:
     def __init__(self, images: MappedImages, order: Tensor):
         self.images = images
         self.windows = order.cpu().split(_rows_of_block(images) * WINDOW_BLOCKS)
-        self.size = len(self.windows[0]) if self.windows else 1
+        self.size = len(self.windows[0])
         self.state = threading.Condition()
-        self.ready = self.current = self.released = 0
-        self.error: OSError | None = None
+        self.ready = self.wanted = self.released = 0
+        self.error: Exception | None = None
         self.stopped = False
         self.ranges: dict[int, list[tuple[int, int]]] = {}
         self.thread = threading.Thread(target=self._run, name="aevb-reader", daemon=True)
@@ -82,12 +84,12 @@ class _Reader:
     def wait_for(self, start: int, end: int) -> None:
         """Until the rows of order[start:end] have been read; those before are not needed any more."""
         with self.state:
-            self.current = start // self.size
+            self.wanted = (end - 1) // self.size
             self.state.notify_all()
             self.state.wait_for(lambda: self.error or self.ready * self.size >= end or self.ready == len(self.windows))
             if self.error:
                 raise self.error
-        self._release(self.current)
+        self._release(start // self.size)
 
     def _release(self, before: int) -> None:
         for window in range(self.released, before):
@@ -101,7 +103,7 @@ class _Reader:
                 buffer = memoryview(bytearray(_READ_BYTES))
                 for number, window in enumerate(self.windows):
                     with self.state:
-                        while not self.stopped and number > self.current + 1:
+                        while not self.stopped and number > self.wanted + 1:
                             self.state.wait()
                     ranges = self._ranges(window)
                     for start, end in ranges:
@@ -114,7 +116,7 @@ class _Reader:
                     with self.state:
                         self.ready = number + 1
                         self.state.notify_all()
-        except OSError as error:
+        except Exception as error:  # raised where the batch is waited for
             with self.state:
                 self.error = error
                 self.state.notify_all()
