@@ -470,3 +470,29 @@ def test_targets_of_floats():
     none = Targets(x, "none", 1)
     assert none.x_scale is None
     assert torch.equal(none(index, seed), x[index])
+
+
+@pytest.mark.parametrize("how", ["dynamic", "threshold", "none"])
+@pytest.mark.parametrize("size", [(5, 6), (3, 5, 6), (4, 5, 6)])
+def test_training_on_floats_and_colour(tmp_path, how, size):
+    """From a file to the pictures, whose colour is that of the images."""
+    images = np.random.RandomState(0).rand(200, *size).astype(np.float32) * 0.2
+    if len(size) == 3:
+        images[:, 0] = 1 - images[:, 0]  # red
+    np.savez(tmp_path / "some.npz", x=images)
+    config = aevb.TrainConfig(
+        data=str(tmp_path / "some.npz"),
+        out=str(tmp_path / "run"),
+        epochs=2,
+        hidden_dims=(20,),
+        binarize=how,
+        progress=False,
+    )
+    trainer = aevb.Trainer(config)
+    assert trainer.dataset.train_images.dtype == torch.float32
+    before = trainer.evaluate().elbo
+    assert trainer.fit()["test_elbo"] > before
+    with Image.open(tmp_path / "run" / "reconstructions.png") as picture:
+        red, green, blue = (channel.astype(int) for channel in np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0))
+    is_red = (red > green + 100) & (red > blue + 100)
+    assert is_red.mean() > 0.2 if len(size) == 3 else (red == green).all()
