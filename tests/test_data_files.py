@@ -107,12 +107,16 @@ def changed(index, value, dtype=np.float64, high=256):
 @pytest.mark.parametrize(
     ("images", "sentence"),
     [
-        (changed((7, 3), np.nan), r"datapoint 7, pixel 3 is nan; expected 0\.\.255 or \[0, 1\]"),
+        (
+            changed((7, 3), np.nan),
+            r"datapoint 7, pixel 3 is nan, of values from \d to 25\d; expected 0\.\.255 or \[0, 1\]",
+        ),
         (changed((7, 3), np.inf), "datapoint 7, pixel 3 is inf"),
-        (changed((7, 3), -1), "datapoint 7, pixel 3 is -1"),
+        (changed((7, 3), -1), "datapoint 7, pixel 3 is -1, of values from -1 to 25"),
         (changed((7, 3), 256, np.int64), "datapoint 7, pixel 3 is 256"),
         (changed((7, 3), 0.5), "datapoint 7, pixel 3 is 0.5, and the largest is 25[0-9]; expected whole numbers"),
         (changed((7, 3), -0.01, high=2), "datapoint 7, pixel 3 is -0.01"),
+        (np.full((4, 9), np.nan), "datapoint 0, pixel 0 is nan; expected"),
         (np.zeros((4, 9), complex), "holds complex128; expected numbers"),
         (np.full((4, 9), "a"), "holds <U1; expected numbers"),
         (np.zeros((0, 9)), r"is empty: its shape is \(0, 9\)"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import aevb
-from aevb.data import MappedImages, Targets, batches, epoch_order, load
+from aevb.data import Dataset, MappedImages, Targets, batches, epoch_order, load
 from aevb.data.streaming import _Reader
 
 SEED = torch.tensor(11)
@@ -81,6 +81,17 @@ def test_the_noise_of_bytes_is_that_of_their_rows_in_the_file(tmp_path, mapped):
     assert torch.equal(train[3:9], whole[rows[3:9]])
     everything = Targets(MappedImages(tmp_path / "some.npy"), "dynamic", 255)
     assert torch.equal(everything.all(SEED), Targets(whole, "dynamic", 255).all(SEED))
+
+
+def test_what_a_trainer_looks_at(tmp_path, mapped):
+    np.save(tmp_path / "some.npy", KINDS["bits"])
+    data = load(tmp_path / "some.npy")
+    targets = Targets(data.train_images, "none", 1)
+    assert (targets.streamed, targets.x_scale, targets.images.shape) == (True, 1.0, (0, 20))
+    assert not Targets(torch.zeros(3, 4, dtype=torch.uint8), "none", 255).streamed
+    assert Dataset("mine", data.image_shape, 1, data.train_images, data.test_images).values == "bits"
+    with pytest.raises(ValueError, match=r"max_value is 255; expected 1, that of .*some.npy"):
+        Dataset("mine", data.image_shape, 255, data.train_images, data.test_images)
 
 
 def test_only_large_files_are_mapped(tmp_path, monkeypatch):

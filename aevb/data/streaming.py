@@ -37,8 +37,8 @@ def epoch_order(images: Tensor | MappedImages, seed: int) -> Tensor:
 
 def batches(images: Tensor | MappedImages, order: Tensor, batch_size: int) -> Iterator[Tensor]:
     """`order`, or any part of it, cut into batches. Of images on the disk, what the next batches need is read in the
-    background, and the memory of those before is given back: at any time some 3 windows of 128 MiB
-    are held, and the order, 8 bytes an image.
+    background, and the memory of those before is given back: some 3 windows of 128 MiB are held at any time, and
+    for each image 16 bytes, its place in the order and in the file.
 
     Raises OSError, in a batch's turn, where the file cannot be read, or has become shorter.
     """
