@@ -3,6 +3,7 @@
 import os
 import struct
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,9 @@ def test_each_byte_is_read_once_and_ahead(tmp_path, mapped, monkeypatch):
     monkeypatch.setattr(os, "preadv", recorded)
     order = epoch_order(images, 5)
     for i, index in enumerate(batches(images, order, 30)):
+        if i == 0:
+            time.sleep(0.2)
+            assert sum(count for _, count, _ in read) == 2 * 4 * 20 * 20  # this window and the next, and no more
         needed = {images.byte_range(int(r), int(r)) for r in images.file_rows(index)}
         there = [(start, start + count) for start, count, _ in read]
         assert all(any(a <= start and end <= b for a, b in there) for start, end in needed), i
