@@ -59,7 +59,7 @@ def main() -> None:
 
     rows = []
     for k in PUBLISHED:
-        trainer, metrics = trained(config(args.data, args.out, k, args.epochs, args.threads))
+        trainer, metrics = trained(config(str(Path(args.data).resolve()), args.out, k, args.epochs, args.threads))
         found = aevb.log_marginal_likelihood(trainer.model, trainer.test_x, NUM_SAMPLES, progress=True)
         rows.append(
             {

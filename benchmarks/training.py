@@ -79,6 +79,7 @@ def reached(points: list[Json]) -> float | None:
 
 def learn(data: str, runs: int, epochs: int) -> Json:
     """Each provider's runs, by turns, and when they reach the target."""
+    data = str(Path(data).resolve())  # "mnist" is a folder here, and not the data set of that name
     names = [name for name, script in PROVIDERS.items() if script != "vae_jax.py" or has_jax()]
     found: dict[str, list[list[Json]]] = {name: [] for name in names}
     for seed in range(runs):

@@ -4,6 +4,7 @@ import gzip
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,65 @@ def test_one_file_keeps_a_tenth_for_the_test(tmp_path):
     assert data.test_labels.shape == (3,)
 
 
+def test_splits_never_change(tmp_path):
+    """Which rows are in which part, by their first pixels: for ever, so that runs of any version can be compared."""
+    np.savez(tmp_path / "some.npz", x=np.stack([np.arange(2500) // 256, np.arange(2500) % 256], 1), y=np.arange(2500))
+    data = load(tmp_path / "some.npz", validation=0.1)
+    assert [len(data.train_labels), len(data.test_labels), len(data.validation_labels)] == [2025, 250, 225]
+    parts = torch.cat([data.train_labels, data.test_labels, data.validation_labels])
+    assert torch.equal(parts.sort().values, torch.arange(2500))  # disjoint, and all
+    for part in ("train", "test", "validation"):
+        assert torch.equal(
+            getattr(data, f"{part}_images").long() @ torch.tensor([256, 1]), getattr(data, f"{part}_labels")
+        )
+    whole = load(tmp_path / "some.npz")
+    assert whole.validation_images is whole.validation_labels is None
+    assert torch.equal(whole.test_labels, data.test_labels)  # whatever is held out for validation
+    other = load(tmp_path / "some.npz", validation=0.1, split_seed=1)
+    assert [x[:4].tolist() for x in (data.train_labels, data.test_labels, data.validation_labels)] == [
+        [1939, 1855, 407, 153],
+        [53, 2391, 2310, 728],
+        [1237, 315, 559, 878],
+    ]
+    assert [x[:4].tolist() for x in (other.train_labels, other.test_labels, other.validation_labels)] == [
+        [1335, 170, 174, 199],
+        [1406, 297, 1276, 2368],
+        [2058, 226, 2351, 2487],
+    ]
+
+
+def test_the_digits_have_a_validation_part_on_request():
+    data, whole = load("digits", validation=0.2), load("digits")
+    assert [len(data.train_images), len(data.test_images), len(data.validation_images)] == [1200, 297, 300]
+    assert torch.equal(data.test_images, whole.test_images)
+    assert data.description == "digits: 1,200 training, 297 test, 300 validation images of 8x8, values 0..16"
+    assert sorted(data.train_images.tolist() + data.validation_images.tolist()) == sorted(whole.train_images.tolist())
+
+
+def test_a_part_of_its_own_is_kept(tmp_path):
+    write_part(tmp_path, "train", 20)
+    write_part(tmp_path, "t10k", 4)
+    data = load(tmp_path, validation=0.33)
+    assert [len(data.train_images), len(data.test_images), len(data.validation_images)] == [13, 4, 7]
+    assert torch.equal(data.test_images, load(tmp_path, split_seed=9).test_images)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"validation": 1.0}, "validation is 1.0; expected the fraction to hold out, from 0 up and below 1"),
+        ({"validation": -0.1}, "validation is -0.1; expected"),
+        ({"validation": float("nan")}, "validation is nan; expected"),
+        ({"validation": 0.9999}, "validation is 0.9999 of 1500 training images; expected to leave one for training"),
+        ({"split_seed": -1}, "split_seed is -1; expected 0 to 4294967295"),
+        ({"split_seed": 2**32}, "split_seed is 4294967296; expected"),
+    ],
+)
+def test_splits_that_cannot_be(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load("digits", **options)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"there is no data at '.*nowhere'; expected 'digits', 'mnist', .*a directory"
@@ -117,6 +177,15 @@ def test_parts_that_do_not_fit(tmp_path):
         ({"test_images": torch.zeros(4, 5, dtype=torch.uint8)}, r"test_images is torch.uint8 \(4, 5\); expected .*6"),
         ({"test_images": torch.zeros(0, 6, dtype=torch.uint8)}, "test_images is empty"),
         ({"train_images": torch.full((4, 6), 17, dtype=torch.uint8)}, r"holds 17; expected values in 0\.\.16"),
+        (
+            {"train_images": torch.full((4, 6), -1.0), "max_value": 1},
+            r"train_images holds -1; expected values in 0\.\.1",
+        ),
+        ({"train_images": torch.full((4, 6), 1.5), "max_value": 1}, "train_images holds 1.5; expected"),
+        ({"test_images": torch.full((4, 6), float("nan")), "max_value": 1}, "test_images holds nan; expected"),
+        ({"test_images": torch.zeros(4, 6), "max_value": 1}, "the parts have images of .*; expected one dtype"),
+        ({"validation_images": torch.zeros(4, 5, dtype=torch.uint8)}, r"validation_images is torch.uint8 \(4, 5\)"),
+        ({"validation_labels": torch.zeros(4)}, "there are validation_labels but no validation_images"),
         ({"train_labels": torch.zeros(3)}, r"train_labels has shape \(3,\); expected \(4,\)"),
     ],
 )
@@ -124,7 +193,13 @@ def test_dataset_checks_its_parts(changes, sentence):
     images = torch.ones(4, 6, dtype=torch.uint8)
     parts = {"train_images": images, "test_images": images, **changes}
     with pytest.raises(ValueError, match=sentence):
-        Dataset(name="mine", image_shape=(2, 3), max_value=16, **parts)
+        Dataset(**{"name": "mine", "image_shape": (2, 3), "max_value": 16, **parts})
+
+
+def test_a_dataset_of_floats():
+    data = Dataset("mine", (3, 2, 1), 1, torch.rand(4, 6), torch.rand(2, 6), note="from elsewhere")
+    assert (data.x_scale, data.data_dim) == (1.0, 6)
+    assert data.description == "mine: 4 training, 2 test images of 3x2x1, values in [0, 1]; from elsewhere"
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="needs MNIST in ../shared/data/mnist")

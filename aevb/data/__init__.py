@@ -32,7 +32,8 @@ def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed:
     * "digits": UCI's optical digits, shipped with the package: 1,797 images of 8x8, values 0..16.
     * "mnist", "fashion-mnist", "freyfaces": downloaded once, by pooch, and held to their SHA-256. AEVB_DATA_DIR is
       where they are kept (by default a folder of the user's cache), AEVB_DATA_MIRROR another place to take them from:
-      <mirror>/<name>/<file>.
+      <mirror>/<name>/<file>. A file is kept once it is whole, and an interrupted one starts anew. (A path of such a
+      name is ./mnist.)
     * a directory with MNIST's four IDX files: train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k- ones,
       each gzipped (.gz) or not. The labels may be missing. Or one IDX file of images, with the labels from the file
       beside it, where "images-idx3" in its name gives way to "labels-idx1".

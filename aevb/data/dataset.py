@@ -67,6 +67,8 @@ class Dataset:
         if shape[0] == 0:
             raise ValueError(f"{name} is empty; expected at least one image")
         if isinstance(images, MappedImages):  # it checks what it reads
+            if images.max_value != self.max_value:
+                raise ValueError(f"max_value is {self.max_value}; expected {images.max_value}, that of {images.path}")
             return
         smallest, largest = (float(value) for value in images.aminmax())
         if not (smallest >= 0 and largest <= self.max_value):

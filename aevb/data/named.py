@@ -117,8 +117,8 @@ def _download(name: str, file: str, folder: Path) -> None:
             return
         except requests.exceptions.RequestException as error:
             reasons.append(f"{url}: {_reason(error)}")
-        except PermissionError as error:
-            raise PermissionError(f"{folder} cannot be written to; set {DIRECTORY} to a folder that can") from error
+        except OSError as error:
+            raise OSError(f"{folder} cannot be written to ({error}); set {DIRECTORY} to a folder that can") from error
         except ValueError:
             wrong = url
     by_hand = (

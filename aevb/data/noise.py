@@ -10,6 +10,7 @@ from ..ops import mix_seed, on_reference
 
 # Where mix_seed(seed, index) is the seed of an image, samples of z have the indices from 0 up.
 _STREAM = -1
+_LARGEST = 1 - 2**-24  # below 1, to which float32 would round
 
 
 def bernoulli_bits(x: Tensor, index: Tensor, seed: Tensor | int) -> Tensor:
@@ -22,5 +23,5 @@ def bernoulli_bits(x: Tensor, index: Tensor, seed: Tensor | int) -> Tensor:
     seeds = mix_seed(mix_seed(seed, index), _STREAM)
     on_kernel = torch.ops.aevb.normal.default
     normals = reference.normal(seeds, x.shape, torch.float32) if on_reference(x) else on_kernel(seeds, list(x.shape))
-    u = torch.special.ndtr(normals)
-    return (u < x) | (x >= 1)
+    u = torch.special.ndtr(normals).clamp_max_(_LARGEST)
+    return u < x

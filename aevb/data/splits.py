@@ -87,6 +87,7 @@ def _shape_and_kind(source: Source) -> tuple[tuple[int, ...], str, str]:
             raise ValueError(f"{where} has images of {other}, {first} of {shape}; expected one shape")
     images = source.parts["train"].images
     if isinstance(images, MappedImages):
+        notes += ["0..255 in the file"] if images.kind == "bytes" and images.max_value == 1 else []
         return shape, images.kind, "; ".join(notes)
     if source.max_value is not None:
         return shape, "bytes", "; ".join(notes)

@@ -51,10 +51,10 @@ class Targets:
         if self.streamed:
             return self._of_file(index, seed.cpu()).to(self.device)
         if not self.dynamic:
-            return self.images[index]
+            return self.images.index_select(0, index)
         if self.images.dtype == torch.uint8:
             return binarize(self.images, index, seed=seed, max_value=self.max_value)
-        return bernoulli_bits(self.images[index], index, seed)
+        return bernoulli_bits(self.images.index_select(0, index), index, seed)
 
     def all(self, seed: Tensor) -> Tensor:
         """x of all images, bool, or float32 in [0, 1]; what each of them is by `self(index, seed)`."""

@@ -59,7 +59,8 @@ def _readings_of_chunk(chunk: np.ndarray, where: str, first_row: int) -> set[str
     smallest, largest = chunk.min(), chunk.max()
     if not (smallest >= 0 and largest <= 255):  # nor where they are NaN
         wrong = ~((chunk >= 0) & (chunk <= 255))
-        raise ValueError(_at(chunk, wrong, where, first_row) + "; expected 0..255 or [0, 1]")
+        values = f", of values from {np.nanmin(chunk):g} to {np.nanmax(chunk):g}" if not np.isnan(chunk).all() else ""
+        raise ValueError(_at(chunk, wrong, where, first_row) + f"{values}; expected 0..255 or [0, 1]")
     if chunk.dtype.kind in "ui":
         return {"bits", "bytes"} if largest <= 1 else {"bytes"}
     fraction = chunk != np.rint(chunk)
