@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from .diagnostics import PosteriorCollapse, posterior_collapse
 from .marginal import log_marginal_likelihood
 from .train import Trainer
@@ -49,7 +51,8 @@ def evaluate(
     if images is not None and images < 1:
         raise ValueError(f"images is {images}; expected at least 1")
     elbo = trainer.evaluate(images)
-    x = trainer.test_x[:images]
+    held_out = trainer.held_out["test"]
+    x = held_out.x(torch.arange(held_out.count, device=trainer.device)[:images])
     marginal = log_marginal_likelihood(trainer.model, x, num_samples, seed=seed, progress=progress)
     posterior = posterior_collapse(trainer.model, x, seed=seed)
     information = posterior.information
