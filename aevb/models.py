@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from .layers import floating, linear
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .ops import sample_gaussian
+from .questions import Questions
 
 
-class VAE(nn.Module):
+class VAE(Questions, nn.Module):
     """A variational autoencoder with tanh hidden layers on each side (Kingma & Welling 2013, appendix C).
 
     The encoder gives the posterior q(z|x) = N(mu(x), exp(logvar(x))), the decoder the logits of a Bernoulli p(x|z);
@@ -116,20 +117,6 @@ class VAE(nn.Module):
         latent_dim). For where some pixels count and others do not; their sum is `log_prob`, which is faster."""
         logits = self.decode(z)
         return x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
-
-    @torch.no_grad()
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """The probabilities, (n, data_dim), at n draws of z from the prior; no gradient."""
-        if n < 0:
-            raise ValueError(f"n is {n}; expected the number of samples")
-        weight = next(self.parameters())
-        z = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
-        return self.mean(z)
-
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The probabilities, (..., data_dim), at the posterior mean of x; no gradient."""
-        return self.mean(self.encode(x)[0])
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> VAE:
