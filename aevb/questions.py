@@ -84,7 +84,7 @@ class Questions:
         *,
         method: Method = "gradient",
         steps: int = 50,
-        num_samples: int = 500,
+        num_samples: int = 200,
         seed: int = 0,
         fill: Tensor | float = 0.5,
         clean: Tensor | None = None,
@@ -99,8 +99,8 @@ class Questions:
             x: (B, data_dim). What it holds where a pixel is missing is not used; it may be NaN.
             observed: bool, (data_dim,) or (B, data_dim): True where a pixel is known.
             method: "gradient" or "gibbs".
-            steps: of Adam on each datapoint's (mu, logvar); with "gibbs" the iterations that are dropped.
-            num_samples: importance samples; with "gibbs" the draws that are kept.
+            steps: of Adam on each datapoint's (mu, logvar).
+            num_samples: importance samples; with "gibbs" the draws that its chains keep.
             seed: all noise follows from it and a datapoint's number.
             fill: a number or (data_dim,): what the encoder is given first where pixels are missing.
             clean: (B, data_dim): the true image where it is known, for `Restoration.log_prob`.
@@ -128,7 +128,7 @@ class Questions:
         observed: Tensor | None = None,
         method: Method = "gradient",
         steps: int = 50,
-        num_samples: int = 500,
+        num_samples: int = 200,
         seed: int = 0,
         fill: Tensor | float = 0.5,
         clean: Tensor | None = None,

@@ -8,8 +8,8 @@ a start, since it never saw such images. Two ways lead on:
   (semi-amortised: Kim et al. 2018); then S samples of that q get weights ``p(y|z) p(z) / q(z)``, normalised to a sum of
   1, which corrects what a diagonal Gaussian cannot be (Mattei & Frellsen 2019, section 3, for missing pixels).
 * "gibbs": Metropolis-within-Gibbs (Mattei & Frellsen 2018, section 3), chains whose limit is p(z, x|y): z is proposed by
-  the encoder at the present x and accepted or not, then x is drawn from p(x|y, z). Always accepting is the pseudo-Gibbs
-  of Rezende et al. (2014, appendix F), with which chains begin here.
+  the encoder at the present x and accepted or not, then x is drawn from p(x|y, z). Accepting always would be the
+  pseudo-Gibbs of Rezende et al. (2014, appendix F). The chains start at draws of the q that the gradient found.
 
 Either gives weighted samples of z, and the clean image's mean, ``sum_s w_s E[x|y, z_s]``.
 """
@@ -30,8 +30,8 @@ from .ops import mix_seed, sample_gaussian, sample_gaussian_log_ratio
 
 BATCH = 100  # datapoints at a time
 ROWS = 2048  # samples that the decoder sees at a time
-REFINEMENT_SAMPLES = 4  # of z, for each step's gradient
-LEARNING_RATE = 0.1
+REFINEMENT_SAMPLES = 2  # of z, for each step's gradient
+LEARNING_RATE = 0.2
 CHAINS = 10
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -200,7 +200,7 @@ def restore(
     *,
     method: Method = "gradient",
     steps: int = 50,
-    num_samples: int = 500,
+    num_samples: int = 200,
     seed: int = 0,
     clean: Tensor | None = None,
 ) -> Restoration:
@@ -211,7 +211,7 @@ def restore(
         observe: what was observed of datapoints begin to end.
         index: (B,), int64: which datapoint each is; its noise is that of `seed` and this.
         method: "gradient" or "gibbs": see the module.
-        steps: of Adam; with "gibbs" the iterations that are dropped.
+        steps: of Adam.
         num_samples: importance samples, or draws kept, from `CHAINS` chains together.
         seed: all noise follows from it.
         clean: (B, data_dim), to know the log-likelihood of.
@@ -310,27 +310,25 @@ def _by_gradient(
 
 
 def _by_gibbs(model: PixelModel, observation: Observation, seeds: Tensor, steps: int, num_samples: int) -> _Samples:
-    """Chains of (z, x), all steps from one function of the seeds. In the first half of the burn-in every proposal is
-    accepted: a chain that starts far from what the model knows would rarely move."""
+    """Chains of (z, x); the first third of each is dropped."""
     chains = min(CHAINS, num_samples)
     keep = math.ceil(num_samples / chains)
+    drop = keep // 2
+    q_mu, q_logvar = refine(model, observation, mix_seed(seeds, 0), steps)
     seeds = mix_seed(mix_seed(seeds, 2), torch.arange(chains, device=seeds.device).unsqueeze(-1))  # (chains, B)
-    mu, logvar = model.encode(observation.start)
-    z = normals(mix_seed(seeds, 0), model.latent_dim) * (0.5 * logvar).exp() + mu
+    z = q_mu + (0.5 * q_logvar).exp() * normals(mix_seed(seeds, 0), model.latent_dim)
     x = _draw(model, observation, z, mix_seed(seeds, 1))
     kept, accepted = [], torch.zeros(seeds.shape, device=z.device)
-    for t in range(steps + keep):
+    for t in range(drop + keep):
         z_seeds, x_seeds = mix_seed(seeds, 2 * t + 2), mix_seed(seeds, 2 * t + 3)
         noise = normals(z_seeds, model.latent_dim + 1)
         mu, logvar = model.encode(x)
         proposal = mu + (0.5 * logvar).exp() * noise[..., :-1]
         log_accept = _log_weight(model, x, proposal, mu, logvar) - _log_weight(model, x, z, mu, logvar)
         accept = torch.special.log_ndtr(noise[..., -1]) < log_accept
-        if t < steps // 2:
-            accept = torch.ones_like(accept)
         z = torch.where(accept.unsqueeze(-1), proposal, z)
         x = _draw(model, observation, z, x_seeds)
-        if t >= steps:
+        if t >= drop:
             kept.append(z)
             accepted += accept
     z = torch.cat(kept)
