@@ -118,6 +118,20 @@ class VAE(Questions, nn.Module):
         logits = self.decode(z)
         return x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
 
+    @torch.no_grad()
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """The probabilities, (n, data_dim), at n draws of z from the prior; no gradient."""
+        if n < 0:
+            raise ValueError(f"n is {n}; expected the number of samples")
+        weight = next(self.parameters())
+        z = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
+        return self.mean(z)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The probabilities, (..., data_dim), at the posterior mean of x; no gradient."""
+        return self.mean(self.encode(x)[0])
+
     @classmethod
     def load(cls, path: str | PathLike[str]) -> VAE:
         """The model in a run's `model.safetensors`; its sizes are those of the weights.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -29,31 +30,26 @@ class Embedding:
 
 
 class Questions:
-    """Recognition, generation, restoration and visualization (Kingma & Welling 2013, section 1) with a model that has
-    `data_dim`, `latent_dim`, `likelihood` ("bernoulli" or "gaussian"), `encode`, `mean`, `moments`, `pixel_log_prob` and
-    `log_prob`: see `aevb.VAE`. The prior is N(0, I).
+    """Recognition, generation, restoration and visualization (Kingma & Welling 2013, section 1), for a module that has
+    `data_dim`, `latent_dim`, `likelihood` ("bernoulli" or "gaussian"), `encode`, `decode`, `mean`, `moments`,
+    `pixel_log_prob` and `log_prob`: see `aevb.VAE`. The prior is N(0, I).
 
-    No method leaves a gradient. x is (N, data_dim), on the model's device; every sample is a function of a seed. A model
-    with dropout belongs in `eval()`.
+    No method leaves a gradient. x is (N, data_dim), on the model's device; every sample is a function of a seed. A
+    model with dropout belongs in `eval()`.
     """
 
     data_dim: int
     latent_dim: int
     likelihood: str
 
-    @torch.no_grad()
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """E[x|z], (n, data_dim), at n draws of z from the prior."""
-        if n < 0:
-            raise ValueError(f"n is {n}; expected the number of samples")
-        weight = self._weight()
-        z = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
-        return self.mean(z)
+    if TYPE_CHECKING:  # what the module brings
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x|z], (..., data_dim), at the posterior mean of x."""
-        return self.mean(self.encode(x)[0])
+        def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+        def mean(self, z: Tensor) -> Tensor: ...
+        def moments(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
+        def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
+        def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
+        def decode(self, z: Tensor) -> Any: ...
 
     @torch.no_grad()
     def embed(self, x: Tensor, num_samples: int | None = None, *, seed: int = 0) -> Embedding:
@@ -137,8 +133,8 @@ class Questions:
 
         The noise is one of two. `flip`: each bit was flipped with that probability (a Bernoulli model). `sigma`: N(0,
         sigma^2) was added to each pixel; under a Bernoulli model the clean pixels are then bits. The likelihood of z is
-        that of the noisy pixels, ``p(x|z) = prod_i sum or integral of p(x_i|clean_i) p(clean_i|z)``, and the clean pixel
-        follows by Bayes' rule: `NoisyBits` and `NoisyValues` in `aevb.restoration` have the formulas.
+        that of the noisy pixels, ``p(x|z) = prod_i sum or integral of p(x_i|clean_i) p(clean_i|z)``, and the clean
+        pixel follows by Bayes' rule: `NoisyBits` and `NoisyValues` in `aevb.restoration` have the formulas.
 
         Args:
             x: (B, data_dim), the noisy images.
@@ -185,8 +181,8 @@ class Questions:
         """
         if self.latent_dim != 2:
             raise ValueError(
-                f"the model's latent_dim is {self.latent_dim}; the manifold is a picture of 2 dimensions: traverse shows "
-                "more, dimension by dimension"
+                f"the model's latent_dim is {self.latent_dim}; the manifold is a picture of 2 dimensions: traverse "
+                "shows more, dimension by dimension"
             )
         quantiles = self._quantiles("n", n)
         z1, z2 = quantiles.expand(n, n), quantiles.flip(0).unsqueeze(-1).expand(n, n)
@@ -194,8 +190,8 @@ class Questions:
 
     @torch.no_grad()
     def traverse(self, x: Tensor, dims: Sequence[int] | None = None, steps: int = 10) -> Tensor:
-        """E[x|z], (N, len(dims), steps, data_dim): one z_j at a time goes through the quantiles (i + 1/2) / steps of its
-        prior, the others stay at the posterior mean of x.
+        """E[x|z], (N, len(dims), steps, data_dim): one z_j at a time goes through the quantiles (i + 1/2) / steps of
+        its prior, the others stay at the posterior mean of x.
 
         Args:
             x: (N, data_dim).
@@ -241,10 +237,7 @@ class Questions:
         if n < 1:
             raise ValueError(f"{name} is {n}; expected at least 1")
         p = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        return torch.special.ndtri(p).to(self._weight())
-
-    def _weight(self) -> Tensor:
-        return next(self.parameters())
+        return torch.special.ndtri(p).float()
 
 
 def _spherical(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,7 +256,9 @@ def _spherical(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 def _check(model: Questions, **images: Tensor) -> None:
     for name, x in images.items():
         if x.dim() != 2 or x.shape[1] != model.data_dim or len(x) == 0:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (N, {model.data_dim}), at least one datapoint")
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; expected (N, {model.data_dim}), at least one datapoint"
+            )
 
 
 def _observed(model: Questions, x: Tensor, observed: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ a start, since it never saw such images. Two ways lead on:
 * "gradient": for each datapoint Adam on its own (mu, logvar) maximises the ELBO of y, ``E_q[log p(y|z)] - KL(q || p)``
   (semi-amortised: Kim et al. 2018); then S samples of that q get weights ``p(y|z) p(z) / q(z)``, normalised to a sum of
   1, which corrects what a diagonal Gaussian cannot be (Mattei & Frellsen 2019, section 3, for missing pixels).
-* "gibbs": Metropolis-within-Gibbs (Mattei & Frellsen 2018, section 3), chains whose limit is p(z, x|y): z is proposed by
-  the encoder at the present x and accepted or not, then x is drawn from p(x|y, z). Accepting always would be the
+* "gibbs": Metropolis-within-Gibbs (Mattei & Frellsen 2018, section 3), chains whose limit is p(z, x|y): z is proposed
+  by the encoder at the present x and accepted or not, then x is drawn from p(x|y, z). Accepting always would be the
   pseudo-Gibbs of Rezende et al. (2014, appendix F). The chains start at draws of the q that the gradient found.
 
 Either gives weighted samples of z, and the clean image's mean, ``sum_s w_s E[x|y, z_s]``.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +47,10 @@ class PixelModel(Protocol):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
+    def decode(self, z: Tensor) -> Any:
+        """Of a Bernoulli model the logits."""
+        ...
+
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -69,8 +73,8 @@ class Observation(Protocol):
         ...
 
     def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x_i|y, z) of each pixel, (S, B, data_dim), of x (B, data_dim). Of a pixel that was seen without noise it
-        is 0."""
+        """log p(x_i|y, z) of each pixel, (S, B, data_dim), of x (B, data_dim). Of a pixel that was seen without noise
+        it is 0."""
         ...
 
 
@@ -102,14 +106,16 @@ class NoisyBits:
 
         p(y_i|z) = m_i p(y_i|1) + (1 - m_i) p(y_i|0)        p(x_i = 1|y_i, z) = m_i p(y_i|1) / p(y_i|z)
 
-    Bits that are flipped with probability p have p(y_i|b) = 1 - p where y_i = b, and p elsewhere, so that ``p(y_i = 1|z)
-    = (1 - p) m_i + p (1 - m_i)``; Gaussian noise has p(y_i|b) = N(y_i; b, sigma^2), a mixture of two.
+    from the logits of m_i: ``log p(y_i|z) = log p(y_i|0) + softplus(logit + log_odds) - softplus(logit)``, and the
+    second is the sigmoid of ``logit + log_odds``, where log_odds = log p(y_i|1) - log p(y_i|0).
+
+    Bits that are flipped with probability p have p(y_i|b) = 1 - p where y_i = b, and p elsewhere, so that
+    ``p(y_i = 1|z) = (1 - p) m_i + p (1 - m_i)``; Gaussian noise has p(y_i|b) = N(y_i; b, sigma^2), a mixture of two.
     """
 
     def __init__(self, model: PixelModel, start: Tensor, observed: Tensor, if_one: Tensor, if_zero: Tensor):
         self.model, self.start, self.observed = model, start, observed
         self.if_zero, self.log_odds = if_zero, (if_one - if_zero).where(observed, 0.0)
-        self.ones, self.zeros = torch.ones_like(start), torch.zeros_like(start)
 
     @classmethod
     def flipped(cls, model: PixelModel, y: Tensor, observed: Tensor, fill: Tensor | float, flip: float) -> NoisyBits:
@@ -127,22 +133,17 @@ class NoisyBits:
         return cls(model, y.clamp(0, 1), observed, one, zero)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        log_zero, logits = self._pixels(z)
-        pixels = log_zero + self.if_zero + F.softplus(logits + self.log_odds)
+        logits = self.model.decode(z)
+        pixels = self.if_zero + F.softplus(logits + self.log_odds) - F.softplus(logits)
         return pixels.where(self.observed, 0.0).sum(-1)
 
     def clean(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        p = (self._pixels(z)[1] + self.log_odds).sigmoid()
+        p = (self.model.decode(z) + self.log_odds).sigmoid()
         return p, p * (1 - p)
 
     def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        logits = self._pixels(z)[1] + self.log_odds
+        logits = self.model.decode(z) + self.log_odds
         return x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
-
-    def _pixels(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """log(1 - m) and the logits of m."""
-        log_zero = self.model.pixel_log_prob(self.zeros, z)
-        return log_zero, self.model.pixel_log_prob(self.ones, z) - log_zero
 
 
 class NoisyValues:
@@ -235,7 +236,7 @@ def restore(
         found = infer(model, observation, seeds[rows], steps, num_samples)
         parts.append(_summary(observation, found, None if clean is None else clean[rows]))
     fields = {name: [getattr(part, name) for part in parts] for name in Restoration.__dataclass_fields__}
-    return Restoration(**{name: None if t[0] is None else torch.cat(t) for name, t in fields.items()})
+    return Restoration(**{name: None if t[0] is None else torch.cat(t) for name, t in fields.items()})  # type: ignore
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,9 +292,7 @@ def refine(
     return q[0], q[1]
 
 
-def _by_gradient(
-    model: PixelModel, observation: Observation, seeds: Tensor, steps: int, num_samples: int
-) -> _Samples:
+def _by_gradient(model: PixelModel, observation: Observation, seeds: Tensor, steps: int, num_samples: int) -> _Samples:
     mu, logvar = refine(model, observation, mix_seed(seeds, 0), steps)
     seeds = mix_seed(seeds, 1)
     samples, log_weights = [], []
@@ -357,7 +356,6 @@ def _draw(model: PixelModel, observation: Observation, z: Tensor, seeds: Tensor)
 
 
 def _summary(observation: Observation, samples: _Samples, clean: Tensor | None) -> Restoration:
-    size = samples.z.shape[1]
     rows = _at_a_time(samples.z.shape[1])
     mean = second = torch.zeros((), device=samples.z.device)
     log_prob = torch.full((), -math.inf, device=samples.z.device)

@@ -16,6 +16,10 @@ from torch import nn
 CONFIG, METRICS, MODEL = "config.json", "metrics.jsonl", "model.safetensors"
 EVALUATION = "evaluation.json"
 PICTURES = ("reconstructions.png", "samples.png", "latent.png")
+REPORT = "report.html"
+TRAINED = (CONFIG, METRICS, MODEL, *PICTURES)  # what training leaves
+ANSWERS = ("reconstruct", "sample", "embed", "impute", "denoise", "manifold", "traverse", "interpolate")
+ANSWER_FILES = (REPORT, *(name + suffix for name in ANSWERS for suffix in (".png", ".npy", ".npz")))
 
 
 class RunFolderError(OSError):
@@ -53,7 +57,7 @@ class RunFolder:
                     "overwritten (--overwrite)"
                 )
             with self._writing(""):
-                for file in (CONFIG, METRICS, MODEL, EVALUATION, *PICTURES):
+                for file in (*TRAINED, EVALUATION, *ANSWER_FILES):
                     (self.path / file).unlink(missing_ok=True)
         self.write(CONFIG, json.dumps({**options, "out": str(self.path)}, indent=2).encode() + b"\n")
 
@@ -85,14 +89,8 @@ class RunFolder:
 
     def write(self, name: str, data: bytes) -> Path:
         """Writes or replaces a file, whole or not at all."""
-        path, part = self.path / name, self.path / f".{name}.part"
         with self._writing(name):
-            try:
-                part.write_bytes(data)
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
-        return path
+            return _replace(self.path / name, data)
 
     def write_model(self, model: nn.Module, **metadata: object) -> Path:
         """Writes or replaces the checkpoint: the weights, and `metadata` as strings in the file's header."""
@@ -123,5 +121,29 @@ class RunFolder:
             raise RunFolderError(f"cannot write {self.path / name}: {error.strerror or error}{kept}") from error
 
 
+def write_answer(path: Path, data: bytes) -> Path:
+    """Writes or replaces a file that is no part of a training run, whole or not at all; makes its folder.
+
+    Raises RunFolderError: it would replace what training left, or cannot be written.
+    """
+    if path.name in TRAINED and _holds_run(path.parent):
+        raise RunFolderError(f"{path} is a training run's own file, which is kept; choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _replace(path, data)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, data: bytes) -> Path:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
 def _holds_run(path: Path) -> bool:
-    return any((path / file).exists() for file in (CONFIG, METRICS, MODEL, *PICTURES))
+    return any((path / file).exists() for file in TRAINED)

@@ -1,0 +1,5 @@
+from .answers import Answer
+
+
+def report(run, out=None, *, seed=0) -> Answer:
+    raise NotImplementedError
