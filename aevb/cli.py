@@ -10,7 +10,6 @@ from typing import Annotated
 import tyro
 
 from . import answers
-from . import report as report_page
 from .answers import Part
 from .evaluation import evaluate as evaluate_model
 from .info import build_info
@@ -319,7 +318,7 @@ def report(run: Run, /, seed: int = 0, out: str | None = None) -> None:
         seed: the samples follow from it.
         out: a .html file, or a folder, in place of the run folder.
     """
-    print(report_page.report(run, out, seed=seed))
+    print(answers.report(run, out, seed=seed))
 
 
 def info() -> None:

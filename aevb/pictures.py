@@ -197,12 +197,15 @@ def manifold(title: str, images: Tensor, shape: Sequence[int]) -> Figure:
 
 def _figure(columns: int, rows: int, title: str, side: float = 0.75) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     longest = max(map(len, title.splitlines()))
-    figure = Figure(figsize=(max(side * columns + 1.3, 0.085 * longest + 0.4), side * rows + 0.8), layout="constrained")
+    figure = Figure(
+        figsize=(max(side * columns + 1.3, 0.085 * longest + 0.4), side * rows + 0.8),
+        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),
+    )
     axes = figure.add_subplot()
     figure.suptitle(title, fontsize=11)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

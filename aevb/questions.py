@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .diagnostics import kl_per_dimension
 from .ops import mix_seed, sample_gaussian
@@ -237,7 +237,7 @@ class Questions:
         if n < 1:
             raise ValueError(f"{name} is {n}; expected at least 1")
         p = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        return torch.special.ndtri(p).float()
+        return torch.special.ndtri(p).to(next(cast(nn.Module, self).parameters()))
 
 
 def _spherical(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
