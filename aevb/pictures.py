@@ -200,10 +200,8 @@ def _figure(columns: int, rows: int, title: str, side: float = 0.75) -> tuple[Fi
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     longest = max(map(len, title.splitlines()))
-    figure = Figure(
-        figsize=(max(side * columns + 1.3, 0.085 * longest + 0.4), side * rows + 0.8),
-        layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08),
-    )
+    size = (max(side * columns + 1.3, 0.085 * longest + 0.4), side * rows + 0.8)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axes = figure.add_subplot()
     figure.suptitle(title, fontsize=11)
     axes.set_xticks([])

@@ -20,15 +20,15 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e6e9; --faint: #9aa0a6; --line: #3a3e43; --paper: #17191c; }
 }
-body { max-width: 62rem; margin: 0 auto; padding: 1.5rem; font: 16px/1.5 system-ui, sans-serif;
+body { max-width: 84rem; margin: 0 auto; padding: 1.5rem; font: 16px/1.5 system-ui, sans-serif;
        color: var(--ink); background: var(--paper); }
 h1 { font-size: 1.7rem; margin: 0 0 0.2rem; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 0.6rem; border-bottom: 1px solid var(--line); }
 p { margin: 0.4rem 0; }
 .faint { color: var(--faint); }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+.figures { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
 .figures > * { flex: 1 1 26rem; min-width: 0; max-width: 100%; }
-.figures > img { flex-grow: 0; }
+.figures > img { flex: 0 1 auto; }
 img { background: #ffffff; border-radius: 6px; max-width: 100%; height: auto; }
 svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; }

@@ -150,8 +150,8 @@ def _posterior(trainer: Trainer) -> str:
         return section(
             "The posterior",
             paragraph(
-                f"{units.count} of {len(kl)} dimensions are active: the variance of their posterior mean is above 0.01. The "
-                f"KL of all is {float(kl.sum()):.2f} nats."
+                f"{units.count} of {len(kl)} dimensions are active, with a posterior mean whose variance is above 0.01. "
+                f"The KL of all is {float(kl.sum()):.2f} nats."
             ),
             figures(svg(plane, "latent map"), svg(bars, "KL of each dimension")),
         )
