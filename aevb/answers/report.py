@@ -77,7 +77,7 @@ def _head(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> str:
     shape = "x".join(map(str, dataset.image_shape))
     what = (
         f"{len(dataset.train_images):,} training and {len(dataset.test_images):,} test images of {shape}, "
-        f"{model.likelihood} pixels, {model.latent_dim} latent dimensions"
+        f"{model.likelihood.capitalize()} pixels, {model.latent_dim} latent dimensions"
     )
     lines = [f"<header><h1>{html.escape(dataset.name)}</h1>", paragraph(what, faint=True)]
     if history:
@@ -150,7 +150,7 @@ def _posterior(trainer: Trainer) -> str:
         return section(
             "The posterior",
             paragraph(
-                f"{units.count} of {len(kl)} dimensions are active, with a posterior mean whose variance is above 0.01. "
+                f"{units.count} of {len(kl)} dimensions are active: the variance of the posterior mean is above 0.01. "
                 f"The KL of all is {float(kl.sum()):.2f} nats."
             ),
             figures(svg(plane, "latent map"), svg(bars, "KL of each dimension")),
@@ -162,6 +162,7 @@ def _bars(kl: Tensor, active: Tensor) -> Figure:
     figure, axes = _axes("dimension of z, the most informative first", "mean KL (nats)", "KL of each dimension")
     colours = ["#4c8fd6" if active[j] else "#9a9a9a" for j in order]
     axes.bar(range(len(kl)), kl[order].tolist(), color=colours)
+    axes.set_xlim(-0.7, max(len(kl), 8) - 0.3)
     if len(kl) <= 30:
         axes.set_xticks(range(len(kl)), [str(int(j)) for j in order], fontsize=8)
     axes.grid(axis="x", visible=False)
