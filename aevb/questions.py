@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -111,8 +111,14 @@ class Questions:
             return Seen(self, x[rows].float(), observed[rows], fill)
 
         index = torch.arange(len(x), device=x.device)
-        return restore(
+        found = restore(
             self, observe, index, method=method, steps=steps, num_samples=num_samples, seed=seed, clean=clean
+        )
+        return replace(  # what was seen is known to the last bit, beyond the rounding of weights
+            found,
+            mean=torch.where(observed, x.to(found.mean.dtype), found.mean),
+            variance=found.variance.where(~observed, 0.0),
+            log_prob=None if found.log_prob is None else found.log_prob.where(~observed, 0.0),
         )
 
     def denoise(

@@ -78,7 +78,7 @@ def check_against_the_conditional(found, x, mean, variance):
     exact = torch.distributions.Normal(mean, spread).log_prob(x.double())
     surprise = ((x - mean) / spread).abs()
     assert ((found.log_prob - exact).abs() < 4 * error * (1 + surprise.square()))[unsure].all()
-    assert (found.log_prob.abs() < 1e-5)[~unsure].all()
+    assert (found.log_prob[~unsure] == 0).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -156,14 +156,17 @@ def test_bits_have_the_exact_posterior_mean(method, kind, masked, many_chains):
         lambda m: (m * one + (1 - m) * zero).log().sum(-1),
         lambda m: m * one / (m * one + (1 - m) * zero),
     )
-    options = dict(method=method, num_samples=16_000 if method == "gradient" else 40_000, seed=1, clean=x)
+    options = dict(method=method, num_samples=16_000, seed=1, clean=x)
     found = model.denoise(y, observed=observed, **kind, **options) if kind else model.impute(y, observed, **options)
-    torch.testing.assert_close(found.mean.double(), expected, rtol=0, atol=0.02)
     unsure = ~observed if not kind else torch.ones_like(observed)
+    tolerance = 0.02 if method == "gradient" else 0.05  # chains go slowly between the two modes of such a posterior
+    torch.testing.assert_close(found.mean.double(), expected, rtol=0, atol=tolerance)
+    one_pass = model.mean(model.encode(y.clamp(0, 1).where(observed, 0.5))[0])
+    assert (one_pass - expected)[unsure].abs().max() > 0.2
     exact = torch.where(x == 1, expected, 1 - expected).log()
-    assert (found.log_prob - exact)[unsure].abs().max() < 0.05
+    assert (found.log_prob.exp() - exact.exp())[unsure].abs().max() < tolerance
     variance = (expected * (1 - expected)).where(unsure, 0.0)
-    torch.testing.assert_close(found.variance.double(), variance, rtol=0, atol=0.02)
+    torch.testing.assert_close(found.variance.double(), variance, rtol=0, atol=tolerance)
 
 
 def test_what_is_missing_is_not_used():
