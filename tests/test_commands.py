@@ -245,7 +245,7 @@ class Links(HTMLParser):
 
 
 def test_report_is_one_page_that_needs_nothing_else(runs, run, monkeypatch, capsys):
-    monkeypatch.setattr("aevb.answers.report.RESTORED", 4)
+    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 4)
     for path, latent_space in ((run, "traversals"), (runs / "2", "manifold")):
         ask(capsys, "report", path)
         text = (path / "report.html").read_text()

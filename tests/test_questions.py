@@ -170,14 +170,15 @@ def test_bits_have_the_exact_posterior_mean(method, kind, masked, many_chains):
 
 
 def test_what_is_missing_is_not_used():
-    model, x = small_vae(), (rand(5, 4, 9) < 0.5).float()
+    model, x, few = small_vae(), (rand(5, 4, 9) < 0.5).float(), dict(steps=5, num_samples=20)
     observed = torch.arange(9) < 5
-    expected = model.impute(x, observed).mean
+    imputed = model.impute(x, observed, **few).mean
+    denoised = model.denoise(x, flip=0.1, observed=observed, **few).mean
     for other in (math.nan, 7.0):
-        assert torch.equal(model.impute(x.where(observed, other), observed).mean, expected)
-        noisy = model.denoise(x.where(observed, other), flip=0.1, observed=observed).mean
-        assert torch.equal(noisy, model.denoise(x, flip=0.1, observed=observed).mean)
-    assert not torch.equal(model.impute(x, observed, seed=1).mean, expected)
+        y = x.where(observed, other)
+        assert torch.equal(model.impute(y, observed, **few).mean, imputed)
+        assert torch.equal(model.denoise(y, flip=0.1, observed=observed, **few).mean, denoised)
+    assert not torch.equal(model.impute(x, observed, seed=1, **few).mean, imputed)
 
 
 @pytest.mark.parametrize("method", METHODS)

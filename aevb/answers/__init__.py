@@ -2,7 +2,7 @@
 
 from .images import Part
 from .latent import embed, interpolate, manifold, reconstruct, sample, traverse
-from .report import report
+from .run_report import report
 from .restored import denoise, impute
 
 __all__ = [
