@@ -217,8 +217,7 @@ def _tiles(images: Tensor, shape: Sequence[int], missing: Tensor | None = None, 
     scale = math.ceil(TILE / max(height, width))
     tiles = images.float().cpu().reshape(-1, channels, height, width)
     tiles = F.interpolate(tiles, scale_factor=scale, mode="bicubic").clamp(0, 1)
-    if channels != 3:
-        tiles = 1 - tiles.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    tiles = tiles[:, :3] if channels >= 3 else 1 - tiles[:, :1].expand(-1, 3, -1, -1)
     if missing is not None:
         hidden = missing.cpu().view(-1, channels, height, width).any(1, keepdim=True).float()
         hidden = F.interpolate(hidden, scale_factor=scale, mode="nearest") > 0

@@ -279,3 +279,14 @@ def test_colours_are_drawn_as_they_are_and_grey_dark_on_white():
     image = np.asarray(Image.open(io.BytesIO(pictures.png(grey))).convert("RGB")).astype(int)
     for colour, least in ((0, 0, 0), 1000), (pictures.MISSING, 300):
         assert (abs(image - np.multiply(255, colour)) < 1.5).all(-1).sum() > least
+
+
+def test_grey_runs_have_noise_of_values_but_no_flips(tmp_path, capsys):
+    options = dict(epochs=1, hidden_dims=(8,), latent_dim=2, binarize="none", progress=False, threads=1)
+    aevb.Trainer(aevb.TrainConfig(out=str(tmp_path / "run"), **options)).fit()
+    out = ask(capsys, "denoise", tmp_path / "run", "--sigma", "0.3", *FAST)
+    assert "6 test images, Gaussian noise of sigma 0.3" in out
+    ask(capsys, "impute", tmp_path / "run", *FAST)
+    assert "values other than 0 and 1; expected bits" in error_of(
+        capsys, "denoise", tmp_path / "run", "--flip", "0.2", *FAST
+    )

@@ -2,8 +2,8 @@
 
 from .images import Part
 from .latent import embed, interpolate, manifold, reconstruct, sample, traverse
-from .run_report import report
 from .restored import denoise, impute
+from .run_report import report
 
 __all__ = [
     "Part",

@@ -33,8 +33,8 @@ def training_moments(trainer: Trainer) -> tuple[Tensor, Tensor]:
     """The mean and the variance of each pixel over the training images, (data_dim,)."""
     images = trainer.dataset.train_images
     total = squares = torch.zeros((), device=trainer.device)
-    for part in images.split(10_000):
-        x = pixels(trainer, part).double()
+    for begin in range(0, len(images), 10_000):
+        x = pixels(trainer, images[begin : begin + 10_000]).double()
         total, squares = total + x.sum(0), squares + x.square().sum(0)
     mean = total / len(images)
     return mean.float(), (squares / len(images) - mean.square()).clamp_min(0).float()
@@ -53,7 +53,7 @@ def asked_images(trainer: Trainer, part: Part, data: str | None) -> tuple[Tensor
             f"{data} has images of {'x'.join(map(str, dataset.image_shape))}; expected "
             f"{'x'.join(map(str, trainer.dataset.image_shape))}, the run's"
         )
-    return pixels(trainer, images, dataset), labels
+    return pixels(trainer, images[:], dataset), labels
 
 
 def array_images(trainer: Trainer, path: str, clean: bool) -> Tensor:

@@ -91,7 +91,7 @@ def denoised(
     at_least_1(images=images)
     x, clean = _to_restore(trainer, data, images, given_clean=False)
     if clean is not None:
-        x = _noisy(trainer, clean, flip, sigma, int(mix_seed(seed, 1)))
+        x = _noisy(clean, flip, sigma, int(mix_seed(seed, 1)))
     observed = torch.ones_like(x, dtype=torch.bool)
     if mask is not None:
         observed = mask_of(trainer, mask, x, 0.5, seed).expand_as(x)
@@ -166,9 +166,7 @@ def _to_restore(trainer: Trainer, data: str | None, images: int, given_clean: bo
     return x, x
 
 
-def _noisy(trainer: Trainer, clean: Tensor, flip: float | None, sigma: float | None, seed: int) -> Tensor:
-    if flip is not None and trainer.config.binarize == "none":
-        raise ValueError("flip is of bits, but the run's images are grey (--binarize none); expected --sigma")
+def _noisy(clean: Tensor, flip: float | None, sigma: float | None, seed: int) -> Tensor:
     if flip is not None:
         return flip_bits(clean, flip, seed=seed)
     return clean if sigma is None else add_gaussian(clean, sigma, seed=seed)

@@ -186,7 +186,7 @@ def _latent_space(trainer: Trainer, seed: int) -> str:
 
 def _restoration(trainer: Trainer, seed: int) -> str:
     """Missing pixels, and noise."""
-    bits = trainer.model.likelihood == "bernoulli" and trainer.config.binarize != "none"
+    bits = trainer.model.likelihood == "bernoulli" and trainer.test_x.dtype == torch.bool
     noise: dict[str, float] = {"flip": FLIP} if bits else {"sigma": SIGMA}
     both: list[Restored] = [
         imputed(trainer, images=RESTORED, seed=seed),
