@@ -58,7 +58,7 @@ def _reconstructions(model: VAE, dataset: Dataset) -> Figure:
 def reconstructions(name: str, shape: Sequence[int], x: Tensor, reconstructed: Tensor) -> Figure:
     """Images and below each its reconstruction, both (N, data_dim)."""
     return mosaic(
-        f"{name}: test images, and below each its reconstruction\n(pixel probabilities at the posterior mean)",
+        f"{name}: test images, and below each its reconstruction\n(expected pixels at the posterior mean)",
         {"image": x, "reconstruction": reconstructed},
         shape,
     )
@@ -84,7 +84,7 @@ def _samples(model: VAE, dataset: Dataset, seed: int) -> Figure:
 
 def samples(name: str, shape: Sequence[int], images: Tensor) -> Figure:
     """Samples from the prior, (N, data_dim)."""
-    return mosaic(f"{name}: samples from the prior\n(pixel probabilities at random z)", {"": images}, shape)
+    return mosaic(f"{name}: samples from the prior\n(expected pixels at random z)", {"": images}, shape)
 
 
 def _latent(model: VAE, dataset: Dataset) -> Figure:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .diagnostics import kl_per_dimension
+from .observations import NoisyBits, NoisyValues, Observation, Seen
 from .ops import mix_seed, sample_gaussian
-from .restoration import Method, NoisyBits, NoisyValues, Observation, Restoration, Seen, restore
+from .restoration import Method, Restoration, restore
 
 BATCH = 1000  # datapoints encoded at a time
 
@@ -80,7 +81,7 @@ class Questions:
         *,
         method: Method = "gradient",
         steps: int = 50,
-        num_samples: int = 200,
+        num_samples: int = 500,
         seed: int = 0,
         fill: Tensor | float = 0.5,
         clean: Tensor | None = None,
@@ -130,7 +131,7 @@ class Questions:
         observed: Tensor | None = None,
         method: Method = "gradient",
         steps: int = 50,
-        num_samples: int = 200,
+        num_samples: int = 500,
         seed: int = 0,
         fill: Tensor | float = 0.5,
         clean: Tensor | None = None,
@@ -140,7 +141,7 @@ class Questions:
         The noise is one of two. `flip`: each bit was flipped with that probability (a Bernoulli model). `sigma`: N(0,
         sigma^2) was added to each pixel; under a Bernoulli model the clean pixels are then bits. The likelihood of z is
         that of the noisy pixels, ``p(x|z) = prod_i sum or integral of p(x_i|clean_i) p(clean_i|z)``, and the clean
-        pixel follows by Bayes' rule: `NoisyBits` and `NoisyValues` in `aevb.restoration` have the formulas.
+        pixel follows by Bayes' rule: `NoisyBits` and `NoisyValues` in `aevb.observations` have the formulas.
 
         Args:
             x: (B, data_dim), the noisy images.

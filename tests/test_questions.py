@@ -10,8 +10,9 @@ from linear_gaussian import LinearGaussian
 from torch import nn
 
 import aevb
+from aevb.observations import Seen, add_gaussian, flip_bits, random_mask
 from aevb.questions import Questions
-from aevb.restoration import Seen, add_gaussian, flip_bits, random_mask, refine
+from aevb.restoration import refine
 
 METHODS = ["gradient", "gibbs"]
 

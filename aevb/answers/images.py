@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset, load
+from ..observations import random_mask
 from ..ops import mix_seed
-from ..restoration import random_mask
 from ..train import Trainer
 
 Part = Literal["train", "validation", "test"]

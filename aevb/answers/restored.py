@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import pictures
+from ..observations import add_gaussian, flip_bits
 from ..ops import mix_seed
-from ..restoration import Method, Restoration, add_gaussian, flip_bits
+from ..restoration import Method, Restoration
 from ..train import Trainer
 from .files import Answer, Out, Run, at_least_1, forms, npy, png
 from .images import array_images, mask_of, training_moments
@@ -53,7 +54,7 @@ def imputed(
     images: int = 100,
     method: Method = "gradient",
     steps: int = 50,
-    num_samples: int = 200,
+    num_samples: int = 500,
     seed: int = 0,
 ) -> Restored:
     """Images of a file with their missing pixels restored, or test images whose pixels are hidden here."""
@@ -84,7 +85,7 @@ def denoised(
     images: int = 100,
     method: Method = "gradient",
     steps: int = 50,
-    num_samples: int = 200,
+    num_samples: int = 500,
     seed: int = 0,
 ) -> Restored:
     """Noisy images of a file, cleaned, or test images to which the noise is added here."""
