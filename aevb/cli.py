@@ -1,4 +1,4 @@
-"""The command line: `aevb train`, `aevb resume`, `aevb evaluate`, `aevb info`."""
+"""The command line: `aevb train`, and what a run can be asked."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from typing import Annotated
 
 import tyro
 
+from . import answers
+from .answers import Part
 from .config import TrainConfig
 from .evaluation import evaluate as evaluate_model
 from .info import build_info
+from .restoration import Method
 from .runs import EVALUATION, METRICS, MODEL, PICTURES
 from .train import Trainer
 
 DESCRIPTION = (
     "Variational autoencoders in PyTorch, with fused ELBO kernels. Example: `aevb train` trains one on the handwritten "
-    "digits that ship with the package; `aevb train --help` lists the options."
+    "digits that ship with the package; `aevb train --help` lists the options. The other commands ask a run: "
+    "`aevb sample runs/digits`, `aevb report runs/digits`."
 )
+Run = tyro.conf.Positional[str]
 
 
 def train(config: Annotated[TrainConfig, tyro.conf.arg(name="")]) -> None:
@@ -69,7 +74,7 @@ def _train(trainer: Trainer) -> None:
 
 
 def evaluate(
-    run: tyro.conf.Positional[str],
+    run: Run,
     /,
     num_samples: int = 5000,
     images: int | None = None,
@@ -94,6 +99,260 @@ def evaluate(
     print(f"\nall of it  {trainer.folder.path / EVALUATION}")
 
 
+def reconstruct(
+    run: Run,
+    /,
+    part: Part = "test",
+    data: str | None = None,
+    images: int = 40,
+    save_array: bool = False,
+    out: str | None = None,
+) -> None:
+    """Show images and their reconstructions, at the mean of the posterior; leaves reconstruct.png in the run folder.
+
+    Example: aevb reconstruct runs/digits --save-array
+
+    Args:
+        run: the run folder.
+        part: of the data set.
+        data: other images of the same shape: a .npy file, or a data set as `aevb train` takes it.
+        images: how many the picture shows.
+        save_array: write the reconstructions of all images too: reconstruct.npy, (N, pixels).
+        out: a .png or .npy file, or a folder, in place of the run folder.
+    """
+    print(answers.reconstruct(run, out, part=part, data=data, images=images, save_array=save_array))
+
+
+def sample(run: Run, /, num: int = 100, seed: int = 0, save_array: bool = False, out: str | None = None) -> None:
+    """Draw images from the model, z from the prior; leaves sample.png in the run folder.
+
+    Example: aevb sample runs/digits --num 50 --seed 1
+
+    Args:
+        run: the run folder.
+        num: how many.
+        seed: the draws follow from it.
+        save_array: write the images too: sample.npy, (num, pixels).
+        out: a .png or .npy file, or a folder, in place of the run folder.
+    """
+    print(answers.sample(run, out, num=num, seed=seed, save_array=save_array))
+
+
+def embed(
+    run: Run,
+    /,
+    part: Part = "test",
+    data: str | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+    out: str | None = None,
+) -> None:
+    """Write the posterior of each image: embed.npz with mu, logvar and labels, and embed.png, a map of the means.
+
+    Example: aevb embed runs/digits --part train --out features.npy
+
+    Args:
+        run: the run folder.
+        part: of the data set.
+        data: other images of the same shape: a .npy file, or a data set as `aevb train` takes it.
+        num_samples: draws of each posterior, for an array z, (num_samples, N, dimensions); none by default.
+        seed: these draws follow from it.
+        out: a .npz file, a .npy file (mu alone), a .png file (the map), or a folder, in place of the run folder.
+    """
+    print(answers.embed(run, out, part=part, data=data, num_samples=num_samples, seed=seed))
+
+
+def impute(
+    run: Run,
+    /,
+    mask: str = "lower",
+    missing: float = 0.5,
+    data: str | None = None,
+    images: int = 100,
+    method: Method = "gradient",
+    steps: int = 50,
+    num_samples: int = 500,
+    seed: int = 0,
+    save_array: bool = False,
+    out: str | None = None,
+) -> None:
+    """Restore missing pixels from the others, by the posterior that these give; leaves impute.png in the run folder.
+
+    On test images, whose pixels the command hides itself, it says how good that is. On yours it writes impute.npy.
+
+    Example: aevb impute runs/digits --mask random --missing 0.7
+
+    Args:
+        run: the run folder.
+        mask: what is missing: "lower", "upper", "left", "right" (halves), "random", or a .npy file, of one mask or one
+            an image, with 1 or True where a pixel is observed.
+        missing: the fraction of the pixels that "random" hides.
+        data: a .npy file of images to restore; what they hold where pixels are missing is not used.
+        images: how many test images, without data.
+        method: "gradient" refines each posterior by Adam and weighs its samples; "gibbs" goes on from there by
+            Metropolis-within-Gibbs.
+        steps: of Adam.
+        num_samples: samples of z for each image.
+        seed: the mask and all samples follow from it.
+        save_array: write the restored images too: impute.npy, (N, pixels).
+        out: a .png or .npy file, or a folder, in place of the run folder.
+    """
+    found = answers.impute(
+        run,
+        out,
+        data=data,
+        mask=mask,
+        missing=missing,
+        images=images,
+        method=method,
+        steps=steps,
+        num_samples=num_samples,
+        seed=seed,
+        save_array=save_array,
+    )
+    print(found)
+
+
+def denoise(
+    run: Run,
+    /,
+    flip: float | None = None,
+    sigma: float | None = None,
+    data: str | None = None,
+    mask: str | None = None,
+    images: int = 100,
+    method: Method = "gradient",
+    steps: int = 50,
+    num_samples: int = 500,
+    seed: int = 0,
+    save_array: bool = False,
+    out: str | None = None,
+) -> None:
+    """Restore clean images from noisy ones, by the posterior of the clean image; leaves denoise.png in the run folder.
+
+    The noise must be known: --flip or --sigma. On test images, to which the command adds the noise itself, it says how
+    good that is. On yours it writes denoise.npy.
+
+    Example: aevb denoise runs/digits --flip 0.2
+
+    Args:
+        run: the run folder.
+        flip: the probability with which each bit was flipped.
+        sigma: the standard deviation of Gaussian noise on pixels in [0, 1].
+        data: a .npy file of noisy images to restore.
+        mask: what is missing as well: see `aevb impute --help`.
+        images: how many test images, without data.
+        method: "gradient" refines each posterior by Adam and weighs its samples; "gibbs" goes on from there by
+            Metropolis-within-Gibbs.
+        steps: of Adam.
+        num_samples: samples of z for each image.
+        seed: the noise and all samples follow from it.
+        save_array: write the restored images too: denoise.npy, (N, pixels).
+        out: a .png or .npy file, or a folder, in place of the run folder.
+    """
+    found = answers.denoise(
+        run,
+        out,
+        data=data,
+        mask=mask,
+        flip=flip,
+        sigma=sigma,
+        images=images,
+        method=method,
+        steps=steps,
+        num_samples=num_samples,
+        seed=seed,
+        save_array=save_array,
+    )
+    print(found)
+
+
+def manifold(run: Run, /, num: int = 20, save_array: bool = False, out: str | None = None) -> None:
+    """Show the manifold of a run with 2 latent dimensions, z over a grid of the prior's quantiles; leaves manifold.png.
+
+    Example: aevb manifold runs/mnist2 --num 25
+
+    Args:
+        run: the run folder.
+        num: images in a row, and rows.
+        save_array: write the images too: manifold.npy, (num, num, pixels).
+        out: a .png or .npy file, or a folder, in place of the run folder.
+    """
+    print(answers.manifold(run, out, num=num, save_array=save_array))
+
+
+def traverse(
+    run: Run,
+    /,
+    image: int = 0,
+    dims: tuple[int, ...] | None = None,
+    num_dims: int = 10,
+    steps: int = 11,
+    save_array: bool = False,
+    out: str | None = None,
+) -> None:
+    """Show what each dimension of z does: it goes through the quantiles of its prior, the others stay at an image's
+    posterior mean; leaves traverse.png in the run folder.
+
+    Example: aevb traverse runs/digits --image 3 --dims 0 5 7
+
+    Args:
+        run: the run folder.
+        image: the number of a test image.
+        dims: which dimensions; by default those of the largest KL, the most informative first.
+        num_dims: how many of them, without dims.
+        steps: values of each.
+        save_array: write the images too: traverse.npy, (dims, steps, pixels).
+        out: a .png or .npy file, or a folder, in place of the run folder.
+    """
+    print(answers.traverse(run, out, image=image, dims=dims, num_dims=num_dims, steps=steps, save_array=save_array))
+
+
+def interpolate(
+    run: Run,
+    /,
+    pairs: int = 8,
+    steps: int = 9,
+    spherical: bool = False,
+    seed: int = 0,
+    save_array: bool = False,
+    out: str | None = None,
+) -> None:
+    """Show the way from one test image to another, between their posterior means; leaves interpolate.png.
+
+    Linear, since on a line the prior's density never falls below that of its ends; --spherical keeps the length of z.
+
+    Example: aevb interpolate runs/digits --pairs 5 --seed 2
+
+    Args:
+        run: the run folder.
+        pairs: how many pairs.
+        steps: images of each, the reconstructions of both ends included.
+        spherical: along a great circle.
+        seed: which test images.
+        save_array: write the images too: interpolate.npy, (pairs, steps, pixels).
+        out: a .png or .npy file, or a folder, in place of the run folder.
+    """
+    print(
+        answers.interpolate(run, out, pairs=pairs, steps=steps, spherical=spherical, seed=seed, save_array=save_array)
+    )
+
+
+def report(run: Run, /, seed: int = 0, out: str | None = None) -> None:
+    """Write one page about a run: options, training curves, images, the posterior, numbers; leaves report.html.
+
+    The page needs nothing else, and can be sent as it is. With `aevb evaluate` before, it has log p(x) too.
+
+    Example: aevb report runs/digits
+
+    Args:
+        run: the run folder.
+        seed: the samples follow from it.
+        out: a .html file, or a folder, in place of the run folder.
+    """
+    print(answers.report(run, out, seed=seed))
+
+
 def info() -> None:
     """Print versions, instruction sets built and in use, threads, compiler, and whether CUDA kernels were built.
 
@@ -111,11 +370,28 @@ def info() -> None:
         print(f"{name:13}{value}")
 
 
+COMMANDS = (
+    train,
+    resume,
+    evaluate,
+    reconstruct,
+    sample,
+    embed,
+    denoise,
+    impute,
+    manifold,
+    traverse,
+    interpolate,
+    report,
+    info,
+)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit status: 0, 1 after an error (a sentence on stderr), 130 after Ctrl-C."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "resume": resume, "evaluate": evaluate, "info": info},
+            {command.__name__: command for command in COMMANDS},
             prog="aevb",
             description=DESCRIPTION,
             args=args,

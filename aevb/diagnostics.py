@@ -158,7 +158,7 @@ def mutual_information(
 
 def _mutual_information(mu: Tensor, logvar: Tensor, num_samples: int, seed: int) -> MutualInformation:
     n, latent_dim = mu.shape
-    eps = _normal(mix_seed(seed, torch.arange(n, device=mu.device)), num_samples, latent_dim).double()
+    eps = normals(mix_seed(seed, torch.arange(n, device=mu.device)), num_samples, latent_dim).double()
     z = mu.unsqueeze(1) + (0.5 * logvar).exp().unsqueeze(1) * eps
     log_posterior = -0.5 * (eps.square() + logvar.unsqueeze(1) + math.log(2 * math.pi)).sum(-1)
     blocks = z.flatten(0, 1).split(max(1, QUADRATIC_BLOCK // n))
@@ -444,7 +444,7 @@ def _anneal(
 
     def noise(step: int) -> Tensor:
         """(chains, B, D + 2) standard normals."""
-        return _normal(mix_seed(keys, step), chains, latent_dim + 2).transpose(0, 1).to(path.mean.dtype)
+        return normals(mix_seed(keys, step), chains, latent_dim + 2).transpose(0, 1).to(path.mean.dtype)
 
     u = noise(0)[..., :latent_dim]
     ratio, gradient = path.log_ratio(u)
@@ -484,8 +484,8 @@ def _anneal(
 # ---- what they share ------------------------------------------------------------------------------------------------
 
 
-def _normal(seeds: Tensor, *size: int) -> Tensor:
-    """Standard normals (B, *size), float32, of seeds (B,): a sample of the prior."""
+def normals(seeds: Tensor, *size: int) -> Tensor:
+    """Standard normals (*seeds.shape, *size), float32, of seeds: a sample of the prior."""
     zero = torch.zeros((), device=seeds.device).expand(*seeds.shape, *size)
     return sample_gaussian(zero, zero, seed=seeds)[0]
 

@@ -17,6 +17,7 @@ from .gaussian_likelihood import GaussianOutput
 from .layers import floating, linear
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .ops import bernoulli_log_prob, gaussian_log_prob, sample_gaussian
+from .questions import Questions
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
@@ -24,7 +25,7 @@ INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
 M = TypeVar("M", bound="BaseVAE")
 
 
-class BaseVAE(nn.Module):
+class BaseVAE(Questions, nn.Module):
     """What the models share: everything but the two networks, `encoder` and `decoder`.
 
     Their decoder's output is the logits of a Bernoulli p(x|z), or a Gaussian's mean before the sigmoid and its logvar

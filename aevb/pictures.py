@@ -1,10 +1,10 @@
-"""The pictures of a run, as PNG bytes by file name."""
+"""The pictures of a training run, as PNG bytes by file name, and what all pictures are made of."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +25,9 @@ PAIR_ROWS = 4
 SAMPLES = 100
 LATENT_POINTS = 5000  # more only hide each other
 DPI = 120
+TILE = 84  # pixels that an image is drawn with, at least
+MARGIN = 5
+MISSING = (0.72, 0.83, 0.95)  # the colour of pixels that are not there
 
 
 def draw(model: BaseVAE, dataset: Dataset, seed: int = 0) -> dict[str, bytes]:
@@ -38,71 +41,75 @@ def draw(model: BaseVAE, dataset: Dataset, seed: int = 0) -> dict[str, bytes]:
         "samples.png": _samples(model, dataset, seed),
         "latent.png": _latent(model, dataset),
     }
-    return {name: _png(figure) for name, figure in figures.items()}
+    return {name: png(figure) for name, figure in figures.items()}
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
 
 
 def _reconstructions(model: BaseVAE, dataset: Dataset) -> Figure:
-    x = dataset.test_images[_examples(dataset)] * dataset.x_scale
-    columns = min(COLUMNS, len(x))
-    pairs = zip(x.split(columns), model.reconstruct(x).split(columns), strict=True)
-    rows = [row for pair in pairs for row in pair]
-    figure, axes = _figure(
-        columns,
-        len(rows),
-        f"{dataset.name}: test images, and below each its reconstruction\n(pixel probabilities at the posterior mean)",
+    x = dataset.test_images[examples(dataset, PAIR_ROWS * COLUMNS)] * dataset.x_scale
+    return reconstructions(dataset.name, dataset.image_shape, x, model.reconstruct(x))
+
+
+def reconstructions(name: str, shape: Sequence[int], x: Tensor, reconstructed: Tensor) -> Figure:
+    """Images and below each its reconstruction, both (N, data_dim)."""
+    return mosaic(
+        f"{name}: test images, and below each its reconstruction\n(expected pixels at the posterior mean)",
+        {"image": x, "reconstruction": reconstructed},
+        shape,
     )
-    height = _show(axes, torch.cat(rows), columns, dataset.image_shape)
-    axes.set_yticks([height * (i + 0.5) for i in range(len(rows))], ["image", "reconstruction"] * (len(rows) // 2))
-    return figure
 
 
-def _examples(dataset: Dataset) -> Tensor:
-    """Test images to show: a column for each label, where there are as many labels as columns; or the first ones."""
-    count, labels = PAIR_ROWS * COLUMNS, dataset.test_labels
+def examples(dataset: Dataset, count: int) -> Tensor:
+    """The numbers of `count` test images to show, in rows of `COLUMNS`: a column for each label, where there are as
+    many labels as columns and images enough; or spread evenly over the test part, which may be sorted."""
+    labels, total = dataset.test_labels, len(dataset.test_images)
     if labels is not None:
-        columns = [(labels == label).nonzero().flatten()[:PAIR_ROWS] for label in labels.unique()]
-        if len(columns) == COLUMNS and all(len(c) == PAIR_ROWS for c in columns):
-            return torch.stack(columns, dim=1).flatten()
-    whole_rows = len(dataset.test_images) // COLUMNS * COLUMNS
-    return torch.arange(min(count, whole_rows or len(dataset.test_images)))
+        rows = math.ceil(count / COLUMNS)
+        columns = [(labels == label).nonzero().flatten()[:rows] for label in labels.unique()]
+        if len(columns) == COLUMNS and all(len(c) == rows for c in columns):
+            return torch.stack(columns, dim=1).flatten()[:count]
+    count = min(count, total)
+    return torch.arange(count) * total // count
 
 
 def _samples(model: BaseVAE, dataset: Dataset, seed: int) -> Figure:
     images = model.sample(SAMPLES, generator=torch.Generator().manual_seed(seed))
-    figure, axes = _figure(
-        COLUMNS,
-        SAMPLES // COLUMNS,
-        f"{dataset.name}: samples from the prior\n(pixel probabilities at random z)",
-    )
-    _show(axes, images, COLUMNS, dataset.image_shape)
-    axes.set_yticks([])
-    return figure
+    return samples(dataset.name, dataset.image_shape, images)
+
+
+def samples(name: str, shape: Sequence[int], images: Tensor) -> Figure:
+    """Samples from the prior, (N, data_dim)."""
+    return mosaic(f"{name}: samples from the prior\n(expected pixels at random z)", {"": images}, shape)
 
 
 def _latent(model: BaseVAE, dataset: Dataset) -> Figure:
-    from matplotlib.figure import Figure
-
     images, labels = dataset.test_images[:LATENT_POINTS], dataset.test_labels
     with torch.no_grad():
         mu, _ = model.encode(images * dataset.x_scale)
+    return latent(f"{dataset.name}: posterior means of {len(mu)} test images", mu, labels)
+
+
+def latent(title: str, mu: Tensor, labels: Tensor | None) -> Figure:
+    """Posterior means, (N, latent_dim), in a plane, coloured by the labels of the first N."""
+    from matplotlib.figure import Figure
+
     points, names = _plane(mu)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
     size = min(30, max(6, 9000 / len(mu)))
     for colour, label, chosen in _by_label(labels, len(mu)):
         x, y = points[chosen].T.numpy()
-        axes.scatter(x, y, s=size, alpha=0.7, linewidths=0, color=colour, label=label)
+        axes.scatter(x, y, s=size, alpha=0.7, linewidths=0, color=colour, label=label, rasterized=True)
     if labels is not None:
         axes.legend(
             title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=math.sqrt(40 / size)
         )
-    axes.set(xlabel=names[0], ylabel=names[1], title=f"{dataset.name}: posterior means of {len(mu)} test images")
+    axes.set(xlabel=names[0], ylabel=names[1], title=title)
     centre, radius = (points.amax(0) + points.amin(0)) / 2, 0.55 * float((points.amax(0) - points.amin(0)).max()) or 1
     (left, bottom), (right, top) = (centre - radius).tolist(), (centre + radius).tolist()
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
@@ -139,32 +146,90 @@ def _plane(mu: Tensor) -> tuple[Tensor, tuple[str, str]]:
     return centred @ directions[:, [-1, -2]], (first, second)
 
 
-def _figure(columns: int, rows: int, title: str) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
+def mosaic(
+    title: str,
+    rows: dict[str, Tensor],
+    shape: Sequence[int],
+    columns: int = COLUMNS,
+    missing: dict[str, Tensor] | None = None,
+) -> Figure:
+    """Images, each (N, data_dim), in rows of `columns` with their names at the left: the first row of each name, then
+    the second, and so on. `missing`, (N, data_dim), bool, of some names: the pixels that are not there."""
+    columns = max(min(columns, *(len(images) for images in rows.values())), 1)
+    groups = list(zip(*(images.split(columns) for images in rows.values()), strict=True))
+    tiles = {name: _tiles(images, shape, (missing or {}).get(name)).split(columns) for name, images in rows.items()}
+    names = list(rows) * len(groups)
+    figure, axes = _figure(columns, len(names), title)
+    height = _show(axes, [part for group in zip(*tiles.values(), strict=True) for part in group], columns)
+    named = any(rows)
+    axes.set_yticks([height * (i + 0.5) for i in range(len(names))] if named else [], names if named else [])
+    return figure
 
-    figure = Figure(figsize=(0.75 * columns + 1.3, 0.75 * rows + 0.8), layout="constrained")
+
+def grid(
+    title: str, images: Tensor, shape: Sequence[int], row_names: Sequence[str] = (), column_names: Sequence[str] = ()
+) -> Figure:
+    """Images (rows, columns, data_dim), with names at the left and at the top."""
+    rows, columns, _ = images.shape
+    figure, axes = _figure(columns, rows, title)
+    height = _show(axes, list(_tiles(images.flatten(0, 1), shape).split(columns)), columns)
+    width = axes.get_xlim()[1] / columns
+    axes.set_yticks([height * (i + 0.5) for i in range(len(row_names))], row_names)
+    axes.set_xticks([width * (i + 0.5) for i in range(len(column_names))], column_names)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    return figure
+
+
+def manifold(title: str, images: Tensor, shape: Sequence[int]) -> Figure:
+    """The manifold, (n, n, data_dim), as one picture without gaps."""
+    n = len(images)
+    marks = sorted({0, n // 4, n // 2, n - 1 - n // 4, n - 1})
+    quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).tolist()
+    figure, axes = _figure(n, n, title, side=0.42)
+    height = _show(axes, list(_tiles(images.flatten(0, 1), shape, margin=0).split(n)), n)
+    width = axes.get_xlim()[1] / n
+    axes.set_xticks([width * (i + 0.5) for i in marks], [f"{quantiles[i]:.2f}" for i in marks])
+    axes.set_yticks([height * (i + 0.5) for i in marks], [f"{quantiles[n - 1 - i]:.2f}" for i in marks])
+    axes.set(xlabel="first dimension of z", ylabel="second dimension of z")
+    return figure
+
+
+def _figure(columns: int, rows: int, title: str, side: float = 0.75) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    longest = max(map(len, title.splitlines()))
+    size = (max(side * columns + 1.3, 0.085 * longest + 0.4), side * rows + 0.8)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axes = figure.add_subplot()
-    axes.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure, axes
 
 
-def _show(axes: Axes, images: Tensor, columns: int, shape: tuple[int, ...]) -> float:
-    """Shows images, (N, data_dim) in [0, 1], in rows of `columns`: grey ones dark on white, those of 3 or 4 channels in
-    colour. The height of a row in the picture."""
-    *channels, height, width = shape
-    scale = math.ceil(84 / max(height, width))
-    tiles = F.interpolate(
-        images.float().view(-1, *(channels or [1]), height, width), scale_factor=scale, mode="bicubic"
-    )
-    tiles = F.pad(tiles.clamp(0, 1)[:, :3], [max(1, 84 // 16)] * 4, value=1 if channels else 0)
-    _, depth, height, width = tiles.shape
-    rows = math.ceil(len(tiles) / columns)
-    empty = tiles.new_full((rows * columns - len(tiles), depth, height, width), 1 if channels else 0)
-    mosaic = torch.cat([tiles, empty]).view(rows, columns, depth, height, width)
-    mosaic = mosaic.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, depth)
-    picture = mosaic.numpy() if channels else mosaic[..., 0].numpy()
-    axes.imshow(picture, cmap="gray_r", vmin=0, vmax=1, extent=(0, columns * width, rows * height, 0))
+def _tiles(images: Tensor, shape: Sequence[int], missing: Tensor | None = None, margin: int = MARGIN) -> Tensor:
+    """Images, (N, data_dim) in [0, 1], each with a margin, in colours for the screen, (N, 3, height, width). `shape` is
+    (H, W), of grey images that are shown dark on white, or (C, H, W)."""
+    channels, height, width = (1, *shape) if len(shape) == 2 else shape
+    scale = math.ceil(TILE / max(height, width))
+    tiles = images.float().cpu().reshape(-1, channels, height, width)
+    tiles = F.interpolate(tiles, scale_factor=scale, mode="bicubic").clamp(0, 1)
+    tiles = tiles[:, :3] if channels >= 3 else 1 - tiles[:, :1].expand(-1, 3, -1, -1)
+    if missing is not None:
+        hidden = missing.cpu().view(-1, channels, height, width).any(1, keepdim=True).float()
+        hidden = F.interpolate(hidden, scale_factor=scale, mode="nearest") > 0
+        tiles = torch.where(hidden, torch.tensor(MISSING).view(3, 1, 1), tiles)
+    return F.pad(tiles, [margin] * 4, value=1)
+
+
+def _show(axes: Axes, rows: Sequence[Tensor], columns: int) -> float:
+    """Shows rows of at most `columns` tiles; the height of a row in the picture."""
+    _, _, height, width = rows[0].shape
+    blank = rows[0].new_ones(1, 3, height, width)
+    full = [torch.cat([row, *[blank] * (columns - len(row))]) for row in rows]
+    picture = torch.cat([row.permute(2, 0, 3, 1).reshape(height, columns * width, 3) for row in full])
+    axes.imshow(picture.numpy(), extent=(0, columns * width, len(rows) * height, 0))
     return height

@@ -19,6 +19,10 @@ CONFIG, METRICS, MODEL, BEST = "config.json", "metrics.jsonl", "model.safetensor
 EVALUATION = "evaluation.json"
 PICTURES = ("reconstructions.png", "samples.png", "latent.png")
 TENSORBOARD = "events.out.tfevents.*"
+REPORT = "report.html"
+TRAINED = (CONFIG, METRICS, MODEL, BEST, *PICTURES)  # what training leaves
+ANSWERS = ("reconstruct", "sample", "embed", "impute", "denoise", "manifold", "traverse", "interpolate")
+ANSWER_FILES = (REPORT, *(name + suffix for name in ANSWERS for suffix in (".png", ".npy", ".npz")))
 
 
 class RunFolderError(OSError):
@@ -60,7 +64,7 @@ class RunFolder:
                 )
             with self.writing(""):
                 Checkpoints(self.path).remove()
-                for file in (CONFIG, METRICS, MODEL, BEST, EVALUATION, *PICTURES):
+                for file in (*TRAINED, EVALUATION, *ANSWER_FILES):
                     (self.path / file).unlink(missing_ok=True)
                 for events in self.path.glob(TENSORBOARD):
                     events.unlink()
@@ -109,14 +113,8 @@ class RunFolder:
 
     def write(self, name: str, data: bytes) -> Path:
         """Writes or replaces a file, whole or not at all."""
-        path, part = self.path / name, self.path / f".{name}.part"
         with self.writing(name):
-            try:
-                part.write_bytes(data)
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
-        return path
+            return _replace(self.path / name, data)
 
     def write_model(self, name: str, model: BaseVAE, **metadata: object) -> Path:
         """Writes or replaces a file of weights, with the model's sizes and `metadata` as strings in its header."""
@@ -174,5 +172,29 @@ def default_folder(name: str) -> Path:
     return Path("runs", name)
 
 
+def write_answer(path: Path, data: bytes) -> Path:
+    """Writes or replaces a file that is no part of a training run, whole or not at all; makes its folder.
+
+    Raises RunFolderError: it would replace what training left, or cannot be written.
+    """
+    if path.name in TRAINED and holds_run(path.parent):
+        raise RunFolderError(f"{path} is a training run's own file, which is kept; choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _replace(path, data)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, data: bytes) -> Path:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
 def holds_run(path: Path) -> bool:
-    return any((path / file).exists() for file in (CONFIG, METRICS, MODEL, *PICTURES))
+    return any((path / file).exists() for file in TRAINED)

@@ -1,0 +1,163 @@
+"""Answers of the latent space: `aevb reconstruct`, `sample`, `embed`, `manifold`, `traverse` and `interpolate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import pictures
+from ..diagnostics import kl_per_dimension
+from ..train import Trainer
+from .files import Answer, Out, Run, at_least_1, forms, npy, png, to_bytes
+from .images import Part, asked_images, pixels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KL_IMAGES = 10_000  # for which dimensions are informative
+
+
+def reconstruct(
+    run: Run,
+    out: str | None = None,
+    *,
+    part: Part = "test",
+    data: str | None = None,
+    images: int = 40,
+    save_array: bool = False,
+) -> Answer:
+    """Images and their reconstructions at the posterior mean: `aevb reconstruct`."""
+    at_least_1(images=images)
+    trainer = Trainer.load(run)
+    target = Out(trainer.folder, "reconstruct", out, (".png", ".npy"), forms(save_array))
+    x, _ = asked_images(trainer, part, data)
+    shown = x[pictures.examples(trainer.dataset, images)] if data is None and part == "test" else x[:images]
+    array = torch.cat([trainer.model.reconstruct(b) for b in x.split(1000)]) if ".npy" in target.always else x[:0]
+    name, shape = trainer.dataset.name, trainer.dataset.image_shape
+    return Answer(
+        target.write(
+            png=png(lambda: pictures.reconstructions(name, shape, shown, trainer.model.reconstruct(shown))),
+            npy=npy(array),
+        )
+    )
+
+
+def sample(run: Run, out: str | None = None, *, num: int = 100, seed: int = 0, save_array: bool = False) -> Answer:
+    """Images at draws of z from the prior: `aevb sample`."""
+    at_least_1(num=num)
+    trainer = Trainer.load(run)
+    target = Out(trainer.folder, "sample", out, (".png", ".npy"), forms(save_array))
+    images = trainer.model.sample(num, generator=torch.Generator(trainer.device).manual_seed(seed))
+    dataset = trainer.dataset
+    return Answer(
+        target.write(png=png(lambda: pictures.samples(dataset.name, dataset.image_shape, images)), npy=npy(images))
+    )
+
+
+def embed(
+    run: Run,
+    out: str | None = None,
+    *,
+    part: Part = "test",
+    data: str | None = None,
+    num_samples: int | None = None,
+    seed: int = 0,
+) -> Answer:
+    """The posterior of each image, as arrays and a map: `aevb embed`."""
+    trainer = Trainer.load(run)
+    target = Out(trainer.folder, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"])
+    x, labels = asked_images(trainer, part, data)
+    found = trainer.model.embed(x, num_samples, seed=seed)
+    arrays = {"mu": found.mu, "logvar": found.logvar, "z": found.z, "labels": labels}
+    present = {name: t.cpu().numpy() for name, t in arrays.items() if t is not None}
+    mu = found.mu[: pictures.LATENT_POINTS].cpu()
+    what = f"{len(mu)} images" if data else f"{len(mu)} {part} images"
+    title = f"{trainer.dataset.name}: posterior means of {what}"
+    return Answer(
+        target.write(
+            npz=lambda: to_bytes(lambda file: np.savez(file, allow_pickle=False, **present)),
+            npy=npy(found.mu),
+            png=png(lambda: pictures.latent(title, mu, labels)),
+        ),
+        f"{len(x):,} images, {found.mu.shape[1]} dimensions: {', '.join(present)}",
+    )
+
+
+def manifold(run: Run, out: str | None = None, *, num: int = 20, save_array: bool = False) -> Answer:
+    """The learned manifold of a 2-dimensional z: `aevb manifold`."""
+    trainer = Trainer.load(run)
+    if trainer.model.latent_dim != 2:
+        raise ValueError(
+            f"the run's latent_dim is {trainer.model.latent_dim}; the manifold is a picture of 2 dimensions: see "
+            "`aevb traverse`, which shows more, dimension by dimension"
+        )
+    target = Out(trainer.folder, "manifold", out, (".png", ".npy"), forms(save_array))
+    images = trainer.model.manifold(num)
+    dataset = trainer.dataset
+    title = f"{dataset.name}: the learned manifold, z over the prior's quantiles"
+    return Answer(
+        target.write(
+            png=png(lambda: pictures.manifold(title, images, dataset.image_shape)),
+            npy=npy(images),
+        )
+    )
+
+
+def traverse(
+    run: Run, out: str | None = None, *, save_array: bool = False, num_dims: int = 10, steps: int = 11, **options: Any
+) -> Answer:
+    """One dimension of z at a time through its prior: `aevb traverse`. `options` are those of `traversed`."""
+    at_least_1(num_dims=num_dims, steps=steps)
+    trainer = Trainer.load(run)
+    target = Out(trainer.folder, "traverse", out, (".png", ".npy"), forms(save_array))
+    images, figure = traversed(trainer, num_dims=num_dims, steps=steps, **options)
+    return Answer(target.write(png=png(figure), npy=npy(images)))
+
+
+def traversed(
+    trainer: Trainer, *, image: int = 0, dims: Sequence[int] | None = None, num_dims: int = 10, steps: int = 11
+) -> tuple[Tensor, Callable[[], Figure]]:
+    """(dims, steps, data_dim), around the posterior mean of a test image; by default the dimensions of largest KL."""
+    model, dataset = trainer.model, trainer.dataset
+    total = len(dataset.test_images)
+    if not 0 <= image < total:
+        raise ValueError(f"image is {image}; expected the number of a test image, 0 to {total - 1}")
+    kl = kl_per_dimension(model, pixels(trainer, dataset.test_images[:KL_IMAGES])).cpu()
+    if dims is None:
+        dims = kl.argsort(descending=True, stable=True)[:num_dims].tolist()
+    (images,) = model.traverse(pixels(trainer, dataset.test_images[image : image + 1]), dims, steps)
+    names = [f"z{j}: {kl[j]:.2f} nats" for j in dims]
+    percent = [f"{100 * (i + 0.5) / steps:.0f}%" for i in range(steps)]
+    title = f"{dataset.name}: test image {image}, each dimension of z (with its KL)\nthrough the quantiles of its prior"
+    return images, lambda: pictures.grid(title, images, dataset.image_shape, names, percent)
+
+
+def interpolate(run: Run, out: str | None = None, *, save_array: bool = False, **options: Any) -> Answer:
+    """From one test image to another: `aevb interpolate`. `options` are those of `interpolated`."""
+    trainer = Trainer.load(run)
+    target = Out(trainer.folder, "interpolate", out, (".png", ".npy"), forms(save_array))
+    images, figure = interpolated(trainer, **options)
+    return Answer(target.write(png=png(figure), npy=npy(images)))
+
+
+def interpolated(
+    trainer: Trainer, *, pairs: int = 8, steps: int = 9, spherical: bool = False, seed: int = 0
+) -> tuple[Tensor, Callable[[], Figure]]:
+    """(pairs, steps, data_dim), between test images that the seed chooses."""
+    at_least_1(pairs=pairs)
+    dataset = trainer.dataset
+    total = len(dataset.test_images)
+    if total < 2 * pairs:
+        raise ValueError(f"pairs is {pairs}; expected at most {total // 2}, half of the {total} test images")
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: 2 * pairs]
+    a, b = pixels(trainer, dataset.test_images[chosen]).chunk(2)
+    images = trainer.model.interpolate(a, b, steps, spherical=spherical)
+    shown = torch.cat([a.unsqueeze(1), images, b.unsqueeze(1)], 1)
+    how = "on a great circle" if spherical else "on a line"
+    title = f"{dataset.name}: from a test image to another, {how} between their posterior means"
+    columns = ["image", *(f"{i / (steps - 1):.2f}".rstrip("0").rstrip(".") for i in range(steps)), "image"]
+    return images, lambda: pictures.grid(title, shown, dataset.image_shape, column_names=columns)

@@ -1,0 +1,236 @@
+"""Answers of images with noise or missing pixels: `aevb impute` and `aevb denoise`.
+
+Test images are the bits that the run is evaluated on, since these are what its likelihood is of.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import pictures
+from ..observations import add_gaussian, flip_bits
+from ..ops import mix_seed
+from ..restoration import Method, Restoration
+from ..train import Trainer
+from .files import Answer, Out, Run, at_least_1, forms, npy, png
+from .images import array_images, mask_of, training_moments
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURED = 20  # restored images in a picture
+
+
+def impute(
+    run: Run, out: str | None = None, *, data: str | None = None, save_array: bool = False, **options: Any
+) -> Answer:
+    """Missing pixels from the others: `aevb impute`. `options` are those of `imputed`."""
+    trainer = Trainer.load(run)
+    target = _out(trainer, "impute", out, data, save_array)
+    return _written(target, imputed(trainer, data=data, **options))
+
+
+def denoise(
+    run: Run, out: str | None = None, *, data: str | None = None, save_array: bool = False, **options: Any
+) -> Answer:
+    """Clean images from noisy ones: `aevb denoise`. `options` are those of `denoised`."""
+    trainer = Trainer.load(run)
+    target = _out(trainer, "denoise", out, data, save_array)
+    return _written(target, denoised(trainer, data=data, **options))
+
+
+def imputed(
+    trainer: Trainer,
+    *,
+    data: str | None = None,
+    mask: str = "lower",
+    missing: float = 0.5,
+    images: int = 100,
+    method: Method = "gradient",
+    steps: int = 50,
+    num_samples: int = 500,
+    seed: int = 0,
+) -> Restored:
+    """Images of a file with their missing pixels restored, or test images whose pixels are hidden here."""
+    at_least_1(images=images)
+    x, clean = _to_restore(trainer, data, images, given_clean=True)
+    observed = mask_of(trainer, mask, x, missing, seed).expand_as(x)
+    fill, spread = training_moments(trainer)
+    found = trainer.model.impute(
+        x, observed, method=method, steps=steps, num_samples=num_samples, seed=seed, fill=fill, clean=clean
+    )
+    scores = None
+    if clean is not None:
+        scores = _Scores(trainer, clean, ~observed)
+        scores.add_restored(found)
+        scores.add_one_pass(torch.where(observed, x, fill))
+        scores.add_mean_image(fill, spread)
+    what = f"{'images' if data else 'test images'}, missing pixels ({mask}) restored"
+    return Restored(trainer, what, "masked", x, observed, found, scores)
+
+
+def denoised(
+    trainer: Trainer,
+    *,
+    data: str | None = None,
+    mask: str | None = None,
+    flip: float | None = None,
+    sigma: float | None = None,
+    images: int = 100,
+    method: Method = "gradient",
+    steps: int = 50,
+    num_samples: int = 500,
+    seed: int = 0,
+) -> Restored:
+    """Noisy images of a file, cleaned, or test images to which the noise is added here."""
+    at_least_1(images=images)
+    x, clean = _to_restore(trainer, data, images, given_clean=False)
+    if clean is not None:
+        x = _noisy(clean, flip, sigma, int(mix_seed(seed, 1)))
+    observed = torch.ones_like(x, dtype=torch.bool)
+    if mask is not None:
+        observed = mask_of(trainer, mask, x, 0.5, seed).expand_as(x)
+    fill, spread = training_moments(trainer)
+    found = trainer.model.denoise(
+        x,
+        flip=flip,
+        sigma=sigma,
+        observed=observed,
+        method=method,
+        steps=steps,
+        num_samples=num_samples,
+        seed=seed,
+        fill=fill,
+        clean=clean,
+    )
+    scores = None
+    if clean is not None:
+        scores = _Scores(trainer, clean, torch.ones_like(observed))
+        scores.add_restored(found)
+        scores.add_one_pass(torch.where(observed, x, fill))
+        scores.add_mean_image(fill, spread)
+        if mask is None:
+            scores.add_noisy(x, flip, sigma)
+    noise = f"bits flipped with probability {flip:g}" if flip is not None else f"Gaussian noise of sigma {sigma:g}"
+    return Restored(trainer, f"{'images' if data else 'test images'}, {noise}", "noisy", x, observed, found, scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """Images before and after: the numbers, a text, a picture."""
+
+    trainer: Trainer
+    what: str
+    given: str
+    """What the images were, in a word."""
+    x: Tensor
+    observed: Tensor
+    found: Restoration
+    scores: _Scores | None
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.x)} {self.what}", *([str(self.scores)] if self.scores is not None else [])]
+        effective, accepted = self.found.effective_sample_size, self.found.acceptance_rate
+        if effective is not None:
+            lines.append(f"effective samples, median: {float(effective.median()):.1f}")
+        if accepted is not None:
+            lines.append(f"proposals accepted: {float(accepted.mean()):.1%}")
+        return "\n".join(lines)
+
+    def figure(self, count: int = PICTURED) -> Figure:
+        """Rows of clean images, where they are known, those given, and those restored."""
+        rows = {self.given: self.x[:count].nan_to_num(), "restored": self.found.mean[:count]}
+        if self.scores is not None:
+            clean, one_pass = self.scores.clean[:count], self.scores.one_pass[:count]
+            rows = {"clean": clean, self.given: rows[self.given], "one pass": one_pass, "restored": rows["restored"]}
+        dataset = self.trainer.dataset
+        missing = {self.given: ~self.observed[:count]}
+        return pictures.mosaic(f"{dataset.name}: {self.what}", rows, dataset.image_shape, missing=missing)
+
+
+def _out(trainer: Trainer, name: str, out: str | None, data: str | None, save_array: bool) -> Out:
+    return Out(trainer.folder, name, out, (".png", ".npy"), forms(save_array or data is not None))
+
+
+def _to_restore(trainer: Trainer, data: str | None, images: int, given_clean: bool) -> tuple[Tensor, Tensor | None]:
+    """Images, of a file, or of the test part as the run is evaluated on it; and these again, since they are clean."""
+    if data is not None:
+        return array_images(trainer, data, clean=given_clean), None
+    index = pictures.examples(trainer.dataset, images)
+    x = trainer.test_x[index.to(trainer.device)].float()
+    return x, x
+
+
+def _noisy(clean: Tensor, flip: float | None, sigma: float | None, seed: int) -> Tensor:
+    if flip is not None:
+        return flip_bits(clean, flip, seed=seed)
+    return clean if sigma is None else add_gaussian(clean, sigma, seed=seed)
+
+
+def _written(target: Out, restored: Restored) -> Answer:
+    files = target.write(png=png(restored.figure), npy=npy(restored.found.mean))
+    return Answer(files, str(restored))
+
+
+class _Scores:
+    """Mean squared error and log-likelihood of the pixels that were missing or noisy, averages per pixel, by method.
+
+    The log-likelihood is that of each pixel by itself, log p(x_i), under what a method says of it.
+    """
+
+    one_pass: Tensor
+
+    def __init__(self, trainer: Trainer, clean: Tensor, wanted: Tensor):
+        self.model, self.clean, self.wanted = trainer.model, clean, wanted
+        self.bernoulli = self.model.likelihood == "bernoulli"
+        self.training_images = len(trainer.dataset.train_images)
+        self.rows: dict[str, tuple[float, float]] = {}
+
+    def __str__(self) -> str:
+        lines = [f"{'per pixel':26}{'squared error':>14}{'log-likelihood (nats)':>24}"]
+        lines += [f"{name:26}{error:14.4f}{log_prob:24.4f}" for name, (error, log_prob) in self.rows.items()]
+        return "\n".join(lines)
+
+    def add_restored(self, found: Restoration) -> None:
+        assert found.log_prob is not None
+        self._add("restored", found.mean, found.log_prob)
+
+    @torch.no_grad()
+    def add_one_pass(self, start: Tensor) -> None:
+        """What the decoder makes of the encoder's mean, without more ado."""
+        z, _ = self.model.encode(start.clamp(0, 1) if self.bernoulli else start)
+        self.one_pass = self.model.mean(z)
+        self._add("one encode-decode pass", self.one_pass, self.model.pixel_log_prob(self.clean, z))
+
+    def add_mean_image(self, mean: Tensor, variance: Tensor) -> None:
+        """The mean of the training images, with their variance."""
+        n = self.training_images
+        p = (mean * n + 1) / (n + 2)  # so that no pixel is impossible
+        if self.bernoulli:
+            log_prob = self.clean * p.log() + (1 - self.clean) * (-p).log1p()
+        else:
+            log_prob = _normal_log_prob(self.clean, mean, variance.clamp_min(1e-6))
+        self._add("the mean training image", mean.expand_as(self.clean), log_prob)
+
+    def add_noisy(self, noisy: Tensor, flip: float | None, sigma: float | None) -> None:
+        """The noisy image itself: what it says without any model, every clean value being as likely."""
+        if self.bernoulli:
+            strength = math.log1p(-flip) - math.log(flip) if flip is not None else 0.5 / (sigma or 1) ** 2
+            log_prob = F.logsigmoid((2 * self.clean - 1) * (2 * noisy - 1) * strength)
+        else:
+            log_prob = _normal_log_prob(self.clean, noisy, torch.tensor((sigma or 1) ** 2))
+        self._add("the noisy image as it is", noisy, log_prob)
+
+    def _add(self, name: str, restored: Tensor, log_prob: Tensor) -> None:
+        errors = (restored - self.clean).square()[self.wanted]
+        self.rows[name] = (float(errors.double().mean()), float(log_prob[self.wanted].double().mean()))
+
+
+def _normal_log_prob(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return torch.distributions.Normal(mean, variance.sqrt(), validate_args=False).log_prob(x)

@@ -1,0 +1,224 @@
+"""`aevb report`: all that there is to see of a run, on one page."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import pictures
+from ..diagnostics import active_units, kl_per_dimension
+from ..runs import EVALUATION, METRICS, RunFolder
+from ..train import Trainer
+from .files import Answer, Out, Run
+from .images import pixels
+from .latent import interpolated, traversed
+from .page import figures, image, ink, page, paragraph, preformatted, section, svg, table
+from .restored import Restored, denoised, imputed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RESTORED = 50  # test images, for the numbers
+RESTORED_SHOWN = 10
+FLIP, SIGMA = 0.2, 0.3
+EVALUATED = {
+    "elbo": "ELBO",
+    "log_likelihood": "log-likelihood",
+    "kl": "KL",
+    "log_marginal_likelihood": "log p(x)",
+    "standard_error": "its standard error",
+    "num_samples": "samples for log p(x)",
+    "mutual_information": "mutual information",
+    "aggregate_kl": "KL of the aggregate posterior",
+    "active_units": "active units",
+    "collapsed_dimensions": "collapsed dimensions",
+    "images": "test images",
+}
+
+
+def report(run: Run, out: str | None = None, *, seed: int = 0) -> Answer:
+    """One page of HTML: options, curves, images, the posterior, numbers, restoration."""
+    trainer = Trainer.load(run)
+    target = Out(trainer.folder, "report", out, (".html",), [".html"])
+    history = _history(trainer.folder)
+    parts = [
+        _head(trainer, history),
+        *([section("Training", _curves(history))] if history else []),
+        _images(trainer, seed),
+        _posterior(trainer),
+        _latent_space(trainer, seed),
+        _restoration(trainer, seed),
+        _evaluation(trainer),
+        section("Options", table(trainer.folder.options())),
+    ]
+    title = f"aevb: {trainer.dataset.name}, {trainer.model.latent_dim} latent dimensions"
+    return Answer(target.write(html=lambda: page(title, parts)))
+
+
+def _history(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; none where there is no such file."""
+    path = folder.path / METRICS
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _head(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> str:
+    model, dataset = trainer.model, trainer.dataset
+    shape = "x".join(map(str, dataset.image_shape))
+    what = (
+        f"{len(dataset.train_images):,} training and {len(dataset.test_images):,} test images of {shape}, "
+        f"{model.likelihood.capitalize()} pixels, {model.latent_dim} latent dimensions"
+    )
+    lines = [f"<header><h1>{html.escape(dataset.name)}</h1>", paragraph(what, faint=True)]
+    if history:
+        last = history[-1]
+        terms = ", ".join(
+            f"{name} {last[key]:.2f}"
+            for name, key in (("log-likelihood", "test_log_likelihood"), ("KL", "test_kl"))
+            if key in last
+        )
+        if "test_elbo" in last:
+            epochs = f" after {last['epoch']} epochs" if "epoch" in last else ""
+            lines.append(paragraph(f"Test ELBO {last['test_elbo']:.2f} nats per datapoint ({terms}){epochs}."))
+    return "\n".join([*lines, "</header>"])
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> str:
+    """ELBO, and its two terms, over the epochs."""
+    with ink():
+        left, axes = _axes("epoch", "nats per datapoint", "ELBO")
+        _lines(axes, history, {"train_elbo": "training, as the weights move", "test_elbo": "test"})
+        right, axes = _axes("epoch", "nats per datapoint", "terms of the test ELBO")
+        _lines(axes, history, {"test_log_likelihood": "log-likelihood", "test_kl": "KL"})
+        return figures(svg(left, "ELBO over the epochs"), svg(right, "log-likelihood and KL over the epochs"))
+
+
+def _axes(x: str, y: str, title: str, size: tuple[float, float] = (5.2, 3.4)) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#808080", alpha=0.25, linewidth=0.6)
+    return figure, axes
+
+
+def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for key, label in names.items():
+        points = [(line.get("epoch", i + 1), line[key]) for i, line in enumerate(history) if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else "", markersize=3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+
+
+def _images(trainer: Trainer, seed: int) -> str:
+    model, dataset = trainer.model, trainer.dataset
+    chosen = pictures.examples(dataset, pictures.PAIR_ROWS * pictures.COLUMNS)
+    x = pixels(trainer, dataset.test_images[chosen])
+    drawn = model.sample(60, generator=torch.Generator(trainer.device).manual_seed(seed))
+    reconstructions = pictures.reconstructions(dataset.name, dataset.image_shape, x, model.reconstruct(x))
+    samples = pictures.samples(dataset.name, dataset.image_shape, drawn)
+    return section(
+        "Images", figures(image(reconstructions, "test images and reconstructions"), image(samples, "samples"))
+    )
+
+
+def _posterior(trainer: Trainer) -> str:
+    """The latent map, and the KL of each dimension."""
+    dataset = trainer.dataset
+    x = pixels(trainer, dataset.test_images[: pictures.LATENT_POINTS])
+    mu = trainer.model.embed(x).mu.cpu()
+    kl, units = kl_per_dimension(trainer.model, x).cpu(), active_units(trainer.model, x)
+    with ink():
+        plane = pictures.latent(f"posterior means of {len(mu):,} test images", mu, dataset.test_labels)
+        bars = _bars(kl, units.mask.cpu())
+        return section(
+            "The posterior",
+            paragraph(
+                f"{units.count} of {len(kl)} dimensions are active: the variance of the posterior mean is above 0.01. "
+                f"The KL of all is {float(kl.sum()):.2f} nats."
+            ),
+            figures(svg(plane, "latent map"), svg(bars, "KL of each dimension")),
+        )
+
+
+def _bars(kl: Tensor, active: Tensor) -> Figure:
+    order = kl.argsort(descending=True, stable=True)
+    figure, axes = _axes("dimension of z, the most informative first", "mean KL (nats)", "KL of each dimension")
+    colours = ["#4c8fd6" if active[j] else "#9a9a9a" for j in order]
+    axes.bar(range(len(kl)), kl[order].tolist(), color=colours)
+    axes.set_xlim(-0.7, max(len(kl), 8) - 0.3)
+    if len(kl) <= 30:
+        axes.set_xticks(range(len(kl)), [str(int(j)) for j in order], fontsize=8)
+    axes.grid(axis="x", visible=False)
+    return figure
+
+
+def _latent_space(trainer: Trainer, seed: int) -> str:
+    """The manifold where it is a plane, else what single dimensions do; and interpolations."""
+    dataset, parts = trainer.dataset, []
+    if trainer.model.latent_dim == 2:
+        title = f"{dataset.name}: the learned manifold, z over the prior's quantiles"
+        figure = pictures.manifold(title, trainer.model.manifold(15), dataset.image_shape)
+        parts.append(image(figure, "the learned manifold"))
+    else:
+        parts.append(image(traversed(trainer, num_dims=8, steps=9)[1](), "traversals of single dimensions"))
+    pairs = min(6, len(dataset.test_images) // 2)
+    if pairs:
+        parts.append(image(interpolated(trainer, pairs=pairs, steps=7, seed=seed)[1](), "interpolations"))
+    return section("The latent space", figures(*parts))
+
+
+def _restoration(trainer: Trainer, seed: int) -> str:
+    """Missing pixels, and noise."""
+    bits = trainer.model.likelihood == "bernoulli" and trainer.test_x.dtype == torch.bool
+    noise: dict[str, float] = {"flip": FLIP} if bits else {"sigma": SIGMA}
+    both: list[Restored] = [
+        imputed(trainer, images=RESTORED, seed=seed),
+        denoised(trainer, images=RESTORED, seed=seed, **noise),  # type: ignore[arg-type]
+    ]
+    return section(
+        "Restoration",
+        paragraph(
+            "The posterior of the clean image, given a part or a noisy version of it. One pass is the encoder and the "
+            "decoder once, the missing pixels filled with the training mean."
+        ),
+        figures(*(image(found.figure(RESTORED_SHOWN), found.what) for found in both)),
+        *(preformatted(str(found)) for found in both),
+    )
+
+
+def _evaluation(trainer: Trainer) -> str:
+    """evaluation.json's numbers, or those that take no time."""
+    path = trainer.folder.path / EVALUATION
+    if path.is_file():
+        try:
+            numbers = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        note = "Averages per test image, in nats, by `aevb evaluate`."
+    else:
+        found = trainer.evaluate()
+        numbers = {"elbo": found.elbo, "log_likelihood": found.log_likelihood, "kl": found.kl}
+        note = "Averages per test image, in nats. `aevb evaluate` adds log p(x) and more."
+    rows = {
+        label: f"{value:,.3f}" if isinstance(value := numbers[key], float) else f"{value:,}"
+        for key, label in EVALUATED.items()
+        if isinstance(numbers.get(key), int | float)
+    }
+    return section("Evaluation", paragraph(note, faint=True), table(rows, numbers=True))

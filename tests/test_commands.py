@@ -1,0 +1,292 @@
+"""The commands that ask a run, from the command line to their files."""
+
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import aevb
+from aevb import pictures
+from aevb.answers.images import mask_of, pixels
+from aevb.cli import main
+from aevb.runs import TRAINED
+
+FAST = ["--images", "6", "--steps", "3", "--num-samples", "4"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of 2 and of 3 latent dimensions."""
+    folder = tmp_path_factory.mktemp("runs")
+    for latent_dim in (2, 3):
+        options = dict(epochs=1, hidden_dims=(16,), latent_dim=latent_dim, progress=False, threads=1)
+        aevb.Trainer(aevb.TrainConfig(out=str(folder / str(latent_dim)), **options)).fit()
+    return folder
+
+
+@pytest.fixture
+def run(runs):
+    """A run, which must be as it was when a test ends."""
+    path = runs / "3"
+    before = {name: (path / name).read_bytes() for name in TRAINED}
+    yield path
+    assert {name: (path / name).read_bytes() for name in TRAINED} == before
+    for file in path.iterdir():
+        if file.name not in TRAINED:
+            file.unlink()
+
+
+def ask(capsys, *args):
+    assert main([str(a) for a in args]) == 0
+    return capsys.readouterr().out
+
+
+def error_of(capsys, *args):
+    assert main([str(a) for a in args]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def picture(path):
+    """The pixels of a PNG that shows something."""
+    image = np.asarray(Image.open(path).convert("RGB"))
+    assert image.std() > 5
+    return image
+
+
+def model_and_images(run):
+    trainer = aevb.Trainer.load(run)
+    return trainer.model, pixels(trainer, trainer.dataset.test_images)
+
+
+@pytest.mark.parametrize(
+    ("command", "shape"),
+    [
+        (["reconstruct"], (297, 64)),
+        (["sample", "--num", "7"], (7, 64)),
+        (["traverse", "--num-dims", "2", "--steps", "5"], (2, 5, 64)),
+        (["interpolate", "--pairs", "3", "--steps", "4"], (3, 4, 64)),
+        (["denoise", "--flip", "0.2", *FAST], (6, 64)),
+        (["impute", *FAST], (6, 64)),
+    ],
+)
+def test_a_picture_and_an_array_in_the_run_folder_or_elsewhere(command, shape, run, tmp_path, capsys):
+    name, *options = command
+    out = ask(capsys, name, run, *options)
+    files = {path.name for path in run.iterdir()} - set(TRAINED)
+    assert files == {f"{name}.png"}
+    assert f"written  {run / name}.png" in out
+    picture(run / f"{name}.png")
+
+    ask(capsys, name, run, *options, "--save-array", "--out", tmp_path / "new" / "folder")
+    array = np.load(tmp_path / "new" / "folder" / f"{name}.npy")
+    assert array.shape == shape
+    assert array.dtype == np.float32
+    assert ((array >= 0) & (array <= 1)).all()
+    same = (tmp_path / "new" / "folder" / f"{name}.png").read_bytes()
+    assert same == (run / f"{name}.png").read_bytes()
+
+    ask(capsys, name, run, *options, "--out", tmp_path / "alone.npy")
+    assert np.array_equal(np.load(tmp_path / "alone.npy"), array)
+    assert not (tmp_path / "alone.png").exists()
+    assert "out is 'x.txt'; expected a name that ends in .png or .npy" in error_of(
+        capsys, name, run, *options, "--out", "x.txt"
+    )
+
+
+def test_reconstruct_and_embed_are_the_models_own(run, tmp_path, capsys):
+    model, x = model_and_images(run)
+    ask(capsys, "reconstruct", run, "--out", tmp_path / "r.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "r.npy"), model.reconstruct(x), rtol=1e-5, atol=1e-6)
+
+    out = ask(capsys, "embed", run)
+    assert "297 images, 3 dimensions: mu, logvar, labels" in out
+    found, (mu, logvar) = np.load(run / "embed.npz"), model.encode(x)
+    assert set(found) == {"mu", "logvar", "labels"}
+    np.testing.assert_allclose(found["mu"], mu.detach(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["logvar"], logvar.detach(), rtol=1e-5, atol=1e-6)
+    assert found["labels"][:8].tolist() == [2, 8, 2, 6, 6, 7, 1, 9]
+    picture(run / "embed.png")
+
+    ask(capsys, "embed", run, "--part", "train", "--num-samples", "2", "--out", tmp_path / "t.npz")
+    found = np.load(tmp_path / "t.npz")
+    assert found["mu"].shape == (1500, 3)
+    assert found["z"].shape == (2, 1500, 3)
+
+    images = (16 * x[:5]).to(torch.uint8).view(5, 8, 8).numpy()
+    for array in (images, images / np.float32(16), images.reshape(5, 64)):
+        np.save(tmp_path / "mine.npy", array)
+        ask(capsys, "embed", run, "--data", tmp_path / "mine.npy", "--out", tmp_path / "mu.npy")
+        np.testing.assert_allclose(np.load(tmp_path / "mu.npy"), mu[:5].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_restoring_test_images_says_how_good_it_is(run, capsys):
+    few = ["--images", "40", "--steps", "20", "--num-samples", "40"]
+    out = ask(capsys, "impute", run, "--mask", "random", "--missing", "0.6", *few)
+    rows = {
+        m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r"^(\w[\w -]+?)\s+(\d\.\d+)\s+(-\d\.\d+)$", out, re.M)
+    }
+    assert set(rows) == {"restored", "one encode-decode pass", "the mean training image"}
+    assert all(0.01 < error < 0.5 for error, _ in rows.values())
+
+    noisy = ask(capsys, "denoise", run, "--sigma", "0.4", *few)
+    error, log_prob = re.search(r"the noisy image as it is\s+(\S+)\s+(\S+)", noisy).groups()
+    assert float(error) == pytest.approx(0.16, rel=0.1)
+    restored = re.search(r"restored\s+(\S+)\s+(\S+)", noisy)
+    assert float(restored[1]) < float(error)
+    assert float(restored[2]) > float(log_prob)
+    assert "effective samples, median: " in noisy
+    assert "proposals accepted: " in ask(capsys, "denoise", run, "--flip", "0.2", "--method", "gibbs", *FAST)
+    assert noisy == ask(capsys, "denoise", run, "--sigma", "0.4", *few)
+
+
+def test_restoring_images_of_a_file(run, tmp_path, capsys):
+    _, x = model_and_images(run)
+    x, observed = (x[:4] > 0.5).float(), torch.arange(64).view(8, 8) % 3 > 0
+    np.save(tmp_path / "mask.npy", observed.numpy())
+    holes = x.view(4, 8, 8).where(observed, torch.nan).numpy()
+    np.save(tmp_path / "holes.npy", holes)
+    options = ["--data", tmp_path / "holes.npy", "--mask", tmp_path / "mask.npy", *FAST]
+    ask(capsys, "impute", run, *options)
+    restored = np.load(run / "impute.npy")
+    assert np.array_equal(restored[:, observed.flatten()], x.numpy()[:, observed.flatten()])
+    assert np.isfinite(restored).all()
+    picture(run / "impute.png")
+
+    out = ask(capsys, "denoise", run, "--flip", "0.1", *options)
+    assert "squared error" not in out
+    assert np.load(run / "denoise.npy").shape == (4, 64)
+    assert "x holds NaN" in error_of(capsys, "denoise", run, "--flip", "0.1", "--data", tmp_path / "holes.npy")
+    np.save(tmp_path / "mask.npy", np.ones((2, 64)))
+    assert "has 2 masks; expected 1, or 4" in error_of(capsys, "impute", run, *options)
+    np.save(tmp_path / "mask.npy", np.full(64, 0.5))
+    assert "holds values other than 0 and 1" in error_of(capsys, "impute", run, *options)
+
+
+def test_masks(run):
+    trainer = aevb.Trainer.load(run)
+    x = trainer.test_x[:3]
+    for name, (rows, columns) in {"lower": (slice(4), slice(8)), "left": (slice(8), slice(4, 8))}.items():
+        expected = torch.zeros(8, 8, dtype=torch.bool)
+        expected[rows, columns] = True
+        assert torch.equal(mask_of(trainer, name, x, 0.5, 0), expected.flatten())
+    assert mask_of(trainer, "random", x, 0.5, 0).shape == (3, 64)
+
+
+def test_manifold(runs, run, capsys):
+    ask(capsys, "manifold", runs / "2", "--num", "4", "--save-array")
+    assert np.load(runs / "2" / "manifold.npy").shape == (4, 4, 64)
+    picture(runs / "2" / "manifold.png")
+    assert "latent_dim is 3; the manifold is a picture of 2 dimensions: see `aevb traverse`" in error_of(
+        capsys, "manifold", run
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["embed", "--part", "validation"], "digits has no validation part"),
+        (["embed", "--data", "none.npy"], "none.npy: No such file"),
+        (["impute", "--mask", "middle"], "mask is 'middle'; expected 'lower', 'upper', 'left', 'right', 'random'"),
+        (["impute", "--mask", "random", "--missing", "1"], "missing is 1.0; expected a fraction between 0 and 1"),
+        (["impute", "--images", "0"], "images is 0; expected at least 1"),
+        (["denoise"], "flip is None and sigma None; expected one of them"),
+        (["sample", "--num", "0"], "num is 0; expected at least 1"),
+        (["traverse", "--image", "297"], "image is 297; expected the number of a test image, 0 to 296"),
+        (["traverse", "--dims", "5"], "dims has 5; expected dimensions from 0 to 2"),
+        (["interpolate", "--pairs", "500"], "pairs is 500; expected at most 148"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_sentence(args, sentence, run, capsys):
+    assert sentence in error_of(capsys, args[0], run, *args[1:])
+    assert {path.name for path in run.iterdir()} == set(TRAINED)
+
+
+def test_what_training_left_is_kept(run, tmp_path, capsys):
+    assert "samples.png is a training run's own file, which is kept" in error_of(
+        capsys, "sample", run, "--out", run / "samples.png"
+    )
+    assert "holds no run" in error_of(capsys, "sample", tmp_path)
+    for name, array in {"text": np.array(["a"]), "shape": np.zeros((2, 7)), "large": np.full((1, 64), 1.5)}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        assert f"{name}.npy" in error_of(capsys, "embed", run, "--data", tmp_path / f"{name}.npy")
+    (tmp_path / "damaged.npy").write_bytes(b"\x93NUMPY")
+    assert "damaged.npy is no .npy file" in error_of(capsys, "embed", run, "--data", tmp_path / "damaged.npy")
+
+
+def test_training_anew_takes_old_answers_away(tmp_path, capsys):
+    config = aevb.TrainConfig(epochs=1, hidden_dims=(8,), latent_dim=2, progress=False, out=str(tmp_path / "run"))
+    aevb.Trainer(config).fit()
+    ask(capsys, "sample", tmp_path / "run", "--num", "4")
+    (tmp_path / "run" / "mine.txt").write_text("kept")
+    aevb.Trainer(dataclasses.replace(config, overwrite=True)).fit()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {*TRAINED, "mine.txt"}
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.links, self.ends = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action")]
+
+    def handle_endtag(self, tag):
+        self.ends.append(tag)
+
+
+def test_report_is_one_page_that_needs_nothing_else(runs, run, monkeypatch, capsys):
+    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 4)
+    for path, latent_space in ((run, "traversals"), (runs / "2", "manifold")):
+        ask(capsys, "report", path)
+        text = (path / "report.html").read_text()
+        links = Links()
+        links.feed(text)
+        assert all(link.startswith(("data:image/png;base64,", "#")) for link in links.links)
+        assert "url(http" not in text
+        assert "@import" not in text
+        assert "script" not in links.tags
+        assert "link" not in links.tags
+        assert links.tags.count("svg") == links.ends.count("svg") == 4
+        assert links.tags.count("img") == 6
+        assert latent_space in text
+        last = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
+        assert f"Test ELBO {last['test_elbo']:.2f} nats" in text
+        assert "prefers-color-scheme: dark" in text
+        assert "#010203" not in text
+        assert "`aevb evaluate` adds log p(x)" in text
+    ask(capsys, "evaluate", run, "--num-samples", "10", "--images", "20", "--no-progress")
+    ask(capsys, "report", run)
+    evaluated = json.loads((run / "evaluation.json").read_text())
+    assert f"{evaluated['log_marginal_likelihood']:,.3f}" in (run / "report.html").read_text()
+
+
+def test_colours_are_drawn_as_they_are_and_grey_dark_on_white():
+    red = torch.zeros(2, 3, 4, 5)
+    red[:, 0] = 1
+    image = Image.open(io.BytesIO(pictures.png(pictures.mosaic("red", {"": red.flatten(1)}, (3, 4, 5)))))
+    assert (255, 0, 0) in {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
+    grey = pictures.mosaic("grey", {"": torch.ones(2, 20)}, (4, 5), missing={"": torch.arange(20).expand(2, 20) < 5})
+    image = np.asarray(Image.open(io.BytesIO(pictures.png(grey))).convert("RGB")).astype(int)
+    for colour, least in ((0, 0, 0), 1000), (pictures.MISSING, 300):
+        assert (abs(image - np.multiply(255, colour)) < 1.5).all(-1).sum() > least
+
+
+def test_grey_runs_have_noise_of_values_but_no_flips(tmp_path, capsys):
+    options = dict(epochs=1, hidden_dims=(8,), latent_dim=2, binarize="none", progress=False, threads=1)
+    aevb.Trainer(aevb.TrainConfig(out=str(tmp_path / "run"), **options)).fit()
+    out = ask(capsys, "denoise", tmp_path / "run", "--sigma", "0.3", *FAST)
+    assert "6 test images, Gaussian noise of sigma 0.3" in out
+    ask(capsys, "impute", tmp_path / "run", *FAST)
+    assert "values other than 0 and 1; expected bits" in error_of(
+        capsys, "denoise", tmp_path / "run", "--flip", "0.2", *FAST
+    )
