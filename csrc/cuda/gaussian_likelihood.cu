@@ -11,7 +11,8 @@ const char* with_elements(const L& likelihood, const LikelihoodArgs& a, bool nar
   return with_dtype(a.output.dtype, [&](auto t) {
     constexpr int V = kWidest<decltype(t)>;
     if (narrow || !in_vectors<V>(a)) return use(likelihood, t, Constant<1>{}, AnyDtype{});
-    if (a.x.dtype == Dtype::float32) return use(likelihood, t, Constant<V>{}, float{});
+    if (a.x.dtype == Dtype::float32 && (!a.logvar.data || a.logvar.dtype == a.output.dtype))
+      return use(likelihood, t, Constant<V>{}, float{});
     return use(likelihood, t, Constant<V>{}, AnyDtype{});
   });
 }

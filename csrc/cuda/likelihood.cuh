@@ -14,8 +14,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Elements whose dtype is known only at run time: the kernels for every dtype of output, of logvar and of x would be
-// many, and mostly unused.
+// Elements whose dtype is known only at run time, read one by one: the kernels for every dtype of output, of logvar and
+// of x would be many, and mostly unused.
 struct AnyDtype {};
 
 // Rows beside the output: x, or logvar.
@@ -48,19 +48,22 @@ struct Beside<AnyDtype> {
   template <int V>
   AEVB_DEVICE LoadedAny<V> load_at(int64_t i) const {
     LoadedAny<V> r;
-    switch (dtype) {
-      case Dtype::float32: load<V>(static_cast<const float*>(data) + i).unpack_to(r.x); break;
-      case Dtype::bfloat16: load<V>(static_cast<const BFloat16*>(data) + i).unpack_to(r.x); break;
-      case Dtype::float16: load<V>(static_cast<const Float16*>(data) + i).unpack_to(r.x); break;
-      default: load<V>(static_cast<const uint8_t*>(data) + i).unpack_to(r.x);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      switch (dtype) {
+        case Dtype::float32: r.x[k] = load_one(static_cast<const float*>(data) + i + k); break;
+        case Dtype::bfloat16: r.x[k] = load_one(static_cast<const BFloat16*>(data) + i + k); break;
+        case Dtype::float16: r.x[k] = load_one(static_cast<const Float16*>(data) + i + k); break;
+        default: r.x[k] = load_one(static_cast<const uint8_t*>(data) + i + k);
+      }
     }
     return r;
   }
 };
 
-// Of likelihoods with kLogvar, and nothing of others.
-template <bool kLogvar>
-struct LogvarArgs {
+// logvar [R, D] of likelihoods with kLogvar, and its gradient; nothing of others.
+template <bool kLogvar, class T>
+struct Logvars {
   static constexpr int64_t stride = 0;
   template <int V>
   AEVB_DEVICE LoadedAny<V> load_at(int64_t) const {
@@ -70,9 +73,18 @@ struct LogvarArgs {
   AEVB_DEVICE void store_grad(const float*, int64_t) const {}
 };
 
+template <class T>
+struct Logvars<true, T> : Beside<T> {
+  T* grad;  // [R, D], or null
+  template <int V>
+  AEVB_DEVICE void store_grad(const float* x, int64_t i) const {
+    if (grad) store<V>(x, grad + i);
+  }
+};
+
 template <>
-struct LogvarArgs<true> : Beside<AnyDtype> {
-  void* grad;  // [R, D], of logvar's dtype, or null
+struct Logvars<true, AnyDtype> : Beside<AnyDtype> {
+  void* grad;
   template <int V>
   AEVB_DEVICE void store_grad(const float* x, int64_t i) const {
     if (!grad) return;
@@ -83,6 +95,18 @@ struct LogvarArgs<true> : Beside<AnyDtype> {
     }
   }
 };
+
+// Where the dtype of x is known at compile time, logvar's is that of the output.
+template <class T, class X>
+struct LogvarType {
+  using Type = T;
+};
+template <class T>
+struct LogvarType<T, AnyDtype> {
+  using Type = AnyDtype;
+};
+template <class L, class T, class X>
+using LogvarsOf = Logvars<L::kLogvar, typename LogvarType<T, X>::Type>;
 
 // V neighbouring elements, and the gradients of which likelihoods with kLogvar give two.
 template <int V>
@@ -108,8 +132,8 @@ struct ForwardArgs {
   L likelihood;
   const T* output;  // [R, D]
   int64_t output_stride;
-  LogvarArgs<L::kLogvar> logvar;  // [R, D]
-  Beside<X> x;                    // [x_rows, D]
+  LogvarsOf<L, T, X> logvar;
+  Beside<X> x;  // [x_rows, D]
   Divider x_rows, parts;
   int64_t units, D, part_elements;  // a row is cut into `parts` parts; R * parts units
   float sign;
@@ -125,7 +149,7 @@ struct ForwardArgs {
 template <class L, bool kGrad, int V, class T, class X>
 __global__ void __launch_bounds__(kThreads, V > 4 ? 2 : 3) log_prob_rows(const ForwardArgs<L, T, X> a) {
   constexpr int kSharing = kLanes / V;
-  constexpr int kAtOnce = Beside<X>::kAtRunTime || L::kLogvar ? 1 : (V > 4 ? 2 : 4);  // vectors under way
+  constexpr int kAtOnce = Beside<X>::kAtRunTime ? 1 : (V > 4 || L::kLogvar ? 2 : 4);  // vectors under way
   const int64_t unit = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kSharing;
   if (unit >= a.units) return;
   const int t = threadIdx.x % kSharing;
@@ -201,9 +225,9 @@ struct BackwardArgs {
   L likelihood;
   const T* output;  // [R, D]
   int64_t output_stride;
-  LogvarArgs<L::kLogvar> logvar;  // [R, D]
-  Beside<X> x;                    // [x_rows, D]
-  Divider row_vectors;            // D / V
+  LogvarsOf<L, T, X> logvar;
+  Beside<X> x;          // [x_rows, D]
+  Divider row_vectors;  // D / V
   Divider x_rows;
   int64_t vectors, D;  // R * D / V
   bool by_rows;        // rows matter: strides, samples, or a gradient for each
@@ -269,9 +293,12 @@ Beside<X> beside(const Rows& m, X) {
   return {static_cast<const X*>(m.data), m.stride};
 }
 
-inline LogvarArgs<false> logvars_of(const LikelihoodArgs&, Constant<false>) { return {}; }
-inline LogvarArgs<true> logvars_of(const LikelihoodArgs& a, Constant<true>) {
-  return {beside(a.logvar, AnyDtype{}), a.grad_logvar};
+template <class T>
+void set_logvars(Logvars<false, T>&, const LikelihoodArgs&) {}
+template <class T>
+void set_logvars(Logvars<true, T>& logvars, const LikelihoodArgs& a) {
+  static_cast<Beside<T>&>(logvars) = beside(a.logvar, T{});
+  logvars.grad = static_cast<decltype(logvars.grad)>(a.grad_logvar);
 }
 
 // Whether what a likelihood reads can be read V elements at a time.
@@ -309,10 +336,12 @@ const char* launch_gradient(const LikelihoodArgs& a, void* stream, const WithTyp
     const int64_t vectors = a.R * (a.D / V);
     const bool by_rows = a.output.stride != a.D || a.x.stride != a.D || a.x_rows != a.R || a.grad_stride ||
                          a.grad_sample_stride || (L::kLogvar && a.logvar.stride != a.D);
+    LogvarsOf<L, T, X> logvars;
+    set_logvars(logvars, a);
     const BackwardArgs<L, T, X> args{likelihood,
                                      static_cast<const T*>(a.output.data),
                                      a.output.stride,
-                                     logvars_of(a, Constant<L::kLogvar>{}),
+                                     logvars,
                                      beside(a.x, x),
                                      Divider(a.D / V),
                                      Divider(a.x_rows),
@@ -346,10 +375,12 @@ const char* launch_likelihood(const LikelihoodArgs& a, int multiprocessors, floa
     using T = decltype(t);
     using X = decltype(x);
     constexpr int V = decltype(v)::value;
+    LogvarsOf<L, T, X> logvars;
+    set_logvars(logvars, a);
     const ForwardArgs<L, T, X> args{likelihood,
                                     static_cast<const T*>(a.output.data),
                                     a.output.stride,
-                                    logvars_of(a, Constant<L::kLogvar>{}),
+                                    logvars,
                                     beside(a.x, x),
                                     Divider(a.x_rows),
                                     Divider(parts.parts),
