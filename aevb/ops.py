@@ -680,12 +680,13 @@ def gaussian_log_prob(
 
 def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
     """logvar as a tensor of mean's shape, whose rows lie in one place where they are the same; where it does not
-    broadcast to that, as it is: the op says so."""
-    if logvar.shape == mean.shape:
+    broadcast to that, or is no float, as it is: the op says so."""
+    if logvar.shape == mean.shape or logvar.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return logvar
     sizes = zip(reversed(logvar.shape), reversed(mean.shape), strict=False)
     if logvar.dim() > mean.dim() or any(n not in (1, to) for n, to in sizes):
         return logvar
+    logvar = logvar.float()  # for the sum that is its gradient
     if logvar.dim() == 0 or logvar.shape[-1] == 1:  # kernels read rows whose elements are neighbours
         logvar = logvar.expand(*logvar.shape[:-1], mean.shape[-1]).contiguous()
     return logvar.expand(mean.shape)

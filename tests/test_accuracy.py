@@ -323,7 +323,7 @@ def test_gaussian_log_prob(kind, target, width, sigmoid, device):
     x, x_scale = targets(target, 5, width)
     mean, logvar = (leaf(t, device) for t in gaussian_decoder(kind, 3, 5, width))
     check_gaussian(mean, x.to(device), logvar, x_scale, sigmoid)
-    check_gaussian(mean, x.to(device), float(logvar.flatten()[0]), x_scale, sigmoid)
+    check_gaussian(mean, x.to(device), logvar.detach().flatten()[0].item(), x_scale, sigmoid)
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
