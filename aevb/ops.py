@@ -604,7 +604,7 @@ def _(output, x, x_scale, from_probs, grad_scale):
 # ---- the Gaussian likelihood ----------------------------------------------------------------------------------------
 
 
-def _gaussian_formula(mean, x, logvar, fixed_logvar, x_scale, sigmoid):
+def gaussian_formula(mean, x, logvar, fixed_logvar, x_scale, sigmoid):
     return reference.gaussian_log_prob(mean, x, fixed_logvar if logvar is None else logvar, x_scale, sigmoid=sigmoid)
 
 
@@ -612,8 +612,11 @@ def _needs_gradient(logvar: Tensor | None) -> bool:
     return logvar is not None and logvar.requires_grad
 
 
+gaussian_log_prob_and_grad = _ops.gaussian_log_prob_and_grad.default
+
+
 def _gaussian_with_grad(mean, x, logvar, *options):
-    return _ops.gaussian_log_prob_and_grad.default(mean, x, logvar, *options, 1.0, [True, _needs_gradient(logvar)])
+    return gaussian_log_prob_and_grad(mean, x, logvar, *options, 1.0, [True, _needs_gradient(logvar)])
 
 
 def _gaussian_grad(tensors, options, grad_mean, grad_logvar, grad):
@@ -621,18 +624,26 @@ def _gaussian_grad(tensors, options, grad_mean, grad_logvar, grad):
     return _times_rows(grad_mean, grad), _times_rows(grad_logvar, grad) if _needs_gradient(logvar) else None
 
 
+def _gaussian_in_float32(mean, x, logvar, *_):
+    return mean.dtype == torch.float32 and (logvar is None or logvar.dtype == torch.float32)
+
+
+def gaussian_goes_ahead(mean: Tensor, x: Tensor, logvar: Tensor | None, *options) -> bool:
+    """Whether the gradients of a sum of log p(x|z) are to be taken in its forward pass: as of an op with `Ahead`."""
+    if on_reference(mean) or _is_compiling():
+        return False
+    needed = (mean.requires_grad or _needs_gradient(logvar)) and _grad_enabled()
+    return needed and mean.is_cpu and _gaussian_in_float32(mean, x, logvar)
+
+
 _gaussian_log_prob = differentiable(
     "gaussian_log_prob",
     3,
     (0, 2),
-    _gaussian_formula,
+    gaussian_formula,
     lambda mean, *_: mean.new_empty(mean.shape[:-1], dtype=torch.float32),
     only_needed=True,
-    ahead=Ahead(
-        lambda mean, x, logvar, *_: mean.dtype == torch.float32 and (logvar is None or logvar.dtype == torch.float32),
-        _gaussian_with_grad,
-        _gaussian_grad,
-    ),
+    ahead=Ahead(_gaussian_in_float32, _gaussian_with_grad, _gaussian_grad),
 )
 
 
@@ -671,11 +682,16 @@ def gaussian_log_prob(
     """
     if validate_args:
         check_finite(x, x_scale)
+    return _gaussian_log_prob(*gaussian_arguments(mean, x, logvar, x_scale, sigmoid))
+
+
+def gaussian_arguments(mean: Tensor, x: Tensor, logvar: Tensor | float, x_scale: float | None, sigmoid: bool) -> tuple:
+    """The arguments of the op: mean, x, logvar for each element or None, and its options."""
     if isinstance(logvar, Tensor):
-        return _gaussian_log_prob(mean, x, _for_each_element(logvar, mean), 0.0, x_scale, sigmoid)
+        return mean, x, _for_each_element(logvar, mean), 0.0, x_scale, sigmoid
     if not math.isfinite(logvar):
         raise ValueError(f"logvar is {logvar}; expected a finite number, the logarithm of the variance, or a tensor")
-    return _gaussian_log_prob(mean, x, None, float(logvar), x_scale, sigmoid)
+    return mean, x, None, float(logvar), x_scale, sigmoid
 
 
 def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
