@@ -67,7 +67,7 @@ def log_prob_of(
 
 
 class _Sum(torch.autograd.Function):
-    """`factor` times the sum of log p(x|z) over rows. Its gradients are taken in the forward pass, and are what is asked
+    """`factor` times the sum of log p(x|z) over rows. Its gradients are taken in the forward pass, those that are asked
     for where 1 flows back."""
 
     @staticmethod
