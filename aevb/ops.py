@@ -149,12 +149,7 @@ def differentiable(
     def fake_backward(*args):
         given = dict(zip(names, args, strict=False))  # a default may be left out
         wanted = args[-1] if only_needed else [given.get("recon_wanted", True), *[True] * (len(fused) - 1)]
-        found = tuple(
-            torch.empty_like(args[i], memory_format=torch.contiguous_format)
-            if want
-            else (args[0] if args[i] is None else args[i]).new_empty(0)
-            for i, want in zip(fused, wanted, strict=True)
-        )
+        found = tuple(_fake_gradient(args[i], args[0], want) for i, want in zip(fused, wanted, strict=True))
         return found if len(found) > 1 else found[0]
 
     torch.library.register_autograd(f"aevb::{name}", gradients, setup_context=setup_context)
@@ -199,6 +194,13 @@ def differentiable(
         return apply(*args)
 
     return call
+
+
+def _fake_gradient(of: Tensor | None, other: Tensor, wanted: bool) -> Tensor:
+    """Empty where it is not wanted, or there is nothing that it could be of."""
+    if of is None or not wanted:
+        return (other if of is None else of).new_empty(0)
+    return torch.empty_like(of, memory_format=torch.contiguous_format)
 
 
 class _Saved(NamedTuple):
@@ -710,10 +712,7 @@ def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
 
 @torch.library.register_fake("aevb::gaussian_log_prob_and_grad")
 def _(mean, x, logvar, fixed_logvar, x_scale, sigmoid, grad_scale, needs):
-    grads = [
-        torch.empty_like(t, memory_format=torch.contiguous_format) if t is not None and need else mean.new_empty(0)
-        for t, need in zip((mean, logvar), needs, strict=True)
-    ]
+    grads = [_fake_gradient(t, mean, bool(need)) for t, need in zip((mean, logvar), needs, strict=True)]
     return mean.new_empty(mean.shape[:-1], dtype=torch.float32), *grads
 
 
