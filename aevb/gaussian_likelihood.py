@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,3 +64,46 @@ def log_prob_of(
     two."""
     mean, x, logvar = _rows(output, x, batch)
     return ops.gaussian_log_prob(mean, x, logvar, x_scale, sigmoid=sigmoid_means)
+
+
+class _Sum(torch.autograd.Function):
+    """`factor` times the sum of log p(x|z) over rows. Its gradients are taken in the forward pass, those that are asked
+    for where 1 flows back."""
+
+    @staticmethod
+    def forward(ctx, mean, x, logvar, options, factor):
+        needs = ctx.needs_input_grad
+        log_prob, *found = ops.gaussian_log_prob_and_grad(mean, x, logvar, *options, factor, [needs[0], needs[2]])
+        ctx.save_for_backward(mean, x, logvar, *found)
+        ctx.options, ctx.factor = options, factor
+        return factor * log_prob.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        mean, x, logvar, *found = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or needs[1] or ops.is_batched(grad):
+
+            def formula(mean, x, logvar):
+                return ctx.factor * ops.gaussian_formula(mean, x, logvar, *ctx.options).sum()
+
+            return *ops.reference_gradients(formula, (mean, x, logvar), (), needs, (grad,)), None, None
+        if ops.kept_graph():
+            found = [f * grad for f in found]
+        elif float(grad) != 1:
+            found = [f.mul_(grad) for f in found]
+        return found[0] if needs[0] else None, None, found[1] if needs[2] else None, None, None
+
+
+def sum_log_prob(
+    output: GaussianOutput, x: Tensor, batch: torch.Size, x_scale: float | None, sigmoid_means: bool, factor: float
+) -> Tensor:
+    """`factor` times the sum over datapoints of the mean over samples of log p(x|z): a number, on a CPU with its
+    gradients in one pass."""
+    mean, x, logvar = _rows(output, x, batch)
+    samples = mean.shape[:-1].numel() // max(batch.numel(), 1)
+    factor = factor / samples if samples else math.nan
+    arguments = ops.gaussian_arguments(mean, x, logvar, x_scale, sigmoid_means)
+    if ops.gaussian_goes_ahead(*arguments):
+        return _Sum.apply(*arguments[:3], arguments[3:], factor)
+    return factor * ops.gaussian_log_prob(mean, x, logvar, x_scale, sigmoid=sigmoid_means).sum()

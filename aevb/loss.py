@@ -332,9 +332,15 @@ class FusedELBO(nn.Module):
         return self._weight() * kl - linear_likelihood.sum_log_prob(logits, x, self.x_scale, factor)
 
     def _of_gaussian(self, output: GaussianOutput, x: Tensor, kl: Tensor) -> Tensor:
-        log_prob = gaussian_likelihood.log_prob_of(output, x, kl.shape, self.x_scale, self.sigmoid_means)
-        samples = log_prob.shape[: log_prob.dim() - kl.dim()].numel()
-        return self._reduced(self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0))
+        options = self.x_scale, self.sigmoid_means
+        if self.reduction == "none" or kl.numel() == 0:
+            log_prob = gaussian_likelihood.log_prob_of(output, x, kl.shape, *options)
+            samples = log_prob.shape[: log_prob.dim() - kl.dim()].numel()
+            return self._reduced(self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0))
+        datapoints, of_all = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
+        return self._weight() * of_all + gaussian_likelihood.sum_log_prob(
+            output, x, kl.shape, *options, -1.0 / datapoints
+        )
 
     def _importance_weighted(
         self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor, log_ratio: Tensor

@@ -149,12 +149,7 @@ def differentiable(
     def fake_backward(*args):
         given = dict(zip(names, args, strict=False))  # a default may be left out
         wanted = args[-1] if only_needed else [given.get("recon_wanted", True), *[True] * (len(fused) - 1)]
-        found = tuple(
-            torch.empty_like(args[i], memory_format=torch.contiguous_format)
-            if want
-            else (args[0] if args[i] is None else args[i]).new_empty(0)
-            for i, want in zip(fused, wanted, strict=True)
-        )
+        found = tuple(_fake_gradient(args[i], args[0], want) for i, want in zip(fused, wanted, strict=True))
         return found if len(found) > 1 else found[0]
 
     torch.library.register_autograd(f"aevb::{name}", gradients, setup_context=setup_context)
@@ -199,6 +194,13 @@ def differentiable(
         return apply(*args)
 
     return call
+
+
+def _fake_gradient(of: Tensor | None, other: Tensor, wanted: bool) -> Tensor:
+    """Empty where it is not wanted, or there is nothing that it could be of."""
+    if of is None or not wanted:
+        return (other if of is None else of).new_empty(0)
+    return torch.empty_like(of, memory_format=torch.contiguous_format)
 
 
 class _Saved(NamedTuple):
@@ -604,7 +606,7 @@ def _(output, x, x_scale, from_probs, grad_scale):
 # ---- the Gaussian likelihood ----------------------------------------------------------------------------------------
 
 
-def _gaussian_formula(mean, x, logvar, fixed_logvar, x_scale, sigmoid):
+def gaussian_formula(mean, x, logvar, fixed_logvar, x_scale, sigmoid):
     return reference.gaussian_log_prob(mean, x, fixed_logvar if logvar is None else logvar, x_scale, sigmoid=sigmoid)
 
 
@@ -612,8 +614,11 @@ def _needs_gradient(logvar: Tensor | None) -> bool:
     return logvar is not None and logvar.requires_grad
 
 
+gaussian_log_prob_and_grad = _ops.gaussian_log_prob_and_grad.default
+
+
 def _gaussian_with_grad(mean, x, logvar, *options):
-    return _ops.gaussian_log_prob_and_grad.default(mean, x, logvar, *options, 1.0, [True, _needs_gradient(logvar)])
+    return gaussian_log_prob_and_grad(mean, x, logvar, *options, 1.0, [True, _needs_gradient(logvar)])
 
 
 def _gaussian_grad(tensors, options, grad_mean, grad_logvar, grad):
@@ -621,18 +626,26 @@ def _gaussian_grad(tensors, options, grad_mean, grad_logvar, grad):
     return _times_rows(grad_mean, grad), _times_rows(grad_logvar, grad) if _needs_gradient(logvar) else None
 
 
+def _gaussian_in_float32(mean, x, logvar, *_):
+    return mean.dtype == torch.float32 and (logvar is None or logvar.dtype == torch.float32)
+
+
+def gaussian_goes_ahead(mean: Tensor, x: Tensor, logvar: Tensor | None, *options) -> bool:
+    """Whether the gradients of a sum of log p(x|z) are to be taken in its forward pass: as of an op with `Ahead`."""
+    if on_reference(mean) or _is_compiling():
+        return False
+    needed = (mean.requires_grad or _needs_gradient(logvar)) and _grad_enabled()
+    return needed and mean.is_cpu and _gaussian_in_float32(mean, x, logvar)
+
+
 _gaussian_log_prob = differentiable(
     "gaussian_log_prob",
     3,
     (0, 2),
-    _gaussian_formula,
+    gaussian_formula,
     lambda mean, *_: mean.new_empty(mean.shape[:-1], dtype=torch.float32),
     only_needed=True,
-    ahead=Ahead(
-        lambda mean, x, logvar, *_: mean.dtype == torch.float32 and (logvar is None or logvar.dtype == torch.float32),
-        _gaussian_with_grad,
-        _gaussian_grad,
-    ),
+    ahead=Ahead(_gaussian_in_float32, _gaussian_with_grad, _gaussian_grad),
 )
 
 
@@ -671,21 +684,27 @@ def gaussian_log_prob(
     """
     if validate_args:
         check_finite(x, x_scale)
+    return _gaussian_log_prob(*gaussian_arguments(mean, x, logvar, x_scale, sigmoid))
+
+
+def gaussian_arguments(mean: Tensor, x: Tensor, logvar: Tensor | float, x_scale: float | None, sigmoid: bool) -> tuple:
+    """The arguments of the op: mean, x, logvar for each element or None, and its options."""
     if isinstance(logvar, Tensor):
-        return _gaussian_log_prob(mean, x, _for_each_element(logvar, mean), 0.0, x_scale, sigmoid)
+        return mean, x, _for_each_element(logvar, mean), 0.0, x_scale, sigmoid
     if not math.isfinite(logvar):
         raise ValueError(f"logvar is {logvar}; expected a finite number, the logarithm of the variance, or a tensor")
-    return _gaussian_log_prob(mean, x, None, float(logvar), x_scale, sigmoid)
+    return mean, x, None, float(logvar), x_scale, sigmoid
 
 
 def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
     """logvar as a tensor of mean's shape, whose rows lie in one place where they are the same; where it does not
-    broadcast to that, as it is: the op says so."""
-    if logvar.shape == mean.shape:
+    broadcast to that, or is no float, as it is: the op says so."""
+    if logvar.shape == mean.shape or logvar.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return logvar
     sizes = zip(reversed(logvar.shape), reversed(mean.shape), strict=False)
     if logvar.dim() > mean.dim() or any(n not in (1, to) for n, to in sizes):
         return logvar
+    logvar = logvar.float()  # for the sum that is its gradient
     if logvar.dim() == 0 or logvar.shape[-1] == 1:  # kernels read rows whose elements are neighbours
         logvar = logvar.expand(*logvar.shape[:-1], mean.shape[-1]).contiguous()
     return logvar.expand(mean.shape)
@@ -693,10 +712,7 @@ def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
 
 @torch.library.register_fake("aevb::gaussian_log_prob_and_grad")
 def _(mean, x, logvar, fixed_logvar, x_scale, sigmoid, grad_scale, needs):
-    grads = [
-        torch.empty_like(t, memory_format=torch.contiguous_format) if t is not None and need else mean.new_empty(0)
-        for t, need in zip((mean, logvar), needs, strict=True)
-    ]
+    grads = [_fake_gradient(t, mean, bool(need)) for t, need in zip((mean, logvar), needs, strict=True)]
     return mean.new_empty(mean.shape[:-1], dtype=torch.float32), *grads
 
 

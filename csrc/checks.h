@@ -61,8 +61,8 @@ LikelihoodShape check_likelihood(const char* op, const Tensor& output, const Ten
 LikelihoodShape check_gaussian_likelihood(const char* op, const Tensor& mean, const Tensor& x,
                                           const OptionalTensor& logvar, std::optional<double> x_scale);
 
-// As check_likelihood with the datapoints' dimensions known: output is (*samples, *batch, *datapoint), x (*batch, *datapoint). The
-// datapoint may be laid out differently in the two, as long as its size is the same.
+// As check_likelihood with the datapoints' dimensions known: output is (*samples, *batch, *datapoint), x (*batch,
+// *datapoint). The datapoint may be laid out differently in the two, as long as its size is the same.
 LikelihoodShape check_reconstruction(const char* op, const Tensor& recon, const Tensor& x, const Sizes& batch,
                                      const char* batch_from, std::optional<double> x_scale);
 

@@ -231,7 +231,8 @@ struct Ops {
                                           bool from_probs, double grad_scale) {
     const LikelihoodShape shape = check_likelihood("bernoulli_log_prob_and_grad", output, x, x_scale);
     Device device(output);
-    return log_prob_and_grad(device, Decoded(output, x, shape, bernoulli(from_probs), x_scale), output, shape.rows, grad_scale);
+    return log_prob_and_grad(device, Decoded(output, x, shape, bernoulli(from_probs), x_scale), output, shape.rows,
+                             grad_scale);
   }
 
   static Tensor bernoulli_log_prob_and_grad_(Tensor output, const Tensor& x, std::optional<double> x_scale,
@@ -310,8 +311,9 @@ struct Ops {
     Device device(recon);
     const Tensor g = dense(grad);
     Tensor grad_recon =
-        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, bernoulli(from_probs), x_scale), recon, g, how)
-                     : device.empty({0}, recon.scalar_type());
+        recon_wanted
+            ? reconstruction_gradient(device, Decoded(recon, x, decoded, bernoulli(from_probs), x_scale), recon, g, how)
+            : device.empty({0}, recon.scalar_type());
     const Latents latents(mu, logvar, shape);
     GaussianArgs a = latents.args();
     a.grad_kl = floats(g);
@@ -347,8 +349,9 @@ struct Ops {
     Device device(recon);
     const Tensor g = dense(grad);
     Tensor grad_recon =
-        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, shape, bernoulli(from_probs), x_scale), recon, g, how)
-                     : device.empty({0}, recon.scalar_type());
+        recon_wanted
+            ? reconstruction_gradient(device, Decoded(recon, x, shape, bernoulli(from_probs), x_scale), recon, g, how)
+            : device.empty({0}, recon.scalar_type());
     Tensor grad_kl = device.empty(batch, ScalarType::Float);
     device.scale({floats(g), how == Reduction::none, kl.numel(), kl_weight(how, kl.numel(), beta_scale),
                   beta ? floats(*beta) : nullptr, floats(grad_kl)});
@@ -475,8 +478,7 @@ struct Ops {
     if (needs.size() != 2) fail(op, "needs has ", needs.size(), " numbers; expected 2, of mean and logvar");
     const Tensor& of_logvar = logvar ? *logvar : mean;
     Tensor grad_mean = device.empty(needs[0] ? sizes_of(mean) : Sizes{0}, mean.scalar_type());
-    Tensor grad_logvar =
-        device.empty(needs[1] && logvar ? sizes_of(*logvar) : Sizes{0}, of_logvar.scalar_type());
+    Tensor grad_logvar = device.empty(needs[1] && logvar ? sizes_of(*logvar) : Sizes{0}, of_logvar.scalar_type());
     if (needs[0]) a.grad_output = grad_mean.mutable_data_ptr();
     if (needs[1] && logvar) a.grad_logvar = grad_logvar.mutable_data_ptr();
     if (a.log_prob || a.grad_output || a.grad_logvar) device.likelihood(a);

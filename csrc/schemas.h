@@ -43,9 +43,10 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
       "bernoulli_log_prob_and_grad_(Tensor(a!) output, Tensor x, float? x_scale, bool from_probs, float grad_scale)"
       " -> Tensor log_prob");
 
-  // log N(x_scale x; mean, exp(logvar)), one value a row; with sigmoid the mean is sigmoid(mean). logvar has mean's shape
-  // (rows may all lie in one place), or fixed_logvar is that of all elements. needs: whether the gradients of mean and of
-  // logvar are; the others are empty, (0,). The last gives log_prob and grad_scale times its gradients in one pass.
+  // log N(x_scale x; mean, exp(logvar)), one value a row; with sigmoid the mean is sigmoid(mean). logvar has mean's
+  // shape (rows may all lie in one place), or fixed_logvar is that of all elements. needs: whether the gradients of
+  // mean and of logvar are; the others are empty, (0,). The last gives log_prob and grad_scale times its gradients in
+  // one pass.
   AEVB_DEF("gaussian_log_prob",
            "(Tensor mean, Tensor x, Tensor? logvar, float fixed_logvar, float? x_scale, bool sigmoid) -> Tensor");
   m.def(

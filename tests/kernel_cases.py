@@ -76,6 +76,7 @@ def cases() -> Iterator[Case]:
         yield from _latents(dtype)
         yield from _log_ratios(dtype)
         yield from _likelihoods(dtype)
+        yield from _gaussian_likelihoods(dtype)
         yield from _losses(dtype)
 
 
@@ -230,6 +231,42 @@ def _likelihoods(dtype) -> Iterator[Case]:
             yield from log_prob(f"logits {name}", view, x, None)
             yield from log_prob(f"x {name}", logits, views(x)[name], None)
             yield from log_prob(f"logits and uint8 x {name}", view, views((255 * x).to(torch.uint8))[name], 1 / 255)
+
+
+def _gaussian_likelihoods(dtype) -> Iterator[Case]:
+    needs = itertools.cycle(([1, 1], [1, 0], [0, 1], [1, 1], [0, 0]))  # not in step with sigmoid
+
+    def log_prob(name, mean, x, x_scale, logvar, fixed=0.0):
+        for sigmoid in (False, True):
+            args = (mean, x, logvar, fixed, x_scale, sigmoid)
+            yield Case(name, "gaussian_log_prob_forward", args)
+            yield Case(name, "gaussian_log_prob_backward", (*args, 3 * randn(32, *mean.shape[:-1]), next(needs)))
+            yield Case(name, "gaussian_log_prob_and_grad", (*args, 0.7, next(needs)))
+
+    dtypes = itertools.cycle((dtype, dtype, torch.float32, torch.bfloat16))  # of logvar
+    for shape in PIXEL_SHAPES:
+        mean, logvar = 2 * randn(33, *shape), 3 * randn(34, *shape)
+        for name, (x, x_scale) in targets(shape).items():
+            yield from log_prob(f"{name}, a logvar each", mean.to(dtype), x, x_scale, logvar.to(next(dtypes)))
+            yield from log_prob(f"{name}, one logvar", mean.to(dtype), x, x_scale, None, -0.7)
+        x, edges = targets(shape)["soft"][0], with_edges(mean, 35).to(dtype)
+        yield from log_prob("edges", edges, with_edges(x, 36), None, with_edges(logvar, 37).to(dtype))
+        yield from log_prob("edges, narrow", edges, with_edges(x, 36), None, None, -300.0)
+        shared = logvar.reshape(-1)[: shape[-1]].to(dtype).expand(shape) if logvar.numel() else logvar.to(dtype)
+        yield from log_prob("rows share logvar", mean.to(dtype), x, None, shared)
+    for shape in ((6, 24), (5, 50), (3, 784)):  # of x; several samples of means for each
+        for name, (x, x_scale) in targets(shape).items():
+            mean, logvar = randn(38, 7, *shape).to(dtype), randn(39, 7, *shape).to(next(dtypes))
+            yield from log_prob(f"samples, {name}", mean, x, x_scale, logvar)
+            yield from log_prob(f"samples, {name}, one logvar", mean, x, x_scale, None, 1.3)
+        mean, logvar, x = randn(40, *shape).to(dtype), randn(41, *shape).to(dtype), rand(42, *shape)
+        halves = torch.cat([mean, logvar], -1).chunk(2, -1)
+        yield from log_prob("halves of one output", halves[0], x, None, halves[1])
+        for name, view in views(mean).items():
+            yield from log_prob(f"mean {name}", view, x, None, logvar)
+            yield from log_prob(f"mean and logvar {name}", view, x, None, views(logvar)[name])
+            yield from log_prob(f"logvar {name}", mean, x, None, views(logvar.bfloat16())[name])
+            yield from log_prob(f"x {name}, one logvar", mean, views(x)[name], None, None, 0.3)
 
 
 def _losses(dtype) -> Iterator[Case]:

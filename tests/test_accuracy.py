@@ -5,6 +5,8 @@ mu and sd eps. So a KL is accurate relative to itself however small it is, and t
 digits.
 """
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -255,6 +257,153 @@ def test_from_probabilities(kind, width, dtype, device):
     (actual,), (e,) = gradients(loss, probs, g), gradients(expected, p, double(g))
     slope = double(g).abs().unsqueeze(-1) / (p * (1 - p)).clamp_min(1e-12)
     close_by_magnitude(actual, e, e.abs() + (slope * x64 if rounded_x else 0))
+
+
+# ---- the Gaussian likelihood ----------------------------------------------------------------------------------------
+
+
+def gaussian_decoder(kind, *size):
+    """mean, or its logit, and logvar."""
+    mean, logvar = 2 * randn(31, *size), 1.5 * randn(32, *size)
+    if kind == "wide":
+        return mean, 160 * rand(33, *size) - 80
+    if kind == "every scale":
+        return mean.sign() * 10 ** (6 * rand(34, *size) - 3), logvar
+    if kind == "close":  # to targets of half
+        return 0.5 + 1e-4 * mean, -18 + logvar
+    if kind in GAUSSIAN_CONSTANTS:
+        return tuple(torch.full(size, value) for value in GAUSSIAN_CONSTANTS[kind])
+    return mean, logvar
+
+
+GAUSSIAN_CONSTANTS = {"0, 0": (0.0, 0.0), "0.3, 0.7": (0.3, 0.7), "-3.3, -5": (-3.3, -5.1), "17, 30": (17.0, 30.0)}
+GAUSSIAN_KINDS = ["ordinary", "wide", "every scale", "close", *GAUSSIAN_CONSTANTS]
+
+
+def check_gaussian(mean, x, logvar, x_scale, sigmoid):
+    """logvar is a tensor or a number."""
+    log_prob = aevb.gaussian_log_prob(mean, x, logvar, x_scale, sigmoid=sigmoid)
+    learned = isinstance(logvar, torch.Tensor)
+    m, v = double(mean), double(logvar) if learned else logvar
+    expected = reference.gaussian_log_prob(m, x.cpu(), v, x_scale, sigmoid=sigmoid)
+
+    x64 = x.cpu().double() * (1 if x_scale is None else x_scale)
+    rounded = x64.abs() if x_scale not in (None, 1) else torch.zeros_like(x64)
+    residual, slope, v64 = x64 - m.detach(), 1.0, torch.as_tensor(v, dtype=torch.float64).detach()
+    if sigmoid:  # as a difference of terms that lose nothing
+        nearest, tail = (m.detach() > 0).double(), torch.sigmoid(-m.detach().abs())
+        residual, slope = (x64 - nearest) + torch.where(m.detach() > 0, tail, -tail), tail * (1 - tail)
+        rounded = rounded + (x64 - nearest).abs() + tail
+    precision = torch.exp(-v64)
+    square = residual**2 * precision
+    squares = square + (2 * residual.abs() + 1e-6 * rounded) * rounded * precision
+    terms = 0.5 * (squares + v64.abs() + math.log(2 * math.pi))
+    exact = -0.5 * (square + v64 + math.log(2 * math.pi))
+    assert log_prob.dtype == torch.float32
+    torch.testing.assert_close(expected, exact.sum(-1), rtol=1e-11, atol=1e-9)
+    close_by_magnitude(log_prob, exact.sum(-1), terms.sum(-1))
+
+    g = upstream(35, log_prob)
+    found = gradients(log_prob, (mean, logvar) if learned else (mean,), g)
+    of_reference = gradients(expected, (m, v) if learned else (m,), double(g))
+    g = double(g).unsqueeze(-1)
+    of_mean = g * residual * precision * slope
+    torch.testing.assert_close(of_reference[0], of_mean, rtol=1e-7, atol=1e-12)
+    slope = slope.clamp_min(2.0**-126) if sigmoid else slope  # below it float32 has fewer digits
+    close_by_magnitude(found[0], of_mean, g.abs() * (residual.abs() + rounded) * precision * slope)
+    if learned:
+        close_by_magnitude(found[1], g * 0.5 * (square - 1), g.abs() * 0.5 * (squares + 1))
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("target", TARGET_KINDS)
+@pytest.mark.parametrize("kind", GAUSSIAN_KINDS)
+def test_gaussian_log_prob(kind, target, width, sigmoid, device):
+    x, x_scale = targets(target, 5, width)
+    mean, logvar = (leaf(t, device) for t in gaussian_decoder(kind, 3, 5, width))
+    check_gaussian(mean, x.to(device), logvar, x_scale, sigmoid)
+    check_gaussian(mean, x.to(device), logvar.detach().flatten()[0].item(), x_scale, sigmoid)
+
+
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("logvar_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gaussian_log_prob_in_any_dtypes(dtype, logvar_dtype, sigmoid, device):
+    for target in TARGET_KINDS:
+        x, x_scale = targets(target, 5, 41)
+        mean, logvar = gaussian_decoder("ordinary", 5, 41)
+        mean, logvar = leaf(mean, device, dtype), leaf(logvar, device, logvar_dtype)
+        check_gaussian(mean, x.to(device), logvar, x_scale, sigmoid)
+
+
+@pytest.mark.parametrize("x", [0.0, 0.37, 1.0])
+@pytest.mark.parametrize("logit", [-80.0, -17.1, -3.3, -0.1, 0.1, 2.9, 13.3, 80.0])
+def test_gaussian_constant_rows(logit, x, device):
+    for width in (31, 784, 4096):
+        target = torch.full((2, width), x, device=device)
+        for logvar in (-9.3, 0.0, 0.7):
+            for sigmoid in (False, True):
+                check_gaussian(leaf(torch.full((2, width), logit), device), target, logvar, None, sigmoid)
+
+
+def test_gaussian_of_unscaled_targets_far_from_0(device):
+    """x and mean of a thousand, a unit apart: nothing is lost in their difference."""
+    mean = (1000 + torch.arange(41.0) / 7).expand(3, 41)
+    x = (mean + randn(36, 3, 41)).to(device)
+    check_gaussian(leaf(mean, device), x, leaf(randn(37, 3, 41), device), None, False)
+
+
+def test_infinite_logits_of_gaussian_means(device):
+    """Means that are exactly 0 and 1: finite, with no slope."""
+    inf = float("inf")
+    logits = leaf(torch.tensor([[inf, -inf, inf, -inf, 200.0, -200.0]]), device)
+    x, logvar = torch.tensor([[1.0, 0.0, 0.3, 0.3, 0.5, 1.0]], device=device), leaf(randn(38, 1, 6), device)
+    for v in (logvar, -0.7):
+        log_prob = aevb.gaussian_log_prob(logits, x, v, sigmoid=True)
+        hard = (logits > 0).float()
+        torch.testing.assert_close(log_prob, aevb.gaussian_log_prob(hard, x, v), rtol=0, atol=0)
+        (grad,) = torch.autograd.grad(log_prob, logits, torch.full_like(log_prob, 3), retain_graph=True)
+        assert torch.equal(grad, torch.zeros_like(grad))
+    (grad,) = torch.autograd.grad(aevb.gaussian_log_prob(logits, x, logvar, sigmoid=True).sum(), logvar)
+    assert grad.isfinite().all()
+
+
+def test_gaussian_variances_at_the_ends(device):
+    """What is met exactly costs logvar alone, however narrow it is; beyond the range of float32, the reference's
+    infinities."""
+    logvar = leaf(torch.tensor([[-150.0], [-170.0], [-300.0], [-1e30], [80.0], [1e30], [float("inf")]]), device)
+    zero = leaf(torch.zeros_like(logvar), device)
+    log_prob = aevb.gaussian_log_prob(zero, torch.zeros_like(logvar), logvar)
+    v = double(logvar)
+    expected = -0.5 * (v + math.log(2 * math.pi))
+    close_by_magnitude(log_prob, expected.squeeze(-1), expected.squeeze(-1))
+    grad_mean, grad_logvar = gradients(log_prob, (zero, logvar), torch.full_like(log_prob, 3))
+    assert torch.equal(grad_mean, torch.zeros_like(grad_mean))
+    assert torch.equal(grad_logvar, torch.full_like(grad_logvar, -1.5))
+    off = aevb.gaussian_log_prob(zero, torch.ones_like(logvar), logvar)
+    assert torch.equal(off.isinf().cpu(), torch.tensor([True, True, True, True, False, False, True]))
+
+
+@pytest.mark.parametrize("width", [1, 5, 33, 600])
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("which", ["mean", "x", "logvar"])
+def test_a_nan_stays_in_its_row_of_the_gaussian_likelihood(which, sigmoid, width, device):
+    batch, row = 12, 5
+    clean = {"mean": randn(1, batch, width), "x": rand(2, batch, width), "logvar": randn(3, batch, width)}
+    dirty = {**clean, which: rows_with(float("nan"), clean[which], row)}
+    others = torch.arange(batch) != row
+    results = []
+    for inputs in (clean, dirty):
+        mean, logvar, x = (leaf(inputs[n], device) for n in ("mean", "logvar", "x"))
+        log_prob = aevb.gaussian_log_prob(mean, x.detach(), logvar, sigmoid=sigmoid)
+        grads = gradients(log_prob, (mean, logvar), upstream(4, log_prob))
+        results.append([t.detach().cpu() for t in (log_prob, *grads)])
+    for before, after in zip(*results, strict=True):
+        assert same_bits(before[others], after[others])
+    log_prob, *grads = results[1]
+    assert log_prob[row].isnan()
+    assert [grad[row].isnan().sum() for grad in grads] == [1, 1]
 
 
 # ---- the negative ELBO ----------------------------------------------------------------------------------------------

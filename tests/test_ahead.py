@@ -76,6 +76,26 @@ def test_a_graph_that_is_kept_gives_its_gradients_again(upstream):
     assert same_bits(torch.autograd.grad(value, logits, torch.full((9,), upstream))[0], expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("logvar", [None, "constant", "learned"])
+@pytest.mark.parametrize("size", [(9, 41), (4, 2, 1271), (2, 33_000)])
+def test_gaussian_has_the_backward_kernels_bits(size, logvar, dtype):
+    mean, x = randn(1, *size).to(dtype).requires_grad_(), rand(2, *size)
+    v = None if logvar is None else randn(3, *size).to(dtype).requires_grad_(logvar == "learned")
+    inputs = (mean, v) if logvar == "learned" else (mean,)
+    for sigmoid in (False, True):
+        upstream = 3 * randn(4, *size[:-1])
+        value = aevb.gaussian_log_prob(mean, x, -0.7 if v is None else v, sigmoid=sigmoid)
+        args = (mean, x, v, -0.7, None, sigmoid)
+        expected = ops.gaussian_log_prob_backward(*args, upstream, [1, logvar == "learned"])
+        assert same_bits(value, ops.gaussian_log_prob_forward(*args))
+        for keep in (True, True, False):
+            found = torch.autograd.grad(value, inputs, upstream, retain_graph=keep)
+            assert all(map(same_bits, found, expected))
+            for gradient in found:
+                gradient.fill_(7)
+
+
 def test_in_place_writes_the_gradient_over_the_logits_and_refuses_others():
     logits, x = 4 * randn(1, 9, 41), rand(2, 9, 41)
     expected = ops.bernoulli_log_prob_and_grad(logits, x, None, False, 0.3)

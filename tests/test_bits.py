@@ -93,6 +93,7 @@ def results():
                 logits = (with_edges(logits, 11) if kind == "edges" else logits).to(dtype).requires_grad_()
                 name = f"{dtype} {size} {kind}"
                 yield f"log_prob {name}", differentiated(aevb.bernoulli_log_prob(logits, x, x_scale), (logits,), 12)
+                yield from gaussians(name, logits, x, x_scale)
                 mu, logvar = (randn(s, *size[:-1], 6).to(dtype).requires_grad_() for s in (13, 14))
                 for reduction in ("none", "mean", "sum"):
                     loss = aevb.FusedELBO(0.3, reduction, x_scale=x_scale)(logits, x, mu, logvar)
@@ -105,6 +106,22 @@ def results():
     recon, x = randn(17, 300, 7, 50).requires_grad_(), torch.rand(7, 50, generator=torch.Generator().manual_seed(18))
     kl = torch.ones(7).requires_grad_()
     yield "elbo of samples", differentiated(aevb.FusedELBO(0.3)(recon, x, kl=kl), (recon, kl), 19)
+
+
+def gaussians(name, mean, x, x_scale):
+    """log p(x|z) of Gaussian decoders of these means: a logvar each, of either dtype, shared ones, and a number."""
+    D = mean.shape[-1]
+    every = (with_edges(2 * randn(21, *mean.shape), 22) if "edges" in name else randn(21, *mean.shape)).to(mean.dtype)
+    logvars = {"each": every, "bfloat16": every.bfloat16(), "shared": randn(23, D), "one": torch.tensor(0.3)}
+    for sigmoid in (False, True):
+        for kind, logvar in logvars.items():
+            v = logvar.detach().requires_grad_()
+            log_prob = aevb.gaussian_log_prob(mean, x, v, x_scale, sigmoid=sigmoid)
+            # What is shared has a gradient that torch sums, as the threads fall out.
+            inputs = (mean, v) if v.shape == mean.shape else (mean,)
+            yield f"gaussian {kind} {sigmoid} {name}", differentiated(log_prob, inputs, 24)
+        log_prob = aevb.gaussian_log_prob(mean, x, -0.7, x_scale, sigmoid=sigmoid)
+        yield f"gaussian of a number {sigmoid} {name}", differentiated(log_prob, (mean,), 25)
 
 
 def layers():

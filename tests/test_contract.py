@@ -104,6 +104,47 @@ CASES = [
         lambda a, x, m, v, b: reference.FusedELBO(beta=b)(a, x, m, v),
     ),
 ]
+MEANS, LOGVARS = normal(9, 2, 6, 7), 0.7 * normal(10, 2, 6, 7)
+CASES += [
+    Case(
+        "gaussian",
+        (MEANS, LOGVARS),
+        lambda m, v: aevb.gaussian_log_prob(m, X, v),
+        lambda m, v: reference.gaussian_log_prob(m, X, v),
+    ),
+    Case(
+        "gaussian_fixed",
+        (MEANS,),
+        lambda m: aevb.gaussian_log_prob(m, X, -0.7, sigmoid=True),
+        lambda m: reference.gaussian_log_prob(m, X, -0.7, sigmoid=True),
+    ),
+    Case("gaussian_and_x", (MEANS, X, LOGVARS), aevb.gaussian_log_prob, reference.gaussian_log_prob),
+    Case(
+        "gaussian_shared",
+        (MEANS, LOGVARS[0, 0]),
+        lambda m, v: aevb.gaussian_log_prob(m, X, v, sigmoid=True),
+        lambda m, v: reference.gaussian_log_prob(m, X, v, sigmoid=True),
+    ),
+    Case(
+        "gaussian_one_logvar",
+        (MEANS, torch.tensor(0.3)),
+        lambda m, v: aevb.gaussian_log_prob(m, X, v),
+        lambda m, v: reference.gaussian_log_prob(m, X, v),
+    ),
+    Case(
+        "gaussian_elbo",
+        (MEANS, MU, LOGVAR),
+        lambda a, m, v: aevb.FusedELBO(likelihood="gaussian", variance=0.3)(a, X, m, v),
+        lambda a, m, v: reference.FusedELBO(likelihood="gaussian", variance=0.3)(a, X, m, v),
+    ),
+    Case(
+        "gaussian_elbo_of_kl",
+        (MEANS, LOGVARS, KL),
+        lambda m, v, kl: aevb.FusedELBO(0.7, "sum", likelihood="gaussian")(aevb.GaussianOutput(m, v), X, kl=kl),
+        lambda m, v, kl: reference.FusedELBO(0.7, "sum", likelihood="gaussian")((m, v), X, kl=kl),
+    ),
+]
+COMPOSED = {"kl_groups", "gaussian_shared", "gaussian_one_logvar", "gaussian_elbo", "gaussian_elbo_of_kl"}  # of nodes
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 # Those that a person would put into a compiled or transformed graph.
 graph_cases = pytest.mark.parametrize("case", [c for c in CASES if c.name != "elbo_x_and_beta"], ids=lambda c: c.name)
@@ -152,7 +193,7 @@ def test_two_backward_passes(case):
         assert_close(actual, torch.autograd.grad(expected, leaves, grads, retain_graph=True))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name != "kl_groups"], ids=lambda c: c.name)  # groups: a view
+@pytest.mark.parametrize("case", [c for c in CASES if c.name not in COMPOSED], ids=lambda c: c.name)
 def test_one_node(case):
     """Nothing but the op stands between its inputs and its results, and no input was changed."""
     leaves = case.leaves()
@@ -247,6 +288,9 @@ OPCHECKS = [
     ("gaussian_kl", (MU, LOGVAR), (KL,)),
     ("bernoulli_log_prob", (LOGITS, X, None, False), (normal(7, 2, 6),)),
     ("bernoulli_log_prob", (LOGITS, (X > 0.5).byte(), 1.0, False), (normal(7, 2, 6),)),
+    ("gaussian_log_prob", (MEANS, X, LOGVARS, 0.0, None, False), (normal(7, 2, 6), [1, 1])),
+    ("gaussian_log_prob", (MEANS, X, LOGVARS[0, 0].expand(2, 6, 7), 0.0, None, True), (normal(7, 2, 6), [0, 1])),
+    ("gaussian_log_prob", (MEANS, (X > 0.5).byte(), None, -0.7, 1.0, True), (normal(7, 2, 6), [1, 0])),
     ("negative_elbo", (LOGITS, X, MU, LOGVAR, torch.tensor(0.5), 2.0, 1, False, None), (torch.tensor(0.3),)),
     ("negative_elbo", (LOGITS, X, MU, LOGVAR, None, 2.0, 0, False, None), (KL,)),
     ("negative_elbo_with_kl", (LOGITS, X, KL, None, 2.0, 2, False, None), (torch.tensor(0.3),)),
@@ -260,6 +304,8 @@ def test_opcheck(name, args, grads):
     torch.library.opcheck(getattr(ops, f"{name}_backward").default, (*args, *grads))
     if name.startswith("negative_elbo"):  # recon's gradient was taken in the forward pass
         torch.library.opcheck(getattr(ops, f"{name}_backward").default, (*args, *grads, False))
+    if name == "gaussian_log_prob":
+        torch.library.opcheck(ops.gaussian_log_prob_and_grad.default, (*args, 0.7, grads[1]))
     torch.library.opcheck(getattr(ops, name).default, args)
     trainable = tuple(
         a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() and a.dim() and a is not X else a
@@ -402,6 +448,9 @@ def test_vmap_gives_each_slice_what_a_lone_call_gives():
     assert_close(nested[0][2, 1], aevb.sample_gaussian(mus[2, 1], logvars[2, 1], seed=SEED)[0])
     log_prob = torch.func.vmap(aevb.bernoulli_log_prob, in_dims=(1, 0))(LOGITS, X)
     assert_close(log_prob, aevb.bernoulli_log_prob(LOGITS, X).T)
+    for v, dim in ((LOGVARS, 1), (LOGVARS[0], 0), (LOGVARS[0, 0], None)):
+        log_prob = torch.func.vmap(aevb.gaussian_log_prob, in_dims=(1, 0, dim))(MEANS, X, v)
+        assert_close(log_prob, aevb.gaussian_log_prob(MEANS, X, v).T)
     mixed = torch.func.vmap(aevb.mix_seed, in_dims=(None, 0))(SEED, seeds)
     assert torch.equal(mixed, aevb.mix_seed(SEED, seeds))
 

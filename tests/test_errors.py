@@ -59,7 +59,15 @@ def elbo_with_kl(recon, x, x_scale=None):
     return aevb.FusedELBO(x_scale=x_scale)(recon, x, kl=ones(3))
 
 
-@pytest.mark.parametrize("call", [likelihood, elbo, elbo_with_kl])
+def gaussian_elbo(recon, x, x_scale=None):
+    return aevb.FusedELBO(likelihood="gaussian", x_scale=x_scale)(recon, x, kl=ones(3))
+
+
+def gaussian_of(mean, x, x_scale=None):
+    return aevb.gaussian_log_prob(mean, x, 0.3, x_scale)
+
+
+@pytest.mark.parametrize("call", [likelihood, elbo, elbo_with_kl, gaussian_of, gaussian_elbo])
 def test_target_dtypes(call):
     raises(lambda: call(ones(3, 5), ones(3, 5, dtype=torch.uint8)), "uint8", "x_scale is not given", "1/255")
     for dtype in (torch.float64, torch.int64, torch.int8, torch.complex64):
@@ -75,6 +83,37 @@ def test_target_dtypes(call):
 def test_likelihood_shapes(logits, x):
     words = re.escape(str(logits)), re.escape(str(x)), "extra leading dimensions of samples"
     raises(lambda: likelihood(ones(*logits), ones(*x)), "bernoulli_log_prob", *words)
+
+
+def gaussian(mean, x, x_scale=None, logvar=0.0):
+    return aevb.gaussian_log_prob(mean, x, logvar, x_scale)
+
+
+@pytest.mark.parametrize(
+    ("mean", "x"), [((3, 5), (3, 4)), ((3, 5), (2, 5)), ((5,), (3, 5)), ((2, 3, 5), (2, 5)), ((3, 5), ()), ((), ())]
+)
+def test_gaussian_shapes(mean, x):
+    words = f"mean has shape {re.escape(str(mean))}", re.escape(str(x)), "extra leading dimensions of samples"
+    raises(lambda: gaussian(ones(*mean), ones(*x)), "gaussian_log_prob", *words)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 5), (3, 4), (1, 3, 5), (2, 3, 5), (5, 1)])
+def test_gaussian_logvar_shapes(shape):
+    words = r"mean has shape \(3, 5\)", f"logvar has shape {re.escape(str(shape))}", "same shape", r"\(D,\) and \(\)"
+    raises(lambda: gaussian(ones(3, 5), ones(3, 5), logvar=ones(*shape)), "gaussian_log_prob", *words)
+
+
+def test_gaussian_logvar():
+    for dtype in (torch.float64, torch.int64, torch.bool):
+        words = f"logvar has dtype {str(dtype)[6:]}", "expected float32, bfloat16 or float16"
+        raises(partial(gaussian, ones(3, 5), ones(3, 5), logvar=ones(3, 5, dtype=dtype)), *words)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        raises(partial(gaussian, ones(3, 5), ones(3, 5), logvar=bad), f"logvar is {bad}", "finite", error=ValueError)
+    raises(lambda: gaussian(ones(3, 5, dtype=torch.float64), ones(3, 5)), "mean has dtype float64", "aevb.reference")
+    op = torch.ops.aevb.gaussian_log_prob_backward
+    args = ones(3, 5), ones(3, 5), None, 0.0, None, False, ones(3)
+    raises(lambda: op(*args, [1]), "needs has 1 numbers", "expected 2")
+    raises(lambda: op(*args[:-1], ones(4), [1, 0]), r"grad has shape \(4,\)", r"\(3,\)")
 
 
 @pytest.mark.parametrize("call", [elbo, elbo_with_kl])
@@ -113,6 +152,57 @@ def test_beta():
     op = torch.ops.aevb.negative_elbo_with_kl_forward
     args = ones(3, 5), ones(3, 5), ones(3), double, 1.0, 1, False, None
     raises(lambda: op(*args), "beta", "float64", "0-d float32")
+
+
+# ---- the Gaussian loss ----------------------------------------------------------------------------------------------
+
+
+def test_likelihood_options():
+    make = partial(partial, aevb.FusedELBO)
+    raises(make(likelihood="poisson"), "likelihood is 'poisson'", "'bernoulli', 'gaussian'", error=ValueError)
+    raises(make(likelihood="gaussian", from_probs=True), "from_probs", "sigmoid_means=True", error=ValueError)
+    raises(make(sigmoid_means=True), "sigmoid_means is True", "likelihood='gaussian'", error=ValueError)
+    raises(make(variance=0.5), "variance 0.5", "likelihood='gaussian'", error=ValueError)
+    for bad in (0.0, -1.0, float("nan"), float("inf")):
+        raises(make(likelihood="gaussian", variance=bad), f"variance is {bad}", "above 0", error=ValueError)
+
+
+def test_recon_goes_with_the_likelihood():
+    x, kl, output = ones(3, 5), ones(3), aevb.GaussianOutput(ones(3, 5), 0.0)
+    of_bernoulli, of_gaussian = aevb.FusedELBO(), aevb.FusedELBO(likelihood="gaussian")
+    words = "recon is a GaussianOutput", "likelihood='gaussian'"
+    raises(lambda: of_bernoulli(output, x, kl=kl), *words, error=ValueError)
+    linear = aevb.LinearLogits(ones(3, 2), ones(5, 2))
+    words = "recon is a LinearLogits", "a tensor of means or a GaussianOutput"
+    raises(lambda: of_gaussian(linear, x, kl=kl), *words, error=ValueError)
+    fixed = aevb.FusedELBO(likelihood="gaussian", variance=0.5)
+    raises(lambda: fixed(output, x, kl=kl), "variance is 0.5", "has its own", error=ValueError)
+
+
+@pytest.mark.parametrize("recon", [(3, 4), (5,), (4, 5), (3, 5, 2), (3, 2, 5), ()])
+def test_gaussian_elbo_shapes(recon):
+    criterion = aevb.FusedELBO(likelihood="gaussian")
+    words = re.escape(f"mean has shape {recon}"), "samples", "5 elements in a datapoint"
+    raises(lambda: criterion(ones(*recon), ones(3, 5), kl=ones(3)), *words, error=ValueError)
+    raises(lambda: criterion(ones(3, 5), ones(4, 5), kl=ones(3)), r"x has shape \(4, 5\)", r"\(3,\)", error=ValueError)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 5), (2, 3, 5), (5, 1)])
+def test_gaussian_elbo_logvar_shapes(shape):
+    output = aevb.GaussianOutput(ones(3, 5), ones(*shape))
+    words = re.escape(f"logvar has shape {shape}"), r"mean \(3, 5\)", r"\(5,\)"
+    raises(lambda: aevb.FusedELBO(likelihood="gaussian")(output, ones(3, 5), kl=ones(3)), *words, error=ValueError)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_targets_that_are_not_finite(bad):
+    x = 300 * ones(3, 5)
+    criterion = aevb.FusedELBO(likelihood="gaussian", validate_args=True)
+    assert criterion(ones(3, 5), x, kl=ones(3)).isfinite()  # any finite number will do
+    x[2, 1] = bad
+    words = rf"x\[2, 1\] is {bad}", "a Gaussian target is finite"
+    raises(lambda: criterion(ones(3, 5), x, kl=ones(3)), *words, error=ValueError)
+    raises(lambda: aevb.gaussian_log_prob(ones(3, 5), x, validate_args=True), *words, error=ValueError)
 
 
 # ---- noise ----------------------------------------------------------------------------------------------------------

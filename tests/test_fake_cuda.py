@@ -92,6 +92,16 @@ def test_the_public_functions(fake):
         assert (loss.shape, loss.dtype, loss.device) == ((), torch.float32, mu.device)
     log_prob = aevb.bernoulli_log_prob(recon.expand(2, 3, 7), x, 1 / 255)
     assert (log_prob.shape, log_prob.device) == ((2, 3), mu.device)
+    for logvar in (
+        recon,
+        torch.empty(7, device="cuda"),
+        0.3,
+    ):  # of () torch itself makes (7,), for which it has no fake
+        log_prob = aevb.gaussian_log_prob(recon.expand(2, 3, 7), x, logvar, 1 / 255)
+        assert (log_prob.shape, log_prob.dtype, log_prob.device) == ((2, 3), torch.float32, mu.device)
+        output = aevb.GaussianOutput(recon, logvar)
+        loss = aevb.FusedELBO(beta, likelihood="gaussian", x_scale=1 / 255)(output, x, kl=kl)
+        assert (loss.shape, loss.dtype, loss.device) == ((), torch.float32, mu.device)
     mixed = aevb.mix_seed(3, seeds)
     assert (mixed.shape, mixed.dtype, mixed.device) == ((3,), torch.int64, mu.device)
 

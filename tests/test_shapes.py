@@ -33,12 +33,16 @@ OPS = {
     "kl": aevb.gaussian_kl,
     "log_prob": aevb.bernoulli_log_prob,
     "log_prob_uint8": lambda logits, x: aevb.bernoulli_log_prob(logits, x, 1 / 255),
+    "gaussian": lambda mean, x, logvar: aevb.gaussian_log_prob(mean, x, logvar),
+    "gaussian_fixed": lambda mean, x: aevb.gaussian_log_prob(mean, x, -0.7, sigmoid=True),
+    "gaussian_uint8": lambda mean, x, logvar: aevb.gaussian_log_prob(mean, x, logvar, 1 / 255, sigmoid=True),
     "elbo": lambda recon, x, mu, logvar: aevb.FusedELBO(0.3)(recon, x, mu, logvar),
     "elbo_probs": lambda recon, x, mu, logvar: aevb.FusedELBO(0.3, "none", from_probs=True)(recon, x, mu, logvar),
 }
 NEEDS = {
     **dict.fromkeys(OF_LATENTS, (True, True)),
-    **dict.fromkeys(("log_prob", "log_prob_uint8"), (True, False)),
+    **dict.fromkeys(("log_prob", "log_prob_uint8", "gaussian_fixed"), (True, False)),
+    **dict.fromkeys(("gaussian", "gaussian_uint8"), (True, False, True)),
     **dict.fromkeys(("elbo", "elbo_probs"), (True, False, True, True)),
 }
 
@@ -46,13 +50,15 @@ NEEDS = {
 def arguments(op, *size, dtype=torch.float32, device="cpu"):
     if op in OF_LATENTS:
         tensors = randn(1, *size).to(dtype), randn(2, *size).to(dtype)
-    elif op == "log_prob_uint8":
+    elif op in ("log_prob_uint8", "gaussian_uint8"):
         tensors = randn(1, *size).to(dtype), (256 * rand(3, *size)).to(torch.uint8)
     else:
         recon = rand(1, *size) if op == "elbo_probs" else 3 * randn(1, *size)
         tensors = recon.to(dtype), (rand(3, *size) < 0.5 if op == "elbo" else rand(3, *size).to(dtype))
         if op.startswith("elbo"):
             tensors += randn(4, *size[:-1], 6).to(dtype), randn(5, *size[:-1], 6).to(dtype)
+    if op in ("gaussian", "gaussian_uint8"):
+        tensors += (randn(6, *size).to(dtype),)
     return [t.to(device) for t in tensors]
 
 
@@ -64,7 +70,9 @@ def assert_same(actual, expected):
 # ---- shapes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", ["sample", "kl", "log_prob", "log_prob_uint8", "elbo_probs"])
+@pytest.mark.parametrize(
+    "op", ["sample", "kl", "log_prob", "log_prob_uint8", "gaussian", "gaussian_fixed", "elbo_probs"]
+)
 @pytest.mark.parametrize("leading", [(), (1,), (24,), (2, 12), (2, 3, 4), (4, 1, 3, 2)])
 @pytest.mark.parametrize("width", [1, 7, 300])
 def test_leading_dimensions_are_rows(op, leading, width, device):
@@ -89,6 +97,11 @@ def test_empty(rows, width, dtype, device):
         log_prob = aevb.bernoulli_log_prob(logits, empty)
         assert torch.equal(log_prob, torch.zeros(logits.shape[:-1], device=device))
         torch.autograd.grad(log_prob, empty, torch.full_like(log_prob, 3))
+        for logvar in (0.3, logits, empty[:1].detach() if rows else empty, torch.tensor(0.3, device=device)):
+            log_prob = aevb.gaussian_log_prob(logits, empty.detach(), logvar)
+            expected = torch.zeros(logits.shape[:-1], device=device)
+            assert torch.equal(log_prob, expected)
+            torch.autograd.grad(log_prob, empty, torch.full_like(log_prob, 3))
     for reduction in ("none", "mean", "sum"):
         expected = {"none": torch.zeros(rows), "mean": torch.zeros(rows).mean(), "sum": torch.zeros(())}[reduction]
         for x in (empty.detach(), empty):  # the second asks for a gradient for x
@@ -121,6 +134,50 @@ def test_x_is_used_for_every_sample(kind, samples, device):
     g = randn(3, *samples, 4).to(device)
     assert_same([log_prob], [expected])
     assert_same(torch.autograd.grad(log_prob, logits, g), torch.autograd.grad(expected, logits, g))
+
+
+@pytest.mark.parametrize("kind", ["float", "bool", "uint8"])
+@pytest.mark.parametrize("samples", [(5,), (2, 3)])
+def test_x_is_used_for_every_sample_of_a_gaussian(kind, samples, device):
+    u = rand(1, 4, 50).to(device)
+    x = {"float": u, "bool": u < 0.3, "uint8": (256 * u).to(torch.uint8)}[kind]
+    x_scale = 1 / 255 if kind == "uint8" else None
+    mean, logvar = (randn(s, *samples, 4, 50).to(device).requires_grad_() for s in (2, 3))
+    for v in (logvar, 0.3):
+        inputs = (mean, logvar) if v is logvar else (mean,)
+        log_prob = aevb.gaussian_log_prob(mean, x, v, x_scale)
+        expected = aevb.gaussian_log_prob(mean, x.expand_as(mean).contiguous(), v, x_scale)
+        g = randn(4, *samples, 4).to(device)
+        assert_same([log_prob], [expected])
+        assert_same(torch.autograd.grad(log_prob, inputs, g), torch.autograd.grad(expected, inputs, g))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_a_shared_logvar_has_the_bits_of_one_for_each_element(sigmoid, dtype, device):
+    mean, x = (3 * randn(1, 7, 4, 50)).to(device, dtype).requires_grad_(), rand(2, 4, 50).to(device)
+    for logvar in (
+        randn(3, 50),
+        randn(3, 1, 50),
+        randn(3, 4, 50),
+        randn(3, 4, 1),
+        randn(3, 7, 1, 1),
+        torch.tensor(0.3),
+    ):
+        shared = logvar.to(device).requires_grad_()
+        each = logvar.to(device).expand(mean.shape).contiguous().requires_grad_()
+        results = []
+        for v in (shared, each):
+            log_prob = aevb.gaussian_log_prob(mean, x, v, sigmoid=sigmoid)
+            results.append([log_prob, *torch.autograd.grad(log_prob, (mean, v), randn(4, 7, 4).to(device))])
+        assert_same(results[0][:2], results[1][:2])
+        assert results[0][2].shape == logvar.shape
+        torch.testing.assert_close(results[0][2], results[1][2].sum_to_size(logvar.shape), rtol=1e-5, atol=1e-4)
+    of_number = aevb.gaussian_log_prob(mean, x, float(torch.tensor(0.3)), sigmoid=sigmoid)
+    of_tensor = aevb.gaussian_log_prob(mean, x, torch.tensor(0.3, device=device), sigmoid=sigmoid)
+    assert_same([of_number], [of_tensor])
+    g = randn(4, 7, 4).to(device)
+    assert_same(torch.autograd.grad(of_number, mean, g), torch.autograd.grad(of_tensor, mean, g))
 
 
 def test_layouts_of_a_datapoint(device):
@@ -182,6 +239,46 @@ def test_a_linear_layers_two_halves(dtype, device):
             z, kl = aevb.sample_gaussian(*halves, seed=SEED)
             results.append([z, kl, *torch.autograd.grad((z, kl), h, (g, gkl))])
         assert_same(*results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gaussian_decoders_two_halves(dtype, device):
+    """mean, logvar = h.chunk(2, -1): as with separate tensors, and nothing is copied."""
+    for width in (1, 20, 41, 512, 1000):
+        h, x = randn(1, 9, 2 * width).to(device, dtype).requires_grad_(), rand(2, 9, width).to(device)
+        g = randn(3, 9).to(device)
+        results = []
+        for halves in (h.chunk(2, -1), [t.contiguous() for t in h.chunk(2, -1)]):
+            log_prob = aevb.gaussian_log_prob(halves[0], x, halves[1])
+            results.append([log_prob, *torch.autograd.grad(log_prob, h, g)])
+        assert_same(*results)
+
+
+def peak_mib():
+    """The most memory that this process has held, since 5 was last written to clear_refs."""
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="reads how much memory is in use")
+def test_halves_and_shared_logvars_are_read_where_they_are():
+    """A copy of one of them would be 1 GiB."""
+    rows, width = 2**10, 2**18
+    mean, logvar = torch.zeros(2 * width).expand(rows, 1, 2 * width).chunk(2, -1)
+    x, copies = torch.zeros(1, width), []
+    for v in (logvar, logvar[0, 0], torch.tensor(0.3), 0.3):
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")
+        before = peak_mib()
+        log_prob = aevb.gaussian_log_prob(mean, x, v)
+        copies.append(peak_mib() - before)
+        assert (log_prob == log_prob[0]).all()
+    assert max(copies) < 256
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+    before = peak_mib()
+    mean.contiguous()
+    assert peak_mib() - before > 256  # it can tell
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -349,6 +446,17 @@ def test_cached_result_memory_is_given_back():
         del z
     assert _C.release_memory() > 0
     assert _C.release_memory() == 0
+
+
+def test_gaussian_gradients_too_large_for_the_caches():
+    mean, x, logvar = randn(1, 1100, 8191).requires_grad_(), rand(2, 1100, 8191), randn(4, 1100, 8191).requires_grad_()
+    upstream = randn(3, 1100)
+    whole = torch.autograd.grad(aevb.gaussian_log_prob(mean, x, logvar), (mean, logvar), upstream)
+    for rows in (slice(0, 600), slice(600, 1100)):
+        parts = mean[rows].detach().requires_grad_(), logvar[rows].detach().requires_grad_()
+        grads = torch.autograd.grad(aevb.gaussian_log_prob(parts[0], x[rows], parts[1]), parts, upstream[rows])
+        for grad, all_of_it in zip(grads, whole, strict=True):
+            assert torch.equal(grad, all_of_it[rows])
 
 
 def test_gradients_too_large_for_the_caches():

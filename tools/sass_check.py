@@ -146,6 +146,39 @@ WORK = [
     ),
     Work(r"log_prob_rows<BernoulliProbs,true,[48],(?P<T>\w+),AnyDtype>", "output:T x:4! >grad:T"),
     Work(r"log_prob_gradient<BernoulliProbs,[48],(?P<T>\w+),AnyDtype>", "output:T x:4! >grad:T"),
+    Work(
+        r"log_prob_rows<GaussianMeans<\w+>,false,[48],(?P<T>\w+),(?P<X>fp32)>",
+        "mean:T x:X",
+        around=lambda t: (256 // t["T"],),
+        floor={"fp32": 95, "bf16": 95},
+    ),
+    Work(
+        r"log_prob_rows<GaussianMeans<\w+>,true,[48],(?P<T>\w+),(?P<X>fp32)>",
+        "mean:T x:X >grad:T",
+        floor={"fp32": 95, "bf16": 95},
+    ),
+    Work(
+        r"log_prob_gradient<GaussianMeans<\w+>,[48],(?P<T>\w+),(?P<X>fp32)>",
+        "mean:T x:X >grad:T",
+        floor={"fp32": 95, "bf16": 95},
+    ),
+    Work(
+        r"log_prob_rows<GaussianMeansAndLogvars<\w+>,false,[48],(?P<T>\w+),(?P<X>fp32)>",
+        "mean:T logvar:T x:X",
+        around=lambda t: (256 // t["T"],),
+        floor={"fp32": 95, "bf16": 95},
+    ),
+    Work(
+        r"log_prob_rows<GaussianMeansAndLogvars<\w+>,true,[48],(?P<T>\w+),(?P<X>fp32)>",
+        "mean:T logvar:T x:X >grad_mean:T >grad_logvar:T",
+        floor={"fp32": 95, "bf16": 90},
+    ),
+    Work(
+        r"log_prob_gradient<GaussianMeansAndLogvars<\w+>,[48],(?P<T>\w+),(?P<X>fp32)>",
+        "mean:T logvar:T x:X >grad_mean:T >grad_logvar:T",
+        floor={"fp32": 95, "bf16": 90},
+    ),
+    Work(r"log_prob_(rows|gradient)<Gaussian\w+<\w+>(,\w+)?,[148],\w+,AnyDtype>", ""),  # other dtypes together
     Work("binarize_pixels<true>", "images:1 >x:1", whole=16),
     # Unaligned rows, sums of a few numbers a row, and what only tests call.
     Work(r"(gaussian|log_ratio)_(tile|gradient)<[\w,]+,false>|log_prob_(rows<\w+,\w+|gradient<\w+),1,\w+,\w+>", ""),

@@ -10,8 +10,8 @@
 namespace aevb {
 namespace {
 
-// exp(-logvar / 2). A standard deviation below e^-88 counts as that: an element that is met exactly, as the black border
-// of a picture is, then costs logvar alone and not 0 times infinity.
+// exp(-logvar / 2). A standard deviation below e^-88 counts as that: an element that is met exactly, as the black
+// border of a picture is, then costs logvar alone and not 0 times infinity.
 AEVB_FORMULA float gaussian_inverse_sd(float logvar) { return exp_of(at_most(-0.5f * logvar, 88.0f)); }
 
 // (logvar + log(2 pi)) / 2.
