@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from .gaussian_likelihood import GaussianOutput
 from .layers import floating, linear
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
+from .loss import LIKELIHOODS
 from .ops import bernoulli_log_prob, gaussian_log_prob, sample_gaussian
 from .questions import Questions
 
-LIKELIHOODS = ("bernoulli", "gaussian")
 INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
 
 M = TypeVar("M", bound="BaseVAE")
