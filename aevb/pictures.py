@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,25 @@ MARGIN = 5
 MISSING = (0.72, 0.83, 0.95)  # the colour of pixels that are not there
 
 
+class Look(NamedTuple):
+    """How images are shown: their shape, (H, W) or (C, H, W), and whether they are drawings, mostly 0, which are shown
+    dark on white; others, photographs, as they are."""
+
+    shape: Sequence[int]
+    drawings: bool = True
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Look:
+        some = dataset.test_images[torch.arange(min(len(dataset.test_images), 200))] * dataset.x_scale
+        return cls(dataset.image_shape, float((some < 0.1).float().mean()) > 0.4)
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Width and height of an image, the longer of which is 1."""
+        height, width = self.shape[-2:]
+        return width / max(height, width), height / max(height, width)
+
+
 def draw(model: BaseVAE, dataset: Dataset, seed: int = 0) -> dict[str, bytes]:
     """reconstructions.png, samples.png and latent.png of the model and the test images.
 
@@ -52,15 +71,15 @@ def png(figure: Figure) -> bytes:
 
 def _reconstructions(model: BaseVAE, dataset: Dataset) -> Figure:
     x = dataset.test_images[examples(dataset, PAIR_ROWS * COLUMNS)] * dataset.x_scale
-    return reconstructions(dataset.name, dataset.image_shape, x, model.reconstruct(x))
+    return reconstructions(dataset.name, Look.of(dataset), x, model.reconstruct(x))
 
 
-def reconstructions(name: str, shape: Sequence[int], x: Tensor, reconstructed: Tensor) -> Figure:
+def reconstructions(name: str, look: Look, x: Tensor, reconstructed: Tensor) -> Figure:
     """Images and below each its reconstruction, both (N, data_dim)."""
     return mosaic(
         f"{name}: test images, and below each its reconstruction\n(expected pixels at the posterior mean)",
         {"image": x, "reconstruction": reconstructed},
-        shape,
+        look,
     )
 
 
@@ -79,12 +98,12 @@ def examples(dataset: Dataset, count: int) -> Tensor:
 
 def _samples(model: BaseVAE, dataset: Dataset, seed: int) -> Figure:
     images = model.sample(SAMPLES, generator=torch.Generator().manual_seed(seed))
-    return samples(dataset.name, dataset.image_shape, images)
+    return samples(dataset.name, Look.of(dataset), images)
 
 
-def samples(name: str, shape: Sequence[int], images: Tensor) -> Figure:
+def samples(name: str, look: Look, images: Tensor) -> Figure:
     """Samples from the prior, (N, data_dim)."""
-    return mosaic(f"{name}: samples from the prior\n(expected pixels at random z)", {"": images}, shape)
+    return mosaic(f"{name}: samples from the prior\n(expected pixels at random z)", {"": images}, look)
 
 
 def _latent(model: BaseVAE, dataset: Dataset) -> Figure:
@@ -149,7 +168,7 @@ def _plane(mu: Tensor) -> tuple[Tensor, tuple[str, str]]:
 def mosaic(
     title: str,
     rows: dict[str, Tensor],
-    shape: Sequence[int],
+    look: Look,
     columns: int = COLUMNS,
     missing: dict[str, Tensor] | None = None,
 ) -> Figure:
@@ -157,9 +176,9 @@ def mosaic(
     the second, and so on. `missing`, (N, data_dim), bool, of some names: the pixels that are not there."""
     columns = max(min(columns, *(len(images) for images in rows.values())), 1)
     groups = list(zip(*(images.split(columns) for images in rows.values()), strict=True))
-    tiles = {name: _tiles(images, shape, (missing or {}).get(name)).split(columns) for name, images in rows.items()}
+    tiles = {name: _tiles(images, look, (missing or {}).get(name)).split(columns) for name, images in rows.items()}
     names = list(rows) * len(groups)
-    figure, axes = _figure(columns, len(names), title)
+    figure, axes = _figure(columns, len(names), title, look)
     height = _show(axes, [part for group in zip(*tiles.values(), strict=True) for part in group], columns)
     named = any(rows)
     axes.set_yticks([height * (i + 0.5) for i in range(len(names))] if named else [], names if named else [])
@@ -167,12 +186,12 @@ def mosaic(
 
 
 def grid(
-    title: str, images: Tensor, shape: Sequence[int], row_names: Sequence[str] = (), column_names: Sequence[str] = ()
+    title: str, images: Tensor, look: Look, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
 ) -> Figure:
     """Images (rows, columns, data_dim), with names at the left and at the top."""
     rows, columns, _ = images.shape
-    figure, axes = _figure(columns, rows, title)
-    height = _show(axes, list(_tiles(images.flatten(0, 1), shape).split(columns)), columns)
+    figure, axes = _figure(columns, rows, title, look)
+    height = _show(axes, list(_tiles(images.flatten(0, 1), look).split(columns)), columns)
     width = axes.get_xlim()[1] / columns
     axes.set_yticks([height * (i + 0.5) for i in range(len(row_names))], row_names)
     axes.set_xticks([width * (i + 0.5) for i in range(len(column_names))], column_names)
@@ -181,13 +200,13 @@ def grid(
     return figure
 
 
-def manifold(title: str, images: Tensor, shape: Sequence[int]) -> Figure:
+def manifold(title: str, images: Tensor, look: Look) -> Figure:
     """The manifold, (n, n, data_dim), as one picture without gaps."""
     n = len(images)
     marks = sorted({0, n // 4, n // 2, n - 1 - n // 4, n - 1})
     quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).tolist()
-    figure, axes = _figure(n, n, title, side=0.42)
-    height = _show(axes, list(_tiles(images.flatten(0, 1), shape, margin=0).split(n)), n)
+    figure, axes = _figure(n, n, title, look, side=0.42)
+    height = _show(axes, list(_tiles(images.flatten(0, 1), look, margin=0).split(n)), n)
     width = axes.get_xlim()[1] / n
     axes.set_xticks([width * (i + 0.5) for i in marks], [f"{quantiles[i]:.2f}" for i in marks])
     axes.set_yticks([height * (i + 0.5) for i in marks], [f"{quantiles[n - 1 - i]:.2f}" for i in marks])
@@ -195,12 +214,13 @@ def manifold(title: str, images: Tensor, shape: Sequence[int]) -> Figure:
     return figure
 
 
-def _figure(columns: int, rows: int, title: str, side: float = 0.75) -> tuple[Figure, Axes]:
+def _figure(columns: int, rows: int, title: str, look: Look, side: float = 0.75) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     longest = max(map(len, title.splitlines()))
-    size = (max(side * columns + 1.3, 0.085 * longest + 0.4), side * rows + 0.8)
+    width, height = look.sides
+    size = (max(side * width * columns + 1.3, 0.085 * longest + 0.4), side * height * rows + 0.8)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axes = figure.add_subplot()
     figure.suptitle(title, fontsize=11)
@@ -210,14 +230,16 @@ def _figure(columns: int, rows: int, title: str, side: float = 0.75) -> tuple[Fi
     return figure, axes
 
 
-def _tiles(images: Tensor, shape: Sequence[int], missing: Tensor | None = None, margin: int = MARGIN) -> Tensor:
-    """Images, (N, data_dim) in [0, 1], each with a margin, in colours for the screen, (N, 3, height, width). `shape` is
-    (H, W), of grey images that are shown dark on white, or (C, H, W)."""
-    channels, height, width = (1, *shape) if len(shape) == 2 else shape
+def _tiles(images: Tensor, look: Look, missing: Tensor | None = None, margin: int = MARGIN) -> Tensor:
+    """Images, (N, data_dim) in [0, 1], each with a margin, in colours for the screen, (N, 3, height, width)."""
+    channels, height, width = (1, *look.shape) if len(look.shape) == 2 else look.shape
     scale = math.ceil(TILE / max(height, width))
     tiles = images.float().cpu().reshape(-1, channels, height, width)
     tiles = F.interpolate(tiles, scale_factor=scale, mode="bicubic").clamp(0, 1)
-    tiles = tiles[:, :3] if channels >= 3 else 1 - tiles[:, :1].expand(-1, 3, -1, -1)
+    if channels < 3:
+        tiles = tiles[:, :1].expand(-1, 3, -1, -1)
+        tiles = 1 - tiles if look.drawings else tiles
+    tiles = tiles[:, :3]
     if missing is not None:
         hidden = missing.cpu().view(-1, channels, height, width).any(1, keepdim=True).float()
         hidden = F.interpolate(hidden, scale_factor=scale, mode="nearest") > 0

@@ -275,9 +275,11 @@ def test_report_is_one_page_that_needs_nothing_else(runs, run, monkeypatch, caps
 def test_colours_are_drawn_as_they_are_and_grey_dark_on_white():
     red = torch.zeros(2, 3, 4, 5)
     red[:, 0] = 1
-    image = Image.open(io.BytesIO(pictures.png(pictures.mosaic("red", {"": red.flatten(1)}, (3, 4, 5)))))
+    image = Image.open(io.BytesIO(pictures.png(pictures.mosaic("red", {"": red.flatten(1)}, pictures.Look((3, 4, 5))))))
     assert (255, 0, 0) in {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
-    grey = pictures.mosaic("grey", {"": torch.ones(2, 20)}, (4, 5), missing={"": torch.arange(20).expand(2, 20) < 5})
+    grey = pictures.mosaic(
+        "grey", {"": torch.ones(2, 20)}, pictures.Look((4, 5)), missing={"": torch.arange(20).expand(2, 20) < 5}
+    )
     image = np.asarray(Image.open(io.BytesIO(pictures.png(grey))).convert("RGB")).astype(int)
     for colour, least in ((0, 0, 0), 1000), (pictures.MISSING, 300):
         assert (abs(image - np.multiply(255, colour)) < 1.5).all(-1).sum() > least
@@ -292,3 +294,14 @@ def test_grey_runs_have_noise_of_values_but_no_flips(tmp_path, capsys):
     assert "values other than 0 and 1; expected bits" in error_of(
         capsys, "denoise", tmp_path / "run", "--flip", "0.2", *FAST
     )
+
+
+def test_drawings_are_dark_on_white_and_photographs_as_they_are():
+    digits = aevb.data.load("digits")
+    assert pictures.Look.of(digits) == ((8, 8), True)
+    photographs = dataclasses.replace(digits, test_images=16 - digits.test_images)
+    assert pictures.Look.of(photographs) == ((8, 8), False)
+    for drawings in (True, False):
+        figure = pictures.mosaic("white", {"": torch.ones(1, 64)}, pictures.Look((8, 8), drawings))
+        image = np.asarray(Image.open(io.BytesIO(pictures.png(figure))).convert("L"))
+        assert ((image == 0).sum() > 4000) == drawings, "the image is black, or white as it is"

@@ -37,10 +37,10 @@ def reconstruct(
     x, _ = asked_images(trainer, part, data)
     shown = x[pictures.examples(trainer.dataset, images)] if data is None and part == "test" else x[:images]
     array = torch.cat([trainer.model.reconstruct(b) for b in x.split(1000)]) if ".npy" in target.always else x[:0]
-    name, shape = trainer.dataset.name, trainer.dataset.image_shape
+    name, look = trainer.dataset.name, pictures.Look.of(trainer.dataset)
     return Answer(
         target.write(
-            png=png(lambda: pictures.reconstructions(name, shape, shown, trainer.model.reconstruct(shown))),
+            png=png(lambda: pictures.reconstructions(name, look, shown, trainer.model.reconstruct(shown))),
             npy=npy(array),
         )
     )
@@ -54,7 +54,9 @@ def sample(run: Run, out: str | None = None, *, num: int = 100, seed: int = 0, s
     images = trainer.model.sample(num, generator=torch.Generator(trainer.device).manual_seed(seed))
     dataset = trainer.dataset
     return Answer(
-        target.write(png=png(lambda: pictures.samples(dataset.name, dataset.image_shape, images)), npy=npy(images))
+        target.write(
+            png=png(lambda: pictures.samples(dataset.name, pictures.Look.of(dataset), images)), npy=npy(images)
+        )
     )
 
 
@@ -101,7 +103,7 @@ def manifold(run: Run, out: str | None = None, *, num: int = 20, save_array: boo
     title = f"{dataset.name}: the learned manifold, z over the prior's quantiles"
     return Answer(
         target.write(
-            png=png(lambda: pictures.manifold(title, images, dataset.image_shape)),
+            png=png(lambda: pictures.manifold(title, images, pictures.Look.of(dataset))),
             npy=npy(images),
         )
     )
@@ -133,7 +135,7 @@ def traversed(
     names = [f"z{j}: {kl[j]:.2f} nats" for j in dims]
     percent = [f"{100 * (i + 0.5) / steps:.0f}%" for i in range(steps)]
     title = f"{dataset.name}: test image {image}, each dimension of z (with its KL)\nthrough the quantiles of its prior"
-    return images, lambda: pictures.grid(title, images, dataset.image_shape, names, percent)
+    return images, lambda: pictures.grid(title, images, pictures.Look.of(dataset), names, percent)
 
 
 def interpolate(run: Run, out: str | None = None, *, save_array: bool = False, **options: Any) -> Answer:
@@ -160,4 +162,4 @@ def interpolated(
     how = "on a great circle" if spherical else "on a line"
     title = f"{dataset.name}: from a test image to another, {how} between their posterior means"
     columns = ["image", *(f"{i / (steps - 1):.2f}".rstrip("0").rstrip(".") for i in range(steps)), "image"]
-    return images, lambda: pictures.grid(title, shown, dataset.image_shape, column_names=columns)
+    return images, lambda: pictures.grid(title, shown, pictures.Look.of(dataset), column_names=columns)

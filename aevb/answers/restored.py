@@ -151,7 +151,7 @@ class Restored:
             rows = {"clean": clean, self.given: rows[self.given], "one pass": one_pass, "restored": rows["restored"]}
         dataset = self.trainer.dataset
         missing = {self.given: ~self.observed[:count]}
-        return pictures.mosaic(f"{dataset.name}: {self.what}", rows, dataset.image_shape, missing=missing)
+        return pictures.mosaic(f"{dataset.name}: {self.what}", rows, pictures.Look.of(dataset), missing=missing)
 
 
 def _out(trainer: Trainer, name: str, out: str | None, data: str | None, save_array: bool) -> Out:

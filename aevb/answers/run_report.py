@@ -131,8 +131,8 @@ def _images(trainer: Trainer, seed: int) -> str:
     chosen = pictures.examples(dataset, pictures.PAIR_ROWS * pictures.COLUMNS)
     x = pixels(trainer, dataset.test_images[chosen])
     drawn = model.sample(60, generator=torch.Generator(trainer.device).manual_seed(seed))
-    reconstructions = pictures.reconstructions(dataset.name, dataset.image_shape, x, model.reconstruct(x))
-    samples = pictures.samples(dataset.name, dataset.image_shape, drawn)
+    reconstructions = pictures.reconstructions(dataset.name, pictures.Look.of(dataset), x, model.reconstruct(x))
+    samples = pictures.samples(dataset.name, pictures.Look.of(dataset), drawn)
     return section(
         "Images", figures(image(reconstructions, "test images and reconstructions"), image(samples, "samples"))
     )
@@ -174,7 +174,7 @@ def _latent_space(trainer: Trainer, seed: int) -> str:
     dataset, parts = trainer.dataset, []
     if trainer.model.latent_dim == 2:
         title = f"{dataset.name}: the learned manifold, z over the prior's quantiles"
-        figure = pictures.manifold(title, trainer.model.manifold(15), dataset.image_shape)
+        figure = pictures.manifold(title, trainer.model.manifold(15), pictures.Look.of(dataset))
         parts.append(image(figure, "the learned manifold"))
     else:
         parts.append(image(traversed(trainer, num_dims=8, steps=9)[1](), "traversals of single dimensions"))
