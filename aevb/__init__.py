@@ -15,10 +15,12 @@ except ImportError as error:
 
 from . import diagnostics, reference
 from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
+from .checkpoints import CheckpointError
 from .config import TrainConfig
 from .gaussian_likelihood import GaussianOutput
 from .info import build_info
 from .layers import linear
+from .ledger import Evaluation, NotFiniteError
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .loss import FusedELBO
 from .marginal import log_marginal_likelihood
@@ -32,16 +34,21 @@ from .ops import (
     sample_gaussian,
     sample_gaussian_log_ratio,
 )
+from .runs import RunFolderError
 from .train import Trainer
 
 __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "BaseVAE",
+    "CheckpointError",
     "ConvVAE",
+    "Evaluation",
     "FusedELBO",
     "GaussianOutput",
     "LinearLogits",
+    "NotFiniteError",
+    "RunFolderError",
     "TrainConfig",
     "Trainer",
     "bernoulli_log_prob",

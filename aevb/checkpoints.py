@@ -37,7 +37,8 @@ def pack(checkpoint: Checkpoint) -> bytes:
     """The bytes of a checkpoint's file."""
     from safetensors.torch import save
 
-    tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    # Clones, since safetensors refuses tensors that share memory, as those of a layer that is used twice do.
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
     numbers = json.dumps(checkpoint.numbers)
     return save(tensors, metadata={"numbers": numbers, "sha256": _digest(tensors, numbers)})
 
@@ -78,7 +79,9 @@ class Checkpoints:
         self.path.mkdir(exist_ok=True)
         path = self.path / f"step-{step:012d}.safetensors"
         write_durably(path, pack(checkpoint))
-        for old in self._newest_first()[KEPT:]:
+        found = self._newest_first()
+        later = found[: found.index(path)]  # damaged ones, that this run went on without
+        for old in (*later, *found[len(later) + KEPT :]):
             old.unlink(missing_ok=True)
         return path
 
@@ -89,11 +92,13 @@ class Checkpoints:
         """
         wrong: list[str] = []
         for path in self._newest_first():
-            data = path.read_bytes()
             try:
+                data = path.read_bytes()
                 unpack(data, path)
             except CheckpointError as error:
                 wrong.append(str(error))
+            except OSError as error:
+                wrong.append(f"{path} cannot be read: {error.strerror or error}")
             else:
                 return data, wrong
         if wrong:

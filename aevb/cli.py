@@ -38,6 +38,7 @@ def resume(
     run: tyro.conf.Positional[str],
     /,
     epochs: int | None = None,
+    patience: int | None = None,
     device: str | None = None,
     threads: int | None = None,
     progress: bool = True,
@@ -49,11 +50,12 @@ def resume(
     Args:
         run: the run folder.
         epochs: passes over the training images in all, if not as many as it began with.
+        patience: epochs without a better ELBO of the validation images, if not as many as it began with.
         device: where to train, if not where it began.
         threads: threads to train with.
         progress: the progress bar; --no-progress for none.
     """
-    changes = {"epochs": epochs, "device": device, "threads": threads}
+    changes = {"epochs": epochs, "patience": patience, "device": device, "threads": threads}
     changes = {name: value for name, value in changes.items() if value is not None}
     _train(Trainer.resume(run, **changes, progress=progress))
 

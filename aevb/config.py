@@ -96,7 +96,7 @@ class TrainConfig:
     threads: int | None = None
     """Threads to train with. By default PyTorch's number, but one where a step is too little work to be shared."""
     checkpoint_seconds: float = 30.0
-    """Seconds of work that a kill may cost, at most: a checkpoint is written so often, and at the end."""
+    """Seconds between two checkpoints: of work that a kill may cost, beside the step or evaluation it is in."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too; needs `pip install "aevb[tensorboard]"`."""
     progress: bool = True
@@ -107,6 +107,9 @@ class TrainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.binarize == "auto":
             object.__setattr__(self, "binarize", "dynamic" if self.likelihood == "bernoulli" else "none")
+        for name in WHOLE_NUMBERS:
+            value = getattr(self, name)
+            self._expect(name, value is None or isinstance(value, int), "a whole number")
         for name in ("epochs", "batch_size", "latent_dim", "num_samples", "warmup_cycles"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_epochs", "learning_rate_warmup", "checkpoint_seconds"):
@@ -164,9 +167,16 @@ class TrainConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(options) - known):
             raise ValueError(f"{where} has options that aevb does not know: {', '.join(unknown)}")
-        return cls(**options)
+        try:
+            return cls(**options)
+        except TypeError as error:
+            raise ValueError(f"{where} has an option of another type than aevb's: {error}") from error
 
 
+WHOLE_NUMBERS = (
+    *("epochs", "batch_size", "latent_dim", "num_samples", "warmup_epochs", "warmup_cycles", "learning_rate_warmup"),
+    *("seed", "split_seed", "threads", "patience"),
+)
 CHOICES = {
     "precision": ("float32", "bf16"),
     "optimizer": ("adam", "adagrad"),
@@ -179,7 +189,10 @@ CHOICES = {
 
 # What may be another when a run goes on: where and how long it runs, not what it computes.
 MAY_CHANGE = frozenset(
-    ("out", "overwrite", "resume", "epochs", "device", "threads", "checkpoint_seconds", "tensorboard", "progress")
+    (
+        *("out", "overwrite", "resume", "epochs", "patience", "device", "threads"),
+        *("checkpoint_seconds", "tensorboard", "progress"),
+    )
 )
 
 
@@ -192,3 +205,8 @@ def check_same_run(begun: TrainConfig, now: TrainConfig, where: object) -> None:
                 f"{field.name} is {after!r}, but the run in {where} began with {before!r}; expected the same options, "
                 "or another folder"
             )
+    if begun.schedule != "constant" and begun.epochs != now.epochs:
+        raise ValueError(
+            f"epochs is {now.epochs}, but the run in {where} began with {begun.epochs}, at whose end its schedule "
+            f"{begun.schedule!r} has the learning rate at 0; expected the same number"
+        )

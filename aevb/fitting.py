@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
 import signal
@@ -18,9 +19,10 @@ import torch
 
 from .checkpoints import Checkpoint, Checkpoints, unpack
 from .config import check_same_run
+from .data import Dataset
 from .ledger import Evaluation, NotFiniteError
 from .progress import Progress
-from .runs import BEST, MODEL, RunFolder, default_folder, holds_run
+from .runs import BEST, METRICS, MODEL, RunFolder, RunFolderError, default_folder, holds_run
 
 if TYPE_CHECKING:
     from .train import Trainer
@@ -31,6 +33,10 @@ class Run:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.config, self.first = trainer, trainer.config, trainer.processes.is_first
+        self.data = _fingerprint(trainer.dataset)
+        self.summary_writer = _summary_writer() if self.config.tensorboard else None  # before anything is deleted
+        self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
+        trainer.schedule_until(self.last_epoch)
         opened: tuple[str, bytes | None] = self._open() if self.first else ("", None)
         path, data = trainer.processes.share(opened)
         self.folder = RunFolder.at(path)
@@ -41,14 +47,15 @@ class Run:
         self.metrics_bytes = 0
         if data is not None:
             self._go_on(unpack(data, self.checkpoints.path))
-        self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
         self.begun = time.perf_counter()
         self.stop = _Stop()
 
     def _open(self) -> tuple[str, bytes | None]:
         """The folder's path, and the checkpoint that the run goes on from."""
         config, name = self.config, self.trainer.dataset.name
-        options = dataclasses.asdict(dataclasses.replace(config, overwrite=False, resume=False))
+        # As a run that goes on will read them.
+        asked = dataclasses.replace(config, epochs=self.last_epoch, overwrite=False, resume=False)
+        options = dataclasses.asdict(asked)
         path = default_folder(name) if config.out is None else Path(config.out).expanduser()
         if not (config.resume and holds_run(path)):
             folder = RunFolder(path if config.resume else config.out, name, options, config.overwrite)
@@ -58,10 +65,26 @@ class Run:
         data, wrong = Checkpoints(path).read()
         for sentence in wrong:
             warnings.warn(f"{sentence}; the checkpoint before it is used", stacklevel=4)
+        if data is None and any((path / name).exists() for name in (METRICS, MODEL)):
+            raise RunFolderError(
+                f"{path} holds a run without a checkpoint, which cannot go on; choose another folder, or say that it "
+                "may be overwritten (--overwrite)"
+            )
+        if data is not None:
+            self._check(unpack(data, path).numbers)
         folder.write_options(options)
-        if data is None:
-            folder.cut_metrics(0)
         return str(folder.path), data
+
+    def _check(self, numbers: dict[str, Any]) -> None:
+        """That the run is of these data, and not over already."""
+        if numbers["run"]["data"] != self.data:
+            raise ValueError(
+                f"the run was of other data: {numbers['run']['data']}, now {self.data}; expected the same images"
+            )
+        if numbers["epoch"] > self.last_epoch:
+            raise ValueError(
+                f"epochs is {self.last_epoch}, but the run has done {numbers['epoch']}; expected as many or more, in all"
+            )
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         self.trainer.load_state(checkpoint)
@@ -101,7 +124,7 @@ class Run:
 
     def _epoch(self, progress: Progress) -> None:
         alone = self.trainer.processes.size == 1  # others would not know
-        for _ in self.trainer._train_epoch(progress.add, lambda: alone and self.stop.asked):
+        for _ in self.trainer._train_epoch(progress.add, lambda: alone and (self.stop.asked or self._is_due())):
             self._checkpoint_if_due()
 
     def _after_epoch(self, progress: Progress, board: Any) -> None:
@@ -153,7 +176,7 @@ class Run:
 
     def _checkpoint_if_due(self) -> None:
         """Writes one where it is time for it, or somebody asked to stop: then raises KeyboardInterrupt."""
-        due = time.perf_counter() - self._last_checkpoint >= self.config.checkpoint_seconds
+        due = self._is_due()
         if self.trainer.processes.size > 1:  # the same decision everywhere
             wants = torch.tensor([float(due and self.first), float(self.stop.asked)])
             due, stop = (bool(value) for value in self.trainer.processes.sum(wants).tolist())
@@ -163,6 +186,11 @@ class Run:
             self._checkpoint()
         if stop:
             raise KeyboardInterrupt
+
+    def _is_due(self) -> bool:
+        # With 0 after each look at the losses, not after each step.
+        seconds = self.config.checkpoint_seconds
+        return 0 < seconds <= time.perf_counter() - self._last_checkpoint
 
     def _checkpoint(self) -> None:
         trainer = self.trainer
@@ -178,6 +206,7 @@ class Run:
             "metrics": self.metrics,
             "metrics_bytes": self.folder.sync_metrics(),
             "seconds": self.seconds,
+            "data": self.data,
         }
         with self.folder.writing(self.checkpoints.path.name):
             self.checkpoints.write(trainer.step, checkpoint)
@@ -187,13 +216,14 @@ class Run:
     def _explained(self, error: NotFiniteError) -> NotFiniteError:
         """The error with what went first, which the steps since the last checkpoint, taken again, show."""
         trainer = self.trainer
-        saved = f"{self.folder.path / MODEL} is of epoch {self.metrics['epoch']}" if self.metrics else ""
+        model = f"{self.folder.path / MODEL} is of epoch {self.metrics['epoch']}" if self.metrics else ""
+        saved = model or "nothing is saved yet"
         data = trainer.processes.share(self.checkpoints.read()[0] if self.first else None)
         found = None
         if data is not None:
             checkpoint = unpack(data, self.checkpoints.path)
             trainer.load_state(checkpoint)
-            saved = f"{saved}, the checkpoint" if saved else f"the checkpoint in {self.folder.path} is"
+            saved = f"{model}, the checkpoint" if model else f"the checkpoint in {self.folder.path} is"
             saved = f"{saved} of step {trainer.step}"
             found = trainer.replay(error.step)
         what = str(error)
@@ -214,26 +244,37 @@ class Run:
             return f"{interrupted}; the weights are not finite, so {self.folder.path} keeps what it had"
         path = self.folder.write_model(MODEL, trainer.model, epoch=trainer.epoch, step=trainer.step)
         trainer._draw(self.folder)
-        return (
-            f"{interrupted}; the model so far is in {path}, with pictures of it beside it, and `aevb resume "
-            f"{self.folder.path}` goes on"
-        )
+        how = f"`aevb resume {self.folder.path}`" if trainer.is_of_files else "aevb.Trainer.resume(...).fit()"
+        return f"{interrupted}; the model so far is in {path}, with pictures of it beside it, and {how} goes on"
 
     @contextlib.contextmanager
     def _board(self) -> Iterator[Any]:
         """TensorBoard's writer, or None."""
-        if not (self.config.tensorboard and self.first):
+        if self.summary_writer is None or not self.first:
             yield None
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                f'tensorboard is set, but TensorBoard is missing ({error}); `pip install "aevb[tensorboard]"` has it'
-            ) from error
         # What a run that was stopped wrote after its last checkpoint is written again.
-        with SummaryWriter(str(self.folder.path), purge_step=self.trainer.step + 1) as board:
+        with self.summary_writer(str(self.folder.path), purge_step=self.trainer.step + 1) as board:
             yield board
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            f'tensorboard is set, but TensorBoard is missing ({error}); `pip install "aevb[tensorboard]"` has it'
+        ) from error
+    return SummaryWriter
+
+
+def _fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """What tells that the training images are the same: their number and size, and a SHA-256 of some of them."""
+    images = dataset.train_images
+    count = len(images)
+    some = images[torch.arange(min(count, 1000)) * count // min(count, 1000)]
+    digest = hashlib.sha256(some.contiguous().view(torch.uint8).numpy().data).hexdigest()
+    return {"images": count, "data_dim": dataset.data_dim, "sha256_of_some": digest[:16]}
 
 
 class _Stop:
@@ -275,11 +316,13 @@ def threads(count: int) -> Iterator[None]:
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """PyTorch raises within where an operation has no deterministic way."""
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

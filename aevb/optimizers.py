@@ -68,7 +68,9 @@ class Schedule:
             return
         factor = schedule_factor(self.kind, step, self.steps, self.warmup)
         for group in optimizer.param_groups:
-            rate = factor * group.setdefault("initial_lr", float(group["lr"]))
+            if "initial_lr" not in group:
+                group["initial_lr"] = float(group["lr"])
+            rate = factor * group["initial_lr"]
             if isinstance(group["lr"], Tensor):  # a captured step reads it where it is
                 group["lr"].fill_(rate)
             else:
@@ -91,15 +93,17 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    """Puts back what `optimizer_state` gave. Raises ValueError where it is another optimizer's."""
+    """Puts back what `optimizer_state` gave, but for what the device decides. Raises ValueError where it is another
+    optimizer's."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in (*tensors.items(), *rest["values"].items()):
         number, key = name.split(".", 1)
         # A copy of its own, since an optimizer writes to it in place.
         state.setdefault(int(number), {})[key] = value.clone() if isinstance(value, Tensor) else value
-    rates = [group["lr"] for group in optimizer.param_groups]
+    before = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": state, "param_groups": rest["groups"]})
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(rate, Tensor):
-            group["lr"] = rate.fill_(group["lr"])
-        group.update({key: tuple(value) for key, value in group.items() if isinstance(value, list) and key == "betas"})
+    for group, was in zip(optimizer.param_groups, before, strict=True):
+        group.update({key: was[key] for key in ("capturable", "fused", "foreach") if key in was})
+        if isinstance(was["lr"], Tensor):
+            group["lr"] = was["lr"].fill_(group["lr"])
+        group.update({key: tuple(value) for key, value in group.items() if key == "betas"})  # JSON has lists

@@ -63,11 +63,12 @@ class RunFolder:
                     "or say that it may be overwritten (--overwrite)"
                 )
             with self.writing(""):
-                Checkpoints(self.path).remove()
                 for file in (*TRAINED, EVALUATION, *ANSWER_FILES):
                     (self.path / file).unlink(missing_ok=True)
                 for events in self.path.glob(TENSORBOARD):
                     events.unlink()
+        with self.writing(""):
+            Checkpoints(self.path).remove()  # of a run whose other files somebody took away
         self.write_options(options)
 
     @classmethod
@@ -94,7 +95,12 @@ class RunFolder:
         return folder
 
     def options(self) -> dict[str, Any]:
-        """What config.json holds. Raises ValueError where it is damaged."""
+        """What config.json holds. Raises ValueError where it is damaged, FileNotFoundError where it is missing."""
+        if not (self.path / CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{self.path} has no {CONFIG}, so nobody knows what its run is of; expected a folder that `aevb train` "
+                "left"
+            )
         try:
             options = json.loads((self.path / CONFIG).read_text())
             if not isinstance(options, dict):
@@ -121,7 +127,9 @@ class RunFolder:
         from safetensors.torch import save
 
         text = {**model.metadata(), **{key: str(value) for key, value in metadata.items()}}
-        return self.write(name, save(model.state_dict(), metadata=text))
+        # Clones, since safetensors refuses tensors that share memory.
+        weights = {key: t.detach().cpu().contiguous().clone() for key, t in model.state_dict().items()}
+        return self.write(name, save(weights, metadata=text))
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""

@@ -92,7 +92,12 @@ class AutogradStep:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             mu, logvar = self.model.encode(x, self.x_scale)
             z, kl = self.criterion.sample(mu.float(), logvar.float(), seed=seeds)
+            kl = self.of_whole_batch(kl)
             return self.criterion(self.model.recon(z), x, kl=kl), kl
+
+    def of_whole_batch(self, kl: Tensor) -> Tensor:
+        """kl so that its mean is that of the whole batch, which free bits and a capacity go by."""
+        return kl
 
 
 class _Objective(nn.Module):
@@ -113,6 +118,7 @@ class DistributedStep(AutogradStep):
     process, but for the order of additions. The outcome is that of the part."""
 
     processes: Alone | None = None
+    share: float = field(default=1.0, init=False)  # of the batch
 
     def __post_init__(self) -> None:
         from torch.nn.parallel import DistributedDataParallel
@@ -123,13 +129,21 @@ class DistributedStep(AutogradStep):
         assert self.processes is not None
         part = self.processes.part(index)
         # DistributedDataParallel averages over processes. One that has no image left takes part with weight 0.
-        weight = len(part) * self.processes.size / len(index)
+        self.share = len(part) / len(index)
+        weight = self.share * self.processes.size
         part = part if len(part) else index[:1]
         self.optimizer.zero_grad(set_to_none=True)
         loss, kl = self.objective(self.batch(part, batch_seed), self.noise_seeds(noise_seed, part))
         (weight * loss).backward()
         self.update()
         return Outcome(loss.detach(), kl.detach())
+
+    def of_whole_batch(self, kl: Tensor) -> Tensor:
+        if self.criterion.free_bits is None and self.criterion.capacity is None:
+            return kl
+        assert self.processes is not None
+        mean = kl.detach().mean(0)
+        return kl + (self.processes.sum(self.share * mean).to(kl) - mean)
 
 
 def _is_plain(parameter: Tensor) -> bool:

@@ -61,9 +61,9 @@ class HeldOut:
     """Images that are not trained on. They are binarized once and their noise has one seed, so that epochs can be
     compared."""
 
-    def __init__(self, targets: Targets, count: int, seed: int, device: torch.device):
-        self.targets, self.count, self.device = targets, count, device
-        self.seed = torch.tensor(seed, device=device)
+    def __init__(self, images: Tensor | MappedImages, targets: Targets, seed: int):
+        self.images, self.targets, self.count = images, targets, len(images)
+        self.seed = torch.tensor(seed, device=targets.device)
 
     def x(self, index: Tensor) -> Tensor:
         """As the model is evaluated on them: (B, D), bool, or floating in [0, 1]."""
@@ -72,6 +72,19 @@ class HeldOut:
 
     def seeds(self, index: Tensor) -> Tensor:
         return mix_seed(self.seed, index)
+
+    def batches(self, count: int, processes: Alone) -> Iterator[Tensor]:
+        """The first `count` images, or a process's part of them. Those on the disk come as they lie there, and their
+        memory is given back."""
+        if not isinstance(self.images, MappedImages):
+            index = processes.part(torch.arange(count, device=self.targets.device))
+            yield from index.split(EVALUATION_BATCH) if len(index) else ()
+            return
+        order = self.images.file_order()
+        index = processes.part(order[order < count])
+        for batch in index.split(EVALUATION_BATCH) if len(index) else ():
+            yield batch.to(self.targets.device)
+            self.images.release_rows(batch)
 
 
 class Trainer:
@@ -89,7 +102,7 @@ class Trainer:
     but for the rounding of sums they do what one does.
 
     Attributes: config, dataset; model, optimizer and criterion, which may be changed between epochs (a parameter's
-    .grad is good until the next step); test_x, the test images as the model is evaluated on them; epoch and step, how
+    .grad is good until the next step; while the config's warm-up lasts, it sets the criterion's beta); test_x, the test images as the model is evaluated on them; epoch and step, how
     many were done; folder, the run's, from `fit` on.
 
     Args:
@@ -115,7 +128,13 @@ class Trainer:
         self.config = config
         self.device = _device(config.device)
         self.processes: Alone = processes(self.device)
+        self.is_of_files = model is None and dataset is None
         self.dataset = dataset or load(config.data, validation=config.validation, split_seed=config.split_seed)
+        if config.validation > 0 and self.dataset.validation_images is None:
+            raise ValueError(
+                f"validation is {config.validation}, but the data set given has no validation images; expected "
+                "Dataset(..., validation_images=...)"
+            )
         if config.patience is not None and self.dataset.validation_images is None:
             raise ValueError(
                 f"patience is {config.patience}, but {self.dataset.name} has no validation images; expected a "
@@ -132,7 +151,7 @@ class Trainer:
         self.model.to(self.device)
         self._schedule = Schedule(config.schedule, self._steps_of(config.epochs), config.learning_rate_warmup)
         rate: float | Tensor = config.learning_rate
-        if self.device.type == "cuda" and config.optimizer == "adam" and not self._schedule.is_constant:
+        if self.device.type == "cuda" and not self._schedule.is_constant:
             rate = torch.tensor(rate, device=self.device)  # which a captured step reads anew each time
         self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), rate, self.device)
         self._targets = self._targets_of(self.dataset.train_images)
@@ -156,11 +175,15 @@ class Trainer:
         if self.dataset.validation_images is not None:
             self.held_out["validation"] = self._held_out(self.dataset.validation_images, validation_seed)
 
+    def schedule_until(self, epoch: int) -> None:
+        """The learning rate's schedule ends with this epoch."""
+        self._schedule.steps = self._steps_of(epoch)
+
     def _targets_of(self, images: Tensor | MappedImages) -> Targets:
         return Targets(images, self.config.binarize, self.dataset.max_value, self.device)
 
     def _held_out(self, images: Tensor | MappedImages, seed: int) -> HeldOut:
-        return HeldOut(self._targets_of(images), len(images), seed, self.device)
+        return HeldOut(images, self._targets_of(images), seed)
 
     @property
     def test_x(self) -> Tensor:
@@ -178,6 +201,10 @@ class Trainer:
         """
         folder = RunFolder.open(run)
         config = folder.config()
+        if best and not (folder.path / BEST).is_file():
+            raise FileNotFoundError(
+                f"{folder.path} has no {BEST}; expected a run with validation images (`aevb train --validation 0.1`)"
+            )
         if device is None:
             device = config.device if config.device == "cpu" or torch.cuda.is_available() else "cpu"
         model = BaseVAE.load(folder.path / (BEST if best else MODEL))
@@ -186,14 +213,25 @@ class Trainer:
         return trainer
 
     @classmethod
-    def resume(cls, run: str | PathLike[str], **changes: Any) -> Trainer:
+    def resume(
+        cls,
+        run: str | PathLike[str],
+        *,
+        model: BaseVAE | None = None,
+        dataset: Dataset | None = None,
+        **changes: Any,
+    ) -> Trainer:
         """The trainer of a run that was stopped, whose `fit` goes on with it. `changes` are options that may be others
-        than those it began with: epochs, device, threads, checkpoint_seconds, tensorboard, progress.
+        than those it began with: epochs (in all), patience, device, threads, checkpoint_seconds, tensorboard, progress.
+        A model or data set of one's own is to be given again; the model's weights will be the checkpoint's.
 
         Raises FileNotFoundError: there is no run. ValueError: a damaged config.json.
         """
         folder = RunFolder.open(run, needs_model=False)
-        return cls(dataclasses.replace(folder.config(), **changes, out=str(folder.path), overwrite=False, resume=True))
+        config = dataclasses.replace(folder.config(), **changes, out=str(folder.path), overwrite=False, resume=True)
+        if dataset is not None and config.validation > 0 and dataset.validation_images is None:
+            config = dataclasses.replace(config, validation=0.0)
+        return cls(config, model=model, dataset=dataset)
 
     # ---- a whole run ----
 
@@ -255,8 +293,7 @@ class Trainer:
                 if self.step % CHECK_EVERY == 0 or last or asked():
                     for images, averages in self._ledger.read(wait=last):
                         report(images, averages)
-                    if not last:
-                        yield
+                    yield
         self._step_made_of = made_of(self.model, self.criterion, self.optimizer)  # the first step made Adam's state
         self._last_epoch = self._ledger.average
         self._ledger = self._new_ledger()
@@ -265,11 +302,13 @@ class Trainer:
 
     def _batches_left(self) -> Iterator[Tensor]:
         """The images of the steps that the epoch has left."""
-        order, size = self.order(self.epoch), self.config.batch_size
-        return batches(self.dataset.train_images, order[self._steps_done * size :], size)
+        size = self.config.batch_size
+        left = self.order(self.epoch)[self._steps_done * size :]
+        return batches(self.dataset.train_images, left, size) if len(left) else iter(())
 
     def _take(self, take_step: Callable, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> None:
-        self.criterion.beta = self._beta()
+        if self.config.warmup_epochs > 0:
+            self.criterion.beta = self._beta()
         self._schedule.set(self.optimizer, self.step)
         outcome = take_step(index, batch_seed, noise_seed)
         self.step += 1
@@ -280,7 +319,7 @@ class Trainer:
     _last_epoch: Evaluation
 
     def _new_ledger(self, totals: tuple[float, float, int] = (0.0, 0.0, 0)) -> Ledger:
-        return Ledger(self.processes, ESTIMATORS[self.config.estimator].importance_weighted, totals)
+        return Ledger(self.processes, ESTIMATORS[self.criterion.estimator].importance_weighted, totals)
 
     def _steps_of(self, epochs: int) -> int:
         return epochs * math.ceil(len(self.dataset.train_images) / self.config.batch_size)
@@ -314,13 +353,22 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, images: int | None = None, part: str = "test") -> Evaluation:
         """The ELBO of the test images (or of `part` "validation"), or of the first so many, one sample of z each: a
-        function of the weights and the config's seed."""
+        function of the weights and the config's seed. The model is in eval mode meanwhile.
+
+        Raises ValueError: a number of images below 1; a part that there is not.
+        """
+        if images is not None and images < 1:
+            raise ValueError(f"images is {images}; expected at least 1")
+        if part not in self.held_out:
+            expected = " or ".join(map(repr, self.held_out))
+            raise ValueError(
+                f"part is {part!r}; expected {expected}: what {self.dataset.name} has beside training images"
+            )
         held_out = self.held_out[part]
         count = held_out.count if images is None else min(images, held_out.count)
-        index = self.processes.part(torch.arange(count, device=self.device))
         sums = torch.zeros(2, dtype=torch.float64)
-        with _current(self.device):
-            for batch in index.split(EVALUATION_BATCH) if len(index) else ():
+        with _current(self.device), _evaluating(self.model):
+            for batch in held_out.batches(count, self.processes):
                 x = held_out.x(batch)
                 z, kl = sample_gaussian(*self.model.encode(x), seed=held_out.seeds(batch))
                 log_prob = self.model.log_prob(x, z)
@@ -338,13 +386,13 @@ class Trainer:
 
     def _kls(self, kl: Tensor) -> tuple[Tensor, Tensor | float]:
         """Of a batch the mean KL, and what the loss has more than the negative ELBO because of its own KL term: 0-d."""
-        config = self.config
-        mean = kl.mean() if config.free_bits is None else kl.sum() / max(kl[..., 0].numel(), 1)
-        if ESTIMATORS[config.estimator].importance_weighted:
+        criterion = self.criterion
+        mean = kl.mean() if criterion.free_bits is None else kl.sum() / max(kl[..., 0].numel(), 1)
+        if ESTIMATORS[criterion.estimator].importance_weighted:
             return mean, 0.0
-        plain = config.free_bits is None and config.capacity is None
-        term = mean if plain else self.criterion.kl_term(kl).mean()
-        return mean, self.criterion.beta * term - mean
+        plain = criterion.free_bits is None and criterion.capacity is None
+        term = mean if plain else criterion.kl_term(kl).mean()
+        return mean, criterion.beta * term - mean
 
     def _num_threads(self) -> int:
         if self.config.threads is not None:
@@ -359,7 +407,9 @@ class Trainer:
 
         # A copy, since moving the model would move what a captured step writes to.
         model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
-        for name, png in draw(model, self.dataset, self.config.seed).items():
+        with _evaluating(model):
+            pictures = draw(model, self.dataset, self.config.seed)
+        for name, png in pictures.items():
             folder.write(name, png)
 
     # ---- the state that a checkpoint has ----
@@ -371,6 +421,7 @@ class Trainer:
             {
                 **{f"model.{name}": t for name, t in self.model.state_dict().items()},
                 **{f"optimizer.{name}": t for name, t in tensors.items()},
+                **{f"rng.{name}": t for name, t in _rng_states(self.device).items()},
             },
             {
                 "epoch": self.epoch,
@@ -383,7 +434,8 @@ class Trainer:
         )
 
     def load_state(self, checkpoint: Checkpoint) -> None:
-        """Puts back what `state` gave. Raises ValueError where it is another model's."""
+        """Puts back what `state` gave, PyTorch's own generators included, which a model with dropout draws from. Raises
+        ValueError where it is another model's."""
         tensors, numbers = checkpoint
         try:
             self.model.load_state_dict(_under("model.", tensors))
@@ -393,6 +445,10 @@ class Trainer:
         self.epoch, self.step, self._steps_done = (numbers[key] for key in ("epoch", "step", "steps_done"))
         self._ledger = self._new_ledger(tuple(numbers["totals"]))
         self._best = dict(numbers["best"])
+        states = _under("rng.", tensors)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self.device)
 
     def weights_are_finite(self) -> bool:
         """Whether all weights are; the same answer in all processes."""
@@ -442,13 +498,29 @@ class Trainer:
         held_out = self.held_out[part]
         criterion = FusedELBO(likelihood=self.model.likelihood, sigmoid_means=self.criterion.sigmoid_means)
         step = AutogradStep(self.model, criterion, self.optimizer, held_out.targets, None)
-        for index in torch.arange(held_out.count, device=self.device).split(EVALUATION_BATCH):
+        for index in held_out.batches(held_out.count, Alone(self.device)):
             x, seeds = held_out.x(index), held_out.seeds(index)
             with torch.no_grad():
                 loss, _ = step.loss(x, seeds)
             if not loss.isfinite():
                 return first_not_finite(step, x, index, seeds, part)
         return None
+
+
+def _rng_states(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return {**states, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+@contextlib.contextmanager
+def _evaluating(model: BaseVAE) -> Iterator[None]:
+    """The model is in eval mode within."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ def test_killed_at_random_moments(tmp_path, whole):
             process = start(out)
             if kills < KILLS:
                 # However fast the machine is: after some checkpoints, or before any, and then a random moment.
-                wait_for_checkpoints(out, process, chance.choice([0, 1, 1, 3, 10, 30]))
+                wait_for_checkpoints(out, process, chance.choice([0, 1, 2, 4, 8, 16]))
                 process.join(chance.expovariate(1 / 0.01))
             else:
                 process.join(120)
@@ -103,7 +103,7 @@ def test_killed_at_random_moments(tmp_path, whole):
         assert process.exitcode == 0
         assert_same(out, whole)
         runs += 1
-    assert len(steps) > 30, "the kills did not come at many places"
+    assert len(steps) > 12, "the kills did not come at many places"
 
 
 def wait_for_checkpoints(out, process, count):
