@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -55,7 +55,7 @@ def resume(
         threads: threads to train with.
         progress: the progress bar; --no-progress for none.
     """
-    changes = {"epochs": epochs, "patience": patience, "device": device, "threads": threads}
+    changes: dict[str, Any] = {"epochs": epochs, "patience": patience, "device": device, "threads": threads}
     changes = {name: value for name, value in changes.items() if value is not None}
     _train(Trainer.resume(run, **changes, progress=progress))
 

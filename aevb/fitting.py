@@ -83,7 +83,8 @@ class Run:
             )
         if numbers["epoch"] > self.last_epoch:
             raise ValueError(
-                f"epochs is {self.last_epoch}, but the run has done {numbers['epoch']}; expected as many or more, in all"
+                f"epochs is {self.last_epoch}, but the run has done {numbers['epoch']}; expected as many or more, in "
+                "all"
             )
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
@@ -124,7 +125,7 @@ class Run:
 
     def _epoch(self, progress: Progress) -> None:
         alone = self.trainer.processes.size == 1  # others would not know
-        for _ in self.trainer._train_epoch(progress.add, lambda: alone and (self.stop.asked or self._is_due())):
+        for _ in self.trainer._train_epoch(progress.add, lambda: alone and (self.stop.asked or self._is_late())):
             self._checkpoint_if_due()
 
     def _after_epoch(self, progress: Progress, board: Any) -> None:
@@ -176,7 +177,7 @@ class Run:
 
     def _checkpoint_if_due(self) -> None:
         """Writes one where it is time for it, or somebody asked to stop: then raises KeyboardInterrupt."""
-        due = self._is_due()
+        due = self._seconds_since_checkpoint >= self.config.checkpoint_seconds
         if self.trainer.processes.size > 1:  # the same decision everywhere
             wants = torch.tensor([float(due and self.first), float(self.stop.asked)])
             due, stop = (bool(value) for value in self.trainer.processes.sum(wants).tolist())
@@ -187,10 +188,13 @@ class Run:
         if stop:
             raise KeyboardInterrupt
 
-    def _is_due(self) -> bool:
-        # With 0 after each look at the losses, not after each step.
-        seconds = self.config.checkpoint_seconds
-        return 0 < seconds <= time.perf_counter() - self._last_checkpoint
+    @property
+    def _seconds_since_checkpoint(self) -> float:
+        return time.perf_counter() - self._last_checkpoint
+
+    def _is_late(self) -> bool:
+        """Whether the next look at the losses should not be waited for."""
+        return 0 < self.config.checkpoint_seconds <= self._seconds_since_checkpoint
 
     def _checkpoint(self) -> None:
         trainer = self.trainer

@@ -102,8 +102,8 @@ class Trainer:
     but for the rounding of sums they do what one does.
 
     Attributes: config, dataset; model, optimizer and criterion, which may be changed between epochs (a parameter's
-    .grad is good until the next step; while the config's warm-up lasts, it sets the criterion's beta); test_x, the test images as the model is evaluated on them; epoch and step, how
-    many were done; folder, the run's, from `fit` on.
+    .grad is good until the next step; while the config's warm-up lasts, it sets the criterion's beta); test_x, the test
+    images as the model is evaluated on them; epoch and step, how many were done; folder, the run's, from `fit` on.
 
     Args:
         config: the options.
@@ -229,8 +229,6 @@ class Trainer:
         """
         folder = RunFolder.open(run, needs_model=False)
         config = dataclasses.replace(folder.config(), **changes, out=str(folder.path), overwrite=False, resume=True)
-        if dataset is not None and config.validation > 0 and dataset.validation_images is None:
-            config = dataclasses.replace(config, validation=0.0)
         return cls(config, model=model, dataset=dataset)
 
     # ---- a whole run ----
@@ -360,9 +358,8 @@ class Trainer:
         if images is not None and images < 1:
             raise ValueError(f"images is {images}; expected at least 1")
         if part not in self.held_out:
-            expected = " or ".join(map(repr, self.held_out))
             raise ValueError(
-                f"part is {part!r}; expected {expected}: what {self.dataset.name} has beside training images"
+                f"part is {part!r}; expected {' or '.join(map(repr, self.held_out))}, which {self.dataset.name} has"
             )
         held_out = self.held_out[part]
         count = held_out.count if images is None else min(images, held_out.count)
