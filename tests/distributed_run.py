@@ -1,7 +1,8 @@
-"""A process of a run of several, for tests/test_distributed.py: python distributed_run.py OUT [RANK STEP]. The process
-of that rank is killed after that step."""
+"""A process of a run of several, for tests/test_distributed.py: python distributed_run.py OUT OPTIONS [RANK STEP], with
+options as JSON. The process of that rank is killed after that step."""
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -24,10 +25,11 @@ config = aevb.TrainConfig(
     threads=1,
     checkpoint_seconds=0.0,
     progress=False,
+    **json.loads(sys.argv[2]),
 )
 trainer = aevb.Trainer(config, dataset=digits)
-if len(sys.argv) > 2:
-    rank, step = map(int, sys.argv[2:])
+if len(sys.argv) > 3:
+    rank, step = map(int, sys.argv[3:])
 
     def die(*_):
         if trainer.processes.rank == rank and trainer.step == step:

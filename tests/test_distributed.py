@@ -33,13 +33,13 @@ def losses(run):
 def alone(tmp_path_factory):
     """The run of one process, without torchrun."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    subprocess.run([sys.executable, HERE / "distributed_run.py", out], check=True)
+    subprocess.run([sys.executable, HERE / "distributed_run.py", out, "{}"], check=True)
     return out
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_the_same_losses_by_any_number_of_processes(tmp_path, alone, processes):
-    done = launch(processes, HERE / "distributed_run.py", tmp_path / "run")
+    done = launch(processes, HERE / "distributed_run.py", tmp_path / "run", "{}")
     assert done.returncode == 0, done.stderr
     assert len(metrics(tmp_path / "run")) == 6
     torch.testing.assert_close(losses(tmp_path / "run"), losses(alone), rtol=1e-5, atol=0)
@@ -47,14 +47,23 @@ def test_the_same_losses_by_any_number_of_processes(tmp_path, alone, processes):
         assert torch.equal(losses(tmp_path / "run"), losses(alone))
 
 
+@pytest.mark.parametrize("options", ['{"free_bits": 0.2}', '{"capacity": 3.0, "clip_norm": 5.0}'])
+def test_what_goes_by_the_whole_batch_does(tmp_path, options):
+    """Free bits and a capacity look at the batch's mean KL, not at a process's."""
+    for processes in (1, 2):
+        done = launch(processes, HERE / "distributed_run.py", tmp_path / str(processes), options)
+        assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(losses(tmp_path / "2"), losses(tmp_path / "1"), rtol=1e-5, atol=0)
+
+
 def test_a_process_that_dies_ends_the_job_and_another_number_goes_on(tmp_path, alone):
     out = tmp_path / "run"
-    done = launch(2, HERE / "distributed_run.py", out, 1, 9)
+    done = launch(2, HERE / "distributed_run.py", out, "{}", 1, 9)
     assert done.returncode != 0
     assert "Signal 9 (SIGKILL)" in done.stderr
     assert len(metrics(out)) < 6
     assert list((out / "checkpoints").iterdir())
-    done = launch(3, HERE / "distributed_run.py", out)
+    done = launch(3, HERE / "distributed_run.py", out, "{}")
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in metrics(out)] == [4 * epoch for epoch in range(1, 7)]
     torch.testing.assert_close(losses(out), losses(alone), rtol=1e-5, atol=0)

@@ -5,8 +5,10 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import aevb
 from aevb.data import load
@@ -209,6 +211,14 @@ def test_without_tensorboard_a_sentence(tmp_path, digits, monkeypatch):
         aevb.Trainer(options(tmp_path, tensorboard=True), dataset=digits).fit()
 
 
+def test_a_run_is_not_deleted_for_want_of_tensorboard(tmp_path, digits, monkeypatch):
+    metrics = aevb.Trainer(options(tmp_path), dataset=digits).fit()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="TensorBoard is missing"):
+        aevb.Trainer(options(tmp_path, tensorboard=True, overwrite=True), dataset=digits).fit()
+    assert lines(tmp_path / "run")[-1] == metrics
+
+
 def test_lines_where_there_is_no_terminal(tmp_path, digits, capsys):
     metrics = aevb.Trainer(options(tmp_path, progress=True), dataset=digits).fit()
     *_, line = capsys.readouterr().err.splitlines()
@@ -253,3 +263,81 @@ def test_test_images_that_are_not_finite_are_named(tmp_path, digits, monkeypatch
         FloatingPointError, match=f"training stopped because {sentence}; the checkpoint in .* of step 0"
     ):
         trainer.fit()
+
+
+def test_a_users_deterministic_mode_is_left_alone(tmp_path, digits):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for deterministic in (False, True):
+            config = options(tmp_path, deterministic=deterministic, overwrite=True, epochs=1)
+            aevb.Trainer(config, dataset=digits).fit()
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_criterion_of_ones_own_is_the_one_reported(tmp_path, digits):
+    trainer = aevb.Trainer(options(tmp_path, learning_rate=1e-30, batch_size=100), dataset=digits)
+    plain = trainer.train_epoch()
+    trainer.criterion = aevb.FusedELBO(free_bits=0.5, beta=4.0)
+    trainer.epoch = 0
+    other = trainer.train_epoch()
+    assert trainer.criterion.beta == 4.0
+    assert dataclasses.astuple(other) == pytest.approx(dataclasses.astuple(plain), rel=1e-5)
+
+
+def test_the_model_is_evaluated_in_eval_mode(tmp_path, digits):
+    model = aevb.VAE(64, 16, 3)
+    model.encoder[1] = torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Dropout(0.5))
+    trainer = aevb.Trainer(options(tmp_path), model=model, dataset=digits)
+    assert trainer.evaluate() == trainer.evaluate()
+    assert model.training
+
+
+def test_layers_that_share_weights_are_saved(tmp_path, digits):
+    model = aevb.VAE(64, (16, 16, 16), 3)
+    model.encoder[4].weight = model.encoder[2].weight
+    aevb.Trainer(options(tmp_path), model=model, dataset=digits).fit()
+    assert torch.equal(*(load_file(tmp_path / "run/model.safetensors")[f"encoder.{i}.weight"] for i in (2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (lambda t: t.evaluate(0), "images is 0; expected at least 1"),
+        (lambda t: t.evaluate(part="validation"), "part is 'validation'; expected 'test', which digits has"),
+        (lambda t: aevb.TrainConfig(epochs=1.5), r"epochs is 1.5; expected a whole number"),
+        (lambda t: aevb.TrainConfig.of({"hidden_dims": None}, "x"), "x has an option of another type"),
+        (
+            lambda t: aevb.Trainer(dataclasses.replace(t.config, validation=0.2), dataset=t.dataset),
+            "has no validation im",
+        ),
+    ],
+)
+def test_sentences(tmp_path, digits, ask, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ask(aevb.Trainer(options(tmp_path), dataset=digits))
+
+
+def test_there_is_no_best_epoch_without_validation(tmp_path, digits):
+    aevb.Trainer(options(tmp_path), dataset=digits).fit()
+    with pytest.raises(FileNotFoundError, match=r"has no best.safetensors; expected a run with validation images"):
+        aevb.Trainer.load(tmp_path / "run", best=True)
+
+
+def test_images_on_the_disk_are_evaluated_as_those_in_memory(tmp_path, monkeypatch):
+    """In the file's order: but for the order of sums, and the bits, which are the row's."""
+    images = load("digits").train_images[:500].numpy()
+    np.save(tmp_path / "images.npy", (images > 8).astype(np.uint8) * 255)
+    config = options(tmp_path, data=str(tmp_path / "images.npy"), binarize="threshold", validation=0.2, batch_size=30)
+    in_memory = aevb.Trainer(config)
+    monkeypatch.setattr("aevb.data.arrays.MAPPED_ABOVE", 0)
+    on_disk = aevb.Trainer(config)
+    assert isinstance(on_disk.dataset.test_images, aevb.data.MappedImages)
+    for part in ("test", "validation"):
+        expected = dataclasses.astuple(in_memory.evaluate(part=part))
+        assert dataclasses.astuple(on_disk.evaluate(part=part)) == pytest.approx(expected)
+    assert dataclasses.astuple(on_disk.evaluate(7)) == pytest.approx(dataclasses.astuple(in_memory.evaluate(7)))
+    before = on_disk.evaluate(part="validation").elbo
+    assert on_disk.fit()["validation_elbo"] > before + 1

@@ -1,5 +1,7 @@
 """A run that is stopped or killed, and goes on: to the bit as if nothing had been."""
 
+import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 
 import aevb
 from aevb.checkpoints import Checkpoint, CheckpointError, Checkpoints, pack, unpack
+from aevb.data import load
 from aevb.runs import RunFolderError
 
 KILLS = 50
@@ -258,3 +261,95 @@ def test_resume_starts_a_run_where_there_is_none(tmp_path, monkeypatch):
     for _ in range(2):  # the second time it is over already
         assert aevb.Trainer(config).fit()["epoch"] == 1
     assert [path.name for path in Path("runs").iterdir()] == ["digits"]
+
+
+def test_a_run_without_a_checkpoint_is_kept_as_it_is(tmp_path):
+    """As those of before checkpoints, or whose folder was deleted to save space."""
+    finish(start(tmp_path / "run", epochs=1))
+    Checkpoints(tmp_path / "run").remove()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(RunFolderError, match=r"holds a run without a checkpoint, which cannot go on"):
+        aevb.Trainer.resume(tmp_path / "run", epochs=3, progress=False).fit()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_checkpoints_of_another_run_are_not_taken(tmp_path):
+    out = tmp_path / "run"
+    finish(start(out, epochs=2))
+    for path in out.iterdir():
+        if path.is_file():
+            path.unlink()
+    finish(start(out, epochs=1))
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {f"step-{60:012d}.safetensors", NEXT_TO_LAST}
+
+
+NEXT_TO_LAST = f"step-{40:012d}.safetensors"
+
+
+def test_what_cannot_be_read_gives_way_too(tmp_path, short):
+    out = tmp_path / "run"
+    _, last = stopped(out)
+    last.unlink()
+    last.mkdir()
+    in_the_way = contextlib.suppress(RunFolderError)  # of the next checkpoint
+    with pytest.warns(UserWarning, match=rf"{last.name} cannot be read: Is a directory; the checkpoint"), in_the_way:
+        aevb.Trainer.resume(out, progress=False).fit()
+
+
+def test_fewer_epochs_than_were_done(tmp_path):
+    finish(start(tmp_path / "run", epochs=2))
+    with pytest.raises(ValueError, match="epochs is 1, but the run has done 2; expected as many or more, in all"):
+        aevb.Trainer.resume(tmp_path / "run", epochs=1, progress=False).fit()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["epochs"] == 2
+    finish(start(tmp_path / "cosine", epochs=1, schedule="cosine"))
+    with pytest.raises(ValueError, match=r"epochs is 3, but the run in .* began with 1, at whose end"):
+        aevb.Trainer.resume(tmp_path / "cosine", epochs=3, progress=False).fit()
+
+
+def test_a_second_fit_goes_on_too(tmp_path, monkeypatch):
+    """From where the first ended, in a folder of its own, whose config says how many epochs these are in all."""
+    monkeypatch.chdir(tmp_path)
+    options = {**resumed_run.OPTIONS, "epochs": 2, "progress": False, "schedule": "linear"}
+    trainer = aevb.Trainer(aevb.TrainConfig(**options))
+    trainer.fit()
+    trainer.optimizer.register_step_post_hook(lambda *_: trainer.step == 200 and os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match=r"after 3 epochs, 201 steps.*`aevb resume runs/digits-2` goes on"):
+        trainer.fit()
+    metrics = aevb.Trainer.resume("runs/digits-2", progress=False).fit()
+    assert (metrics["epoch"], metrics["step"]) == (4, 240)
+    other = aevb.Trainer(aevb.TrainConfig(**options, out="other"))
+    other.fit()
+    other.config = dataclasses.replace(other.config, out="other-2")
+    expected = other.fit()
+    assert expected["learning_rate"] == pytest.approx(1e-3 / 240)
+    assert_same(Path("runs/digits-2"), Path("other-2"))
+
+
+def test_data_and_a_model_of_ones_own(tmp_path):
+    """They are given again; other data are refused."""
+    digits = load("digits")
+    few = dataclasses.replace(digits, name="mine", train_images=digits.train_images[:90], train_labels=None)
+
+    def model():
+        made = aevb.VAE(64, 12, 3, generator=torch.Generator().manual_seed(3))
+        made.encoder[1] = torch.nn.Sequential(
+            torch.nn.Tanh(), torch.nn.Dropout(0.2)
+        )  # of PyTorch's generator, whose state the checkpoint has
+        return made
+
+    def options(name):
+        return aevb.TrainConfig(**{**resumed_run.OPTIONS, "out": str(tmp_path / name), "epochs": 3, "progress": False})
+
+    torch.manual_seed(5)
+    aevb.Trainer(options("whole"), model=model(), dataset=few).fit()
+    torch.manual_seed(5)
+    trainer = aevb.Trainer(options("run"), model=model(), dataset=few)
+    trainer.optimizer.register_step_post_hook(lambda *_: trainer.step == 6 and os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match=r"aevb.Trainer.resume\(...\).fit\(\) goes on"):
+        trainer.fit()
+    torch.manual_seed(99)
+    other = dataclasses.replace(few, train_images=16 - few.train_images)
+    with pytest.raises(ValueError, match=r"the run was of other data: .*; expected the same images"):
+        aevb.Trainer.resume(tmp_path / "run", model=model(), dataset=other).fit()
+    aevb.Trainer.resume(tmp_path / "run", model=model(), dataset=few).fit()
+    assert_same(tmp_path / "run", tmp_path / "whole")
