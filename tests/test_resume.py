@@ -332,6 +332,7 @@ def test_data_and_a_model_of_ones_own(tmp_path):
 
     def model():
         made = aevb.VAE(64, 12, 3, generator=torch.Generator().manual_seed(3))
+        # Of PyTorch's own generator, whose state the checkpoint has.
         made.encoder[1] = torch.nn.Sequential(
             torch.nn.Tanh(), torch.nn.Dropout(0.2)
         )  # of PyTorch's generator, whose state the checkpoint has
