@@ -173,6 +173,31 @@ def test_restoring_images_of_a_file(run, tmp_path, capsys):
     assert "holds values other than 0 and 1" in error_of(capsys, "impute", run, *options)
 
 
+def test_an_answer_does_not_replace_what_was_asked_about(run, tmp_path, monkeypatch, capsys):
+    _, x = model_and_images(run)
+    data, mask = tmp_path / "masked.npy", tmp_path / "mask.npy"
+    np.save(data, x[:3].numpy())
+    np.save(mask, np.arange(64) % 3 > 0)
+    before = data.read_bytes(), mask.read_bytes()
+    options = ["--data", data, "--mask", mask, *FAST]
+    ask(capsys, "impute", run, *options, "--out", tmp_path / "masked.png")
+    assert (data.read_bytes(), mask.read_bytes()) == before
+    picture(tmp_path / "masked.png")
+    with monkeypatch.context() as patch:
+        patch.setattr("aevb.models.BaseVAE.impute", None)  # nothing is computed
+        for target in (data, mask):
+            sentence = f"{target} would be replaced by the answer, and it is what was asked about; choose another out"
+            assert sentence in error_of(capsys, "impute", run, *options, "--out", target)
+    (tmp_path / "impute.npy").write_bytes(before[0])
+    for command in ("impute", "reconstruct", "embed"):
+        data = tmp_path / f"{command}.npy"
+        data.write_bytes(before[0])
+        place = data if command == "embed" else tmp_path
+        more = [] if command != "reconstruct" else ["--save-array"]
+        assert "would be replaced" in error_of(capsys, command, run, "--data", data, "--out", place, *more)
+        assert data.read_bytes() == before[0]
+
+
 def test_masks(run):
     trainer = aevb.Trainer.load(run)
     x = trainer.test_x[:3]

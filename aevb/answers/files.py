@@ -33,22 +33,41 @@ class Answer:
 
 class Out:
     """Where an answer goes: files of the run folder, or what `out` says: a file, whose suffix says which of the forms,
-    or a folder for the files under their usual names. Checked before anything is computed."""
+    that one alone, or a folder for the files under their usual names. Checked before anything is computed.
 
-    def __init__(self, folder: RunFolder, name: str, out: str | None, forms: Sequence[str], always: Sequence[str]):
+    Raises ValueError for another suffix, or where a file would replace one of `inputs`, which are asked about.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        name: str,
+        out: str | None,
+        forms: Sequence[str],
+        always: Sequence[str],
+        inputs: Sequence[str | None] = (),
+    ):
         self.always = list(always)
         path = folder.path if out is None else Path(out).expanduser()
         if out is None or path.is_dir() or not path.suffix:
             self.stem = path / name
         elif path.suffix in forms:
-            self.stem, self.always = path.with_suffix(""), [path.suffix, *(s for s in always if s == ".npy")]
+            self.stem, self.always = path.with_suffix(""), [path.suffix]
         else:
             raise ValueError(f"out is {out!r}; expected a name that ends in {' or '.join(forms)}, or a folder")
-        self.always = list(dict.fromkeys(self.always))
+        taken = {Path(given).expanduser().resolve() for given in inputs if given}
+        for path in map(self._path, self.always):
+            if path.resolve() in taken:
+                raise ValueError(
+                    f"{path} would be replaced by the answer, and it is what was asked about; choose another out"
+                )
+
+    def _path(self, suffix: str) -> Path:
+        return self.stem.with_name(self.stem.name + suffix)
 
     def write(self, **forms: Callable[[], bytes]) -> list[Path]:
         """Each form by its suffix without the dot, made only where it is wanted."""
-        return [write_answer(self.stem.with_name(self.stem.name + s), forms[s[1:]]()) for s in self.always]
+        return [write_answer(self._path(s), forms[s[1:]]()) for s in self.always]
 
 
 Run = str | PathLike[str]

@@ -33,7 +33,7 @@ def reconstruct(
     """Images and their reconstructions at the posterior mean: `aevb reconstruct`."""
     at_least_1(images=images)
     trainer = Trainer.load(run)
-    target = Out(trainer.folder, "reconstruct", out, (".png", ".npy"), forms(save_array))
+    target = Out(trainer.folder, "reconstruct", out, (".png", ".npy"), forms(save_array), [data])
     x, _ = asked_images(trainer, part, data)
     shown = x[pictures.examples(trainer.dataset, images)] if data is None and part == "test" else x[:images]
     array = torch.cat([trainer.model.reconstruct(b) for b in x.split(1000)]) if ".npy" in target.always else x[:0]
@@ -71,7 +71,7 @@ def embed(
 ) -> Answer:
     """The posterior of each image, as arrays and a map: `aevb embed`."""
     trainer = Trainer.load(run)
-    target = Out(trainer.folder, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"])
+    target = Out(trainer.folder, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"], [data])
     x, labels = asked_images(trainer, part, data)
     found = trainer.model.embed(x, num_samples, seed=seed)
     arrays = {"mu": found.mu, "logvar": found.logvar, "z": found.z, "labels": labels}

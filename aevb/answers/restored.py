@@ -32,7 +32,7 @@ def impute(
 ) -> Answer:
     """Missing pixels from the others: `aevb impute`. `options` are those of `imputed`."""
     trainer = Trainer.load(run)
-    target = _out(trainer, "impute", out, data, save_array)
+    target = _out(trainer, "impute", out, data, save_array, options.get("mask"))
     return _written(target, imputed(trainer, data=data, **options))
 
 
@@ -41,7 +41,7 @@ def denoise(
 ) -> Answer:
     """Clean images from noisy ones: `aevb denoise`. `options` are those of `denoised`."""
     trainer = Trainer.load(run)
-    target = _out(trainer, "denoise", out, data, save_array)
+    target = _out(trainer, "denoise", out, data, save_array, options.get("mask"))
     return _written(target, denoised(trainer, data=data, **options))
 
 
@@ -154,8 +154,10 @@ class Restored:
         return pictures.mosaic(f"{dataset.name}: {self.what}", rows, pictures.Look.of(dataset), missing=missing)
 
 
-def _out(trainer: Trainer, name: str, out: str | None, data: str | None, save_array: bool) -> Out:
-    return Out(trainer.folder, name, out, (".png", ".npy"), forms(save_array or data is not None))
+def _out(
+    trainer: Trainer, name: str, out: str | None, data: str | None, save_array: bool, mask: str | None = None
+) -> Out:
+    return Out(trainer.folder, name, out, (".png", ".npy"), forms(save_array or data is not None), [data, mask])
 
 
 def _to_restore(trainer: Trainer, data: str | None, images: int, given_clean: bool) -> tuple[Tensor, Tensor | None]:
