@@ -102,7 +102,7 @@ def evaluate(
 def reconstruct(
     run: Run,
     /,
-    part: Part = "test",
+    part: Part | None = None,
     data: str | None = None,
     images: int = 40,
     save_array: bool = False,
@@ -114,7 +114,7 @@ def reconstruct(
 
     Args:
         run: the run folder.
-        part: of the data set.
+        part: of the data set; by default test.
         data: other images of the same shape: a .npy file, or a data set as `aevb train` takes it.
         images: how many the picture shows.
         save_array: write the reconstructions of all images too: reconstruct.npy, (N, pixels).
@@ -141,7 +141,7 @@ def sample(run: Run, /, num: int = 100, seed: int = 0, save_array: bool = False,
 def embed(
     run: Run,
     /,
-    part: Part = "test",
+    part: Part | None = None,
     data: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
@@ -153,7 +153,7 @@ def embed(
 
     Args:
         run: the run folder.
-        part: of the data set.
+        part: of the data set; by default test.
         data: other images of the same shape: a .npy file, or a data set as `aevb train` takes it.
         num_samples: draws of each posterior, for an array z, (num_samples, N, dimensions); none by default.
         seed: these draws follow from it.

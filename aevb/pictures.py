@@ -74,10 +74,10 @@ def _reconstructions(model: BaseVAE, dataset: Dataset) -> Figure:
     return reconstructions(dataset.name, Look.of(dataset), x, model.reconstruct(x))
 
 
-def reconstructions(name: str, look: Look, x: Tensor, reconstructed: Tensor) -> Figure:
-    """Images and below each its reconstruction, both (N, data_dim)."""
+def reconstructions(name: str, look: Look, x: Tensor, reconstructed: Tensor, what: str = "test images") -> Figure:
+    """Images, of a data set's name and what they are of it, and below each its reconstruction, both (N, data_dim)."""
     return mosaic(
-        f"{name}: test images, and below each its reconstruction\n(expected pixels at the posterior mean)",
+        f"{name}: {what}, and below each its reconstruction\n(expected pixels at the posterior mean)",
         {"image": x, "reconstruction": reconstructed},
         look,
     )

@@ -13,8 +13,9 @@ from PIL import Image
 
 import aevb
 from aevb import pictures
-from aevb.answers.images import mask_of, pixels
+from aevb.answers.images import asked_images, mask_of, pixels, training_moments
 from aevb.cli import main
+from aevb.data import MappedImages
 from aevb.runs import TRAINED
 
 LEFT = {*TRAINED, "checkpoints"} - {"best.safetensors"}  # there are no validation images
@@ -200,12 +201,11 @@ def test_an_answer_does_not_replace_what_was_asked_about(run, tmp_path, monkeypa
 
 def test_masks(run):
     trainer = aevb.Trainer.load(run)
-    x = trainer.test_x[:3]
     for name, (rows, columns) in {"lower": (slice(4), slice(8)), "left": (slice(8), slice(4, 8))}.items():
         expected = torch.zeros(8, 8, dtype=torch.bool)
         expected[rows, columns] = True
-        assert torch.equal(mask_of(trainer, name, x, 0.5, 0), expected.flatten())
-    assert mask_of(trainer, "random", x, 0.5, 0).shape == (3, 64)
+        assert torch.equal(mask_of(trainer, name, 3, 0.5, 0), expected.flatten().expand(3, 64))
+    assert mask_of(trainer, "random", 3, 0.5, 0).shape == (3, 64)
 
 
 def test_manifold(runs, run, capsys):
@@ -310,15 +310,154 @@ def test_colours_are_drawn_as_they_are_and_grey_dark_on_white():
         assert (abs(image - np.multiply(255, colour)) < 1.5).all(-1).sum() > least
 
 
-def test_grey_runs_have_noise_of_values_but_no_flips(tmp_path, capsys):
-    options = dict(epochs=1, hidden_dims=(8,), latent_dim=2, binarize="none", progress=False, threads=1)
-    aevb.Trainer(aevb.TrainConfig(out=str(tmp_path / "run"), **options)).fit()
-    out = ask(capsys, "denoise", tmp_path / "run", "--sigma", "0.3", *FAST)
-    assert "6 test images, Gaussian noise of sigma 0.3" in out
-    ask(capsys, "impute", tmp_path / "run", *FAST)
-    assert "values other than 0 and 1; expected bits" in error_of(
-        capsys, "denoise", tmp_path / "run", "--flip", "0.2", *FAST
+def trained(folder, data=None, **options):
+    """A small run's folder."""
+    options = dict(epochs=1, hidden_dims=(8,), latent_dim=2, progress=False, threads=1) | options
+    aevb.Trainer(aevb.TrainConfig(out=str(folder), **options), dataset=data).fit()
+    return folder
+
+
+def test_noise_of_values_is_for_gaussian_runs_and_flips_are_for_bits(tmp_path, monkeypatch, capsys):
+    grey = trained(tmp_path / "grey", binarize="none")
+    assert (
+        "grey values under a Bernoulli likelihood, which says nothing of a value's noise; expected a run"
+        in error_of(capsys, "denoise", grey, "--sigma", "0.3", *FAST)
     )
+    assert "values other than 0 and 1; expected bits" in error_of(capsys, "denoise", grey, "--flip", "0.2", *FAST)
+    ask(capsys, "impute", grey, *FAST)
+    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 4)
+    ask(capsys, "report", grey)
+    text = (grey / "report.html").read_text()
+    assert "missing pixels (lower) restored" in text
+    assert "Gaussian noise" not in text
+    assert "bits flipped" not in text
+    gaussian = trained(tmp_path / "gaussian", likelihood="gaussian")
+    assert "6 test images, Gaussian noise of sigma 0.3" in ask(capsys, "denoise", gaussian, "--sigma", "0.3", *FAST)
+
+
+def unit_digits():
+    """The digits as float32 in [0, 1]."""
+    digits = aevb.data.load("digits")
+    parts = {f"{part}_images": getattr(digits, f"{part}_images") / 16 for part in ("train", "test")}
+    return dataclasses.replace(digits, max_value=1, **parts)
+
+
+def test_a_thresholded_run_is_given_bits_of_any_images(tmp_path, capsys):
+    """Above half, of bytes, floats and files."""
+    for name, data in (("bytes", aevb.data.load("digits")), ("floats", unit_digits())):
+        trainer = aevb.Trainer(aevb.TrainConfig(binarize="threshold", hidden_dims=(8,)), dataset=data)
+        grey = aevb.data.load("digits").test_images
+        expected = (grey > 8).float()
+        assert torch.equal(pixels(trainer, data.test_images), expected)
+        for array in (grey, grey.float() / 16) if name == "bytes" else (grey.float() / 16,):
+            np.save(tmp_path / "some.npy", array.numpy())
+            asked = asked_images(trainer, None, str(tmp_path / "some.npy"))
+            assert torch.equal(asked[torch.arange(len(asked))], expected)
+
+
+def test_images_of_a_file_are_in_range_where_they_are_observed(run, tmp_path, capsys):
+    _, x = model_and_images(run)
+    x, path, expected = (x[:3] > 0.5).numpy(), tmp_path / "some.npy", None
+    for missing, kind in ((0, np.float32), (np.nan, np.float32), (-1, np.float64), (-1, np.int16), (255, np.uint8)):
+        array = x.astype(kind)
+        array[:, 32:] = missing
+        np.save(path, array)
+        ask(capsys, "impute", run, "--data", path, *FAST, "--out", tmp_path / "restored.npy")
+        restored = np.load(tmp_path / "restored.npy")
+        expected = restored if expected is None else expected
+        assert np.array_equal(restored, expected)
+        assert np.array_equal(restored[:, :32], x[:, :32])
+        if missing != 0 and kind != np.uint8:
+            for command in ("reconstruct", "embed"):
+                assert f"datapoint 0, pixel 32 is {missing}; expected numbers in [0, 1]" in error_of(
+                    capsys, command, run, "--data", path
+                )
+    array = x.astype(np.float32)
+    array[1, 5] = np.nan
+    np.save(path, array)
+    assert "datapoint 1, pixel 5 is nan" in error_of(capsys, "impute", run, "--data", path, *FAST)
+
+
+def test_what_is_shown_is_named(run, tmp_path, monkeypatch, capsys):
+    titles = []
+    for name in ("mosaic", "latent"):
+        drawn = getattr(pictures, name)
+        monkeypatch.setattr(
+            f"aevb.pictures.{name}",
+            lambda title, *args, drawn=drawn, **kw: (titles.append(title), drawn(title, *args, **kw))[1],
+        )
+    _, x = model_and_images(run)
+    np.save(tmp_path / "mine.npy", x[:3].numpy())
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray((255 * x[i].view(8, 8)).to(torch.uint8).numpy()).save(folder / f"{i}.png")
+    for options, name in (
+        ([], "digits: {}test images"),
+        (["--part", "train"], "digits: {}training images"),
+        (["--data", tmp_path / "mine.npy"], "mine.npy: {}images"),
+        (["--data", folder, "--part", "train"], "mine: {}training images"),
+    ):
+        for command in ("reconstruct", "embed"):
+            ask(capsys, command, run, *options)
+            what = "" if command == "reconstruct" else "posterior means of {} "
+            assert re.match(name.format(what.format("[0-9]+")), titles[-1])
+    ask(capsys, "impute", run, "--data", tmp_path / "mine.npy", *FAST)
+    assert titles[-1].startswith("mine.npy: images, missing")
+    assert "part is 'train' and data" in error_of(
+        capsys, "embed", run, "--part", "train", "--data", tmp_path / "mine.npy"
+    )
+
+
+def colours(count, *size):
+    images = torch.randint(0, 256, (count, *size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return aevb.data.Dataset("colours", size, 255, images.flatten(1), images[:5].flatten(1))
+
+
+def test_colour_images(tmp_path):
+    """A mask hides all of a pixel; and the channels may be last, as in training."""
+    data = colours(20, 3, 5, 6)
+    trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,), binarize="none", likelihood="gaussian"), dataset=data)
+    observed = mask_of(trainer, "random", 5, 0.5, 0).view(5, 3, 30)
+    assert torch.equal(observed[:, 0], observed[:, 1])
+    assert torch.equal(observed[:, 0], observed[:, 2])
+    assert not torch.equal(observed[0], observed[1])
+    assert 0.3 < float(observed.float().mean()) < 0.7
+    last = data.test_images.view(5, 3, 5, 6).permute(0, 2, 3, 1)
+    for array, count in ((last, 5), (last[0], 1), (data.test_images, 5), (data.test_images.view(5, 3, 5, 6), 5)):
+        np.save(tmp_path / "some.npy", array.numpy())
+        asked = asked_images(trainer, None, str(tmp_path / "some.npy"))
+        assert torch.equal(asked[torch.arange(len(asked))], data.test_images[:count] * (1 / 255))
+
+
+def test_masks_of_rows_and_masks_that_hide_nothing_or_everything(run, tmp_path, capsys):
+    row = aevb.data.Dataset("rows", (1, 7), 1, *(torch.ones(3, 7, dtype=torch.uint8),) * 2)
+    trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=row)
+    for names, expected in ((("upper", "left"), [0] * 3 + [1] * 4), (("lower", "right"), [1] * 3 + [0] * 4)):
+        for name in names:
+            assert mask_of(trainer, name, 2, 0.5, 0).int().tolist() == [expected] * 2
+    column = aevb.data.Dataset("columns", (7, 1), 1, *(torch.ones(3, 7, dtype=torch.uint8),) * 2)
+    trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=column)
+    with pytest.raises(ValueError, match="mask is 'left', which hides nothing of 2 images of 7x1; expected some"):
+        mask_of(trainer, "left", 2, 0.5, 0)
+    for value, what in ((0, "everything"), (1, "nothing")):
+        np.save(tmp_path / "mask.npy", np.full((8, 8), value))
+        sentence = error_of(capsys, "impute", run, "--mask", tmp_path / "mask.npy", *FAST)
+        assert f"which hides {what} of 6 images of 8x8; expected some pixels to be observed" in sentence
+
+
+def test_moments_of_the_training_images(tmp_path):
+    data = aevb.data.load("digits")
+    np.save(tmp_path / "some.npy", data.train_images.numpy())
+    mapped = MappedImages(tmp_path / "some.npy").part(torch.randperm(1500))
+    for images in (data.train_images, mapped):
+        dataset = dataclasses.replace(data, train_images=images, max_value=255, test_images=mapped, test_labels=None)
+        mean, variance = training_moments(aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=dataset))
+        x = data.train_images.double() / 255
+        torch.testing.assert_close(mean.double(), x.mean(0), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(variance.double(), x.var(0, correction=0), rtol=1e-5, atol=1e-7)
+    asked = asked_images(aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=dataset), "train", None)
+    assert torch.equal(asked.each(lambda x: x), mapped[:] / 255)
 
 
 def test_drawings_are_dark_on_white_and_photographs_as_they_are():

@@ -10,7 +10,7 @@ from linear_gaussian import LinearGaussian
 from torch import nn
 
 import aevb
-from aevb.observations import Seen, add_gaussian, flip_bits, random_mask
+from aevb.observations import NoisyValues, Seen, add_gaussian, flip_bits, random_mask
 from aevb.questions import Questions
 from aevb.restoration import refine
 
@@ -340,3 +340,24 @@ def test_a_gaussian_model_has_no_bits_to_flip():
     model, x, _ = data("gradient")
     with pytest.raises(ValueError, match="the model's pixels are gaussian, no bits; expected sigma"):
         model.denoise(x, flip=0.1)
+
+
+def test_clean_images_of_a_bernoulli_model_are_bits():
+    with pytest.raises(ValueError, match=r"clean holds values other than 0 and 1.*; expected bits, or a model with"):
+        vae().denoise(BITS, sigma=0.1, clean=BITS + 0.5)
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 1e-8])
+def test_little_noise_leaves_little_variance(sigma):
+    """Of the pixel's own variance v: v sigma^2 / (v + sigma^2), which is not v - v."""
+    model = Known()
+    y = model.sample(4, generator=torch.Generator().manual_seed(1))
+    z = randn(1, 3, 4, model.latent_dim)
+    observed = torch.ones_like(y, dtype=torch.bool)
+    noisy = NoisyValues(model, y, observed, 0.5, sigma)
+    mean, variance = noisy.clean(z)
+    v, noise = model.sigma**2, sigma**2
+    torch.testing.assert_close(variance, torch.full_like(variance, v * noise / (v + noise)), rtol=1e-6, atol=0)
+    exact = (v * y.double() + noise * model.mean(z).double()) / (v + noise)
+    torch.testing.assert_close(mean.double(), exact, rtol=0, atol=2e-6)
+    assert noisy.clean_log_prob(y, z).isfinite().all()

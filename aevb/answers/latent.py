@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import pictures
 from ..diagnostics import kl_per_dimension
+from ..questions import posterior_draws
 from ..train import Trainer
 from .files import Answer, Out, Run, at_least_1, forms, npy, png, to_bytes
 from .images import Part, asked_images, pixels
@@ -25,7 +26,7 @@ def reconstruct(
     run: Run,
     out: str | None = None,
     *,
-    part: Part = "test",
+    part: Part | None = None,
     data: str | None = None,
     images: int = 40,
     save_array: bool = False,
@@ -34,13 +35,16 @@ def reconstruct(
     at_least_1(images=images)
     trainer = Trainer.load(run)
     target = Out(trainer.folder, "reconstruct", out, (".png", ".npy"), forms(save_array), [data])
-    x, _ = asked_images(trainer, part, data)
-    shown = x[pictures.examples(trainer.dataset, images)] if data is None and part == "test" else x[:images]
-    array = torch.cat([trainer.model.reconstruct(b) for b in x.split(1000)]) if ".npy" in target.always else x[:0]
-    name, look = trainer.dataset.name, pictures.Look.of(trainer.dataset)
+    asked = asked_images(trainer, part, data)
+    spread = data is None and part in (None, "test")
+    index = pictures.examples(trainer.dataset, images) if spread else torch.arange(min(images, len(asked)))
+    shown, look = asked[index], pictures.Look.of(trainer.dataset)
+    array = asked.each(trainer.model.reconstruct) if ".npy" in target.always else shown[:0]
     return Answer(
         target.write(
-            png=png(lambda: pictures.reconstructions(name, look, shown, trainer.model.reconstruct(shown))),
+            png=png(
+                lambda: pictures.reconstructions(asked.name, look, shown, trainer.model.reconstruct(shown), asked.what)
+            ),
             npy=npy(array),
         )
     )
@@ -64,7 +68,7 @@ def embed(
     run: Run,
     out: str | None = None,
     *,
-    part: Part = "test",
+    part: Part | None = None,
     data: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
@@ -72,20 +76,22 @@ def embed(
     """The posterior of each image, as arrays and a map: `aevb embed`."""
     trainer = Trainer.load(run)
     target = Out(trainer.folder, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"], [data])
-    x, labels = asked_images(trainer, part, data)
-    found = trainer.model.embed(x, num_samples, seed=seed)
-    arrays = {"mu": found.mu, "logvar": found.logvar, "z": found.z, "labels": labels}
-    present = {name: t.cpu().numpy() for name, t in arrays.items() if t is not None}
-    mu = found.mu[: pictures.LATENT_POINTS].cpu()
-    what = f"{len(mu)} images" if data else f"{len(mu)} {part} images"
-    title = f"{trainer.dataset.name}: posterior means of {what}"
+    if num_samples is not None:
+        at_least_1(num_samples=num_samples)
+    asked = asked_images(trainer, part, data)
+    mu, logvar = asked.each(lambda x: torch.stack(trainer.model.encode(x), 1)).unbind(1)
+    z = None if num_samples is None else posterior_draws(mu, logvar, num_samples, seed)
+    arrays = {"mu": mu, "logvar": logvar, "z": z, "labels": asked.labels}
+    present = {name: t.numpy() for name, t in arrays.items() if t is not None}
+    shown = mu[: pictures.LATENT_POINTS]
+    title = f"{asked.name}: posterior means of {len(shown)} {asked.what}"
     return Answer(
         target.write(
             npz=lambda: to_bytes(lambda file: np.savez(file, allow_pickle=False, **present)),
-            npy=npy(found.mu),
-            png=png(lambda: pictures.latent(title, mu, labels)),
+            npy=npy(mu),
+            png=png(lambda: pictures.latent(title, shown, asked.labels)),
         ),
-        f"{len(x):,} images, {found.mu.shape[1]} dimensions: {', '.join(present)}",
+        f"{len(asked):,} images, {mu.shape[1]} dimensions: {', '.join(present)}",
     )
 
 

@@ -18,7 +18,7 @@ from .files import Answer, Out, Run
 from .images import pixels
 from .latent import interpolated, traversed
 from .page import figures, image, ink, page, paragraph, preformatted, section, svg, table
-from .restored import Restored, denoised, imputed
+from .restored import Restored, denoised, imputed, knows_noise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,20 +186,18 @@ def _latent_space(trainer: Trainer, seed: int) -> str:
 
 def _restoration(trainer: Trainer, seed: int) -> str:
     """Missing pixels, and noise."""
-    bits = trainer.model.likelihood == "bernoulli" and trainer.test_x.dtype == torch.bool
-    noise: dict[str, float] = {"flip": FLIP} if bits else {"sigma": SIGMA}
-    both: list[Restored] = [
-        imputed(trainer, images=RESTORED, seed=seed),
-        denoised(trainer, images=RESTORED, seed=seed, **noise),  # type: ignore[arg-type]
-    ]
+    found: list[Restored] = [imputed(trainer, images=RESTORED, seed=seed)]
+    if knows_noise(trainer):
+        noise: dict[str, Any] = {"sigma": SIGMA} if trainer.model.likelihood == "gaussian" else {"flip": FLIP}
+        found.append(denoised(trainer, images=RESTORED, seed=seed, **noise))
     return section(
         "Restoration",
         paragraph(
             "The posterior of the clean image, given a part or a noisy version of it. One pass is the encoder and the "
             "decoder once, the missing pixels filled with the training mean."
         ),
-        figures(*(image(found.figure(RESTORED_SHOWN), found.what) for found in both)),
-        *(preformatted(str(found)) for found in both),
+        figures(*(image(one.figure(RESTORED_SHOWN), one.what) for one in found)),
+        *(preformatted(str(one)) for one in found),
     )
 
 
