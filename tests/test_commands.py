@@ -14,9 +14,10 @@ from PIL import Image
 import aevb
 from aevb import pictures
 from aevb.answers.images import asked_images, mask_of, pixels, training_moments
+from aevb.answers.latent import interpolated
 from aevb.cli import main
 from aevb.data import MappedImages
-from aevb.runs import TRAINED
+from aevb.runs import TRAINED, RunFolder
 
 LEFT = {*TRAINED, "checkpoints"} - {"best.safetensors"}  # there are no validation images
 
@@ -409,6 +410,66 @@ def test_what_is_shown_is_named(run, tmp_path, monkeypatch, capsys):
     )
 
 
+def test_the_best_epochs_model_can_be_asked(tmp_path, monkeypatch, capsys):
+    folder = trained(tmp_path / "run", epochs=2, validation=0.2)
+    best = aevb.VAE(64, 8, 2, generator=torch.Generator().manual_seed(9))
+    RunFolder.open(folder).write_model("best.safetensors", best, epoch=1, step=12)
+    x = aevb.data.load("digits").test_images / 16
+    ask(capsys, "reconstruct", folder, "--best", "--out", tmp_path / "r.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "r.npy"), best.reconstruct(x), rtol=1e-5, atol=1e-6)
+    few = {"denoise": ["--flip", "0.1", *FAST], "impute": FAST, "evaluate": ["--num-samples", "2", "--images", "9"]}
+    for command in ("sample", "embed", "denoise", "impute", "manifold", "traverse", "interpolate", "evaluate"):
+        files = [tmp_path / f"{i}.{'json' if command == 'evaluate' else 'npy'}" for i in range(2)]
+        for file, option in zip(files, ([], ["--best"]), strict=True):
+            options = [*few.get(command, []), *option]
+            if command == "evaluate":
+                ask(capsys, command, folder, *options, "--no-progress")
+                file.write_bytes((folder / "evaluation.json").read_bytes())
+            else:
+                ask(capsys, command, folder, *options, "--out", file)
+        assert files[0].read_bytes() != files[1].read_bytes(), command
+    numbers = json.loads(files[1].read_text())
+    assert (numbers["epoch"], numbers["step"]) == (1, 12)
+    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 2)
+    ask(capsys, "report", folder, "--best")
+    text = (folder / "report.html").read_text()
+    assert "after 1 epochs" in text
+    assert f"{numbers['log_marginal_likelihood']:,.3f}" in text
+    (folder / "best.safetensors").unlink()
+    assert "has no best.safetensors: no validation images said which epoch is the best; expected a run" in error_of(
+        capsys, "sample", folder, "--best"
+    )
+
+
+def test_a_report_shows_no_evaluation_of_other_weights(tmp_path, monkeypatch, capsys):
+    folder = trained(tmp_path / "run")
+    ask(capsys, "evaluate", folder, "--num-samples", "3", "--images", "9", "--no-progress")
+    numbers = json.loads((folder / "evaluation.json").read_text())
+    last = json.loads((folder / "metrics.jsonl").read_text())
+    assert (numbers["epoch"], numbers["step"]) == (last["epoch"], last["step"])
+    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 2)
+    for stale in (False, True):
+        ask(capsys, "report", folder)
+        text = (folder / "report.html").read_text()
+        assert (f"{numbers['log_marginal_likelihood']:,.3f}" in text) != stale
+        assert ("`aevb evaluate` adds log p(x)" in text) == stale
+        ask(capsys, "resume", folder, "--epochs", "2", "--no-progress")
+
+
+def test_as_many_pairs_as_there_are():
+    digits = aevb.data.load("digits")
+    for count, pairs in ((5, 2), (1, 0)):
+        few = dataclasses.replace(digits, test_images=digits.test_images[:count], test_labels=None)
+        trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=few)
+        if pairs:
+            assert len(interpolated(trainer)[0]) == pairs
+            with pytest.raises(ValueError, match="pairs is 3; expected at most 2"):
+                interpolated(trainer, pairs=3)
+        else:
+            with pytest.raises(ValueError, match="digits has one test image; expected at least 2, a pair"):
+                interpolated(trainer)
+
+
 def colours(count, *size):
     images = torch.randint(0, 256, (count, *size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return aevb.data.Dataset("colours", size, 255, images.flatten(1), images[:5].flatten(1))
@@ -457,7 +518,7 @@ def test_moments_of_the_training_images(tmp_path):
         torch.testing.assert_close(mean.double(), x.mean(0), rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(variance.double(), x.var(0, correction=0), rtol=1e-5, atol=1e-7)
     asked = asked_images(aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=dataset), "train", None)
-    assert torch.equal(asked.each(lambda x: x), mapped[:] / 255)
+    assert torch.equal(asked.each(lambda x: x), mapped[:] * (1 / 255))
 
 
 def test_drawings_are_dark_on_white_and_photographs_as_they_are():

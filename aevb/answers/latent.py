@@ -13,12 +13,13 @@ from .. import pictures
 from ..diagnostics import kl_per_dimension
 from ..questions import posterior_draws
 from ..train import Trainer
-from .files import Answer, Out, Run, at_least_1, forms, npy, png, to_bytes
+from .files import Answer, Out, Run, at_least_1, forms, load_run, npy, png, to_bytes
 from .images import Part, asked_images, pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAIRS = 8
 KL_IMAGES = 10_000  # for which dimensions are informative
 
 
@@ -29,11 +30,12 @@ def reconstruct(
     part: Part | None = None,
     data: str | None = None,
     images: int = 40,
+    best: bool = False,
     save_array: bool = False,
 ) -> Answer:
     """Images and their reconstructions at the posterior mean: `aevb reconstruct`."""
     at_least_1(images=images)
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = Out(trainer.folder, "reconstruct", out, (".png", ".npy"), forms(save_array), [data])
     asked = asked_images(trainer, part, data)
     spread = data is None and part in (None, "test")
@@ -50,10 +52,12 @@ def reconstruct(
     )
 
 
-def sample(run: Run, out: str | None = None, *, num: int = 100, seed: int = 0, save_array: bool = False) -> Answer:
+def sample(
+    run: Run, out: str | None = None, *, num: int = 100, seed: int = 0, best: bool = False, save_array: bool = False
+) -> Answer:
     """Images at draws of z from the prior: `aevb sample`."""
     at_least_1(num=num)
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = Out(trainer.folder, "sample", out, (".png", ".npy"), forms(save_array))
     images = trainer.model.sample(num, generator=torch.Generator(trainer.device).manual_seed(seed))
     dataset = trainer.dataset
@@ -72,9 +76,10 @@ def embed(
     data: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
+    best: bool = False,
 ) -> Answer:
     """The posterior of each image, as arrays and a map: `aevb embed`."""
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = Out(trainer.folder, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"], [data])
     if num_samples is not None:
         at_least_1(num_samples=num_samples)
@@ -95,9 +100,11 @@ def embed(
     )
 
 
-def manifold(run: Run, out: str | None = None, *, num: int = 20, save_array: bool = False) -> Answer:
+def manifold(
+    run: Run, out: str | None = None, *, num: int = 20, best: bool = False, save_array: bool = False
+) -> Answer:
     """The learned manifold of a 2-dimensional z: `aevb manifold`."""
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     if trainer.model.latent_dim != 2:
         raise ValueError(
             f"the run's latent_dim is {trainer.model.latent_dim}; the manifold is a picture of 2 dimensions: see "
@@ -116,11 +123,18 @@ def manifold(run: Run, out: str | None = None, *, num: int = 20, save_array: boo
 
 
 def traverse(
-    run: Run, out: str | None = None, *, save_array: bool = False, num_dims: int = 10, steps: int = 11, **options: Any
+    run: Run,
+    out: str | None = None,
+    *,
+    best: bool = False,
+    save_array: bool = False,
+    num_dims: int = 10,
+    steps: int = 11,
+    **options: Any,
 ) -> Answer:
     """One dimension of z at a time through its prior: `aevb traverse`. `options` are those of `traversed`."""
     at_least_1(num_dims=num_dims, steps=steps)
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = Out(trainer.folder, "traverse", out, (".png", ".npy"), forms(save_array))
     images, figure = traversed(trainer, num_dims=num_dims, steps=steps, **options)
     return Answer(target.write(png=png(figure), npy=npy(images)))
@@ -144,21 +158,27 @@ def traversed(
     return images, lambda: pictures.grid(title, images, pictures.Look.of(dataset), names, percent)
 
 
-def interpolate(run: Run, out: str | None = None, *, save_array: bool = False, **options: Any) -> Answer:
+def interpolate(
+    run: Run, out: str | None = None, *, best: bool = False, save_array: bool = False, **options: Any
+) -> Answer:
     """From one test image to another: `aevb interpolate`. `options` are those of `interpolated`."""
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = Out(trainer.folder, "interpolate", out, (".png", ".npy"), forms(save_array))
     images, figure = interpolated(trainer, **options)
     return Answer(target.write(png=png(figure), npy=npy(images)))
 
 
 def interpolated(
-    trainer: Trainer, *, pairs: int = 8, steps: int = 9, spherical: bool = False, seed: int = 0
+    trainer: Trainer, *, pairs: int | None = None, steps: int = 9, spherical: bool = False, seed: int = 0
 ) -> tuple[Tensor, Callable[[], Figure]]:
-    """(pairs, steps, data_dim), between test images that the seed chooses."""
-    at_least_1(pairs=pairs)
+    """(pairs, steps, data_dim), between test images that the seed chooses: by default 8 pairs, or as many as there
+    are."""
     dataset = trainer.dataset
     total = len(dataset.test_images)
+    if total < 2:
+        raise ValueError(f"{dataset.name} has one test image; expected at least 2, a pair")
+    pairs = min(PAIRS, total // 2) if pairs is None else pairs
+    at_least_1(pairs=pairs)
     if total < 2 * pairs:
         raise ValueError(f"pairs is {pairs}; expected at most {total // 2}, half of the {total} test images")
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: 2 * pairs]

@@ -20,7 +20,7 @@ from ..observations import add_gaussian, flip_bits
 from ..ops import mix_seed
 from ..restoration import Method, Restoration
 from ..train import Trainer
-from .files import Answer, Out, Run, at_least_1, forms, npy, png
+from .files import Answer, Out, Run, at_least_1, forms, load_run, npy, png
 from .images import ImageFile, has_bits, mask_of, training_moments
 
 if TYPE_CHECKING:
@@ -30,19 +30,31 @@ PICTURED = 20  # restored images in a picture
 
 
 def impute(
-    run: Run, out: str | None = None, *, data: str | None = None, save_array: bool = False, **options: Any
+    run: Run,
+    out: str | None = None,
+    *,
+    data: str | None = None,
+    best: bool = False,
+    save_array: bool = False,
+    **options: Any,
 ) -> Answer:
     """Missing pixels from the others: `aevb impute`. `options` are those of `imputed`."""
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = _out(trainer, "impute", out, data, save_array, options.get("mask"))
     return _written(target, imputed(trainer, data=data, **options))
 
 
 def denoise(
-    run: Run, out: str | None = None, *, data: str | None = None, save_array: bool = False, **options: Any
+    run: Run,
+    out: str | None = None,
+    *,
+    data: str | None = None,
+    best: bool = False,
+    save_array: bool = False,
+    **options: Any,
 ) -> Answer:
     """Clean images from noisy ones: `aevb denoise`. `options` are those of `denoised`."""
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = _out(trainer, "denoise", out, data, save_array, options.get("mask"))
     return _written(target, denoised(trainer, data=data, **options))
 
