@@ -2,13 +2,16 @@
 
 import dataclasses
 import io
+import itertools
 import json
+import math
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from conftest import rand
 from PIL import Image
 
 import aevb
@@ -530,3 +533,23 @@ def test_drawings_are_dark_on_white_and_photographs_as_they_are():
         figure = pictures.mosaic("white", {"": torch.ones(1, 64)}, pictures.Look((8, 8), drawings))
         image = np.asarray(Image.open(io.BytesIO(pictures.png(figure))).convert("L"))
         assert ((image == 0).sum() > 4000) == drawings, "the image is black, or white as it is"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(1, 64), (2, 300), (8, 8), (300, 2)])
+def test_names_of_rows_do_not_overlap(shape):
+    look, x = pictures.Look(shape), rand(1, 4, math.prod(shape))
+    rows = {"image": x, "reconstruction": x}
+    names = [f"z{j}: 0.12 nats" for j in range(4)]
+    figures = [
+        pictures.mosaic("a title", {"": x[:1]}, look),
+        pictures.mosaic("a title", rows, look, columns=2),
+        pictures.grid("a title\nof two lines", x.view(4, 1, -1).expand(4, 9, -1), look, names),
+        pictures.manifold("a title", x.view(2, 2, -1), look),
+    ]
+    for figure in figures:
+        pictures.png(figure)
+        (axes,) = figure.axes
+        boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+        for above, below in itertools.pairwise(boxes if figure in figures[1:3] else []):
+            assert below.y1 < above.y0 + 1
