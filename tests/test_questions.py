@@ -170,6 +170,35 @@ def test_bits_have_the_exact_posterior_mean(method, kind, masked, many_chains):
     torch.testing.assert_close(found.variance.double(), variance, rtol=0, atol=tolerance)
 
 
+class Squared(Questions, nn.Module):
+    """x = (z^2, z) plus noise: given the first, z has one of two signs; the encoder knows one of them."""
+
+    data_dim, latent_dim, likelihood, sigma = 2, 1, "gaussian", 0.5
+
+    def encode(self, x):
+        return torch.full((len(x), 1), 1.5), torch.full((len(x), 1), -2.0)
+
+    def mean(self, z):
+        return torch.cat([z.square(), z], -1)
+
+    def moments(self, z):
+        mean = self.mean(z)
+        return mean, torch.full_like(mean, self.sigma**2)
+
+    def pixel_log_prob(self, x, z):
+        return torch.distributions.Normal(self.mean(z), self.sigma).log_prob(x)
+
+
+def test_a_mode_that_q_does_not_reach_is_found_by_samples_of_the_prior():
+    found = Squared().impute(torch.tensor([[2.25, 0.0]]), torch.tensor([True, False]), num_samples=20_000, steps=20)
+    assert (found.mu - 1.5).abs() < 0.2  # q has one of them
+    assert found.mean[0, 1].abs() < 0.2
+    z = torch.linspace(-5, 5, 10_001, dtype=torch.float64)
+    weights = (-0.5 * ((z.square() - 2.25) / 0.5).square() - 0.5 * z.square()).softmax(0)
+    assert float(found.variance[0, 1]) == pytest.approx(float((weights * z.square()).sum()) + 0.25, rel=0.05)
+    assert found.effective_sample_size < 10_000  # and it shows
+
+
 def test_what_is_missing_is_not_used():
     model, x, few = small_vae(), (rand(5, 4, 9) < 0.5).float(), dict(steps=5, num_samples=20)
     observed = torch.arange(9) < 5
