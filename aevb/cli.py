@@ -122,7 +122,7 @@ def reconstruct(
         images: how many the picture shows.
         save_array: write the reconstructions of all images too: reconstruct.npy, (N, pixels).
         best: the model of the best epoch by the validation images, not the last one's.
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     print(answers.reconstruct(run, out, best=best, part=part, data=data, images=images, save_array=save_array))
 
@@ -140,7 +140,7 @@ def sample(
         seed: the draws follow from it.
         save_array: write the images too: sample.npy, (num, pixels).
         best: the model of the best epoch by the validation images, not the last one's.
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     print(answers.sample(run, out, best=best, num=num, seed=seed, save_array=save_array))
 
@@ -206,7 +206,7 @@ def impute(
         seed: the mask and all samples follow from it.
         save_array: write the restored images too: impute.npy, (N, pixels).
         best: the model of the best epoch by the validation images, not the last one's.
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     found = answers.impute(
         run,
@@ -262,7 +262,7 @@ def denoise(
         seed: the noise and all samples follow from it.
         save_array: write the restored images too: denoise.npy, (N, pixels).
         best: the model of the best epoch by the validation images, not the last one's.
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     found = answers.denoise(
         run,
@@ -292,7 +292,7 @@ def manifold(run: Run, /, num: int = 20, save_array: bool = False, best: bool = 
         num: images in a row, and rows.
         save_array: write the images too: manifold.npy, (num, num, pixels).
         best: the model of the best epoch by the validation images, not the last one's.
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     print(answers.manifold(run, out, best=best, num=num, save_array=save_array))
 
@@ -321,7 +321,7 @@ def traverse(
         steps: values of each.
         save_array: write the images too: traverse.npy, (dims, steps, pixels).
         best: the model of the best epoch by the validation images, not the last one's.
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     print(
         answers.traverse(
@@ -356,7 +356,7 @@ def interpolate(
         seed: which test images.
         save_array: write the images too: interpolate.npy, (pairs, steps, pixels).
         best: the model of the best epoch by the validation images, not the last one's.
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     print(
         answers.interpolate(
