@@ -81,6 +81,7 @@ def evaluate(
     num_samples: int = 5000,
     images: int | None = None,
     seed: int = 0,
+    best: bool = False,
     progress: bool = True,
 ) -> None:
     """Evaluate a run on its test images: ELBO, log p(x), and what the posterior uses; leaves evaluation.json there.
@@ -92,9 +93,10 @@ def evaluate(
         num_samples: samples of z for each image, for log p(x).
         images: only the first so many test images.
         seed: all noise follows from it.
+        best: the model of the best epoch by the validation images, not the last one's.
         progress: the progress bar; --no-progress for none.
     """
-    trainer = Trainer.load(run)
+    trainer = answers.load_run(run, best)
     found = evaluate_model(trainer, num_samples, images, seed, progress)
     trainer.folder.write(EVALUATION, json.dumps(found.numbers, indent=2).encode() + b"\n")
     print(found)
@@ -104,10 +106,11 @@ def evaluate(
 def reconstruct(
     run: Run,
     /,
-    part: Part = "test",
+    part: Part | None = None,
     data: str | None = None,
     images: int = 40,
     save_array: bool = False,
+    best: bool = False,
     out: str | None = None,
 ) -> None:
     """Show images and their reconstructions, at the mean of the posterior; leaves reconstruct.png in the run folder.
@@ -116,16 +119,19 @@ def reconstruct(
 
     Args:
         run: the run folder.
-        part: of the data set.
+        part: of the data set; by default test.
         data: other images of the same shape: a .npy file, or a data set as `aevb train` takes it.
         images: how many the picture shows.
         save_array: write the reconstructions of all images too: reconstruct.npy, (N, pixels).
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        best: the model of the best epoch by the validation images, not the last one's.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
-    print(answers.reconstruct(run, out, part=part, data=data, images=images, save_array=save_array))
+    print(answers.reconstruct(run, out, best=best, part=part, data=data, images=images, save_array=save_array))
 
 
-def sample(run: Run, /, num: int = 100, seed: int = 0, save_array: bool = False, out: str | None = None) -> None:
+def sample(
+    run: Run, /, num: int = 100, seed: int = 0, save_array: bool = False, best: bool = False, out: str | None = None
+) -> None:
     """Draw images from the model, z from the prior; leaves sample.png in the run folder.
 
     Example: aevb sample runs/digits --num 50 --seed 1
@@ -135,18 +141,20 @@ def sample(run: Run, /, num: int = 100, seed: int = 0, save_array: bool = False,
         num: how many.
         seed: the draws follow from it.
         save_array: write the images too: sample.npy, (num, pixels).
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        best: the model of the best epoch by the validation images, not the last one's.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
-    print(answers.sample(run, out, num=num, seed=seed, save_array=save_array))
+    print(answers.sample(run, out, best=best, num=num, seed=seed, save_array=save_array))
 
 
 def embed(
     run: Run,
     /,
-    part: Part = "test",
+    part: Part | None = None,
     data: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
+    best: bool = False,
     out: str | None = None,
 ) -> None:
     """Write the posterior of each image: embed.npz with mu, logvar and labels, and embed.png, a map of the means.
@@ -155,13 +163,14 @@ def embed(
 
     Args:
         run: the run folder.
-        part: of the data set.
+        part: of the data set; by default test.
         data: other images of the same shape: a .npy file, or a data set as `aevb train` takes it.
         num_samples: draws of each posterior, for an array z, (num_samples, N, dimensions); none by default.
         seed: these draws follow from it.
+        best: the model of the best epoch by the validation images, not the last one's.
         out: a .npz file, a .npy file (mu alone), a .png file (the map), or a folder, in place of the run folder.
     """
-    print(answers.embed(run, out, part=part, data=data, num_samples=num_samples, seed=seed))
+    print(answers.embed(run, out, best=best, part=part, data=data, num_samples=num_samples, seed=seed))
 
 
 def impute(
@@ -176,6 +185,7 @@ def impute(
     num_samples: int = 500,
     seed: int = 0,
     save_array: bool = False,
+    best: bool = False,
     out: str | None = None,
 ) -> None:
     """Restore missing pixels from the others, by the posterior that these give; leaves impute.png in the run folder.
@@ -197,7 +207,8 @@ def impute(
         num_samples: samples of z for each image.
         seed: the mask and all samples follow from it.
         save_array: write the restored images too: impute.npy, (N, pixels).
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        best: the model of the best epoch by the validation images, not the last one's.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     found = answers.impute(
         run,
@@ -210,6 +221,7 @@ def impute(
         steps=steps,
         num_samples=num_samples,
         seed=seed,
+        best=best,
         save_array=save_array,
     )
     print(found)
@@ -228,6 +240,7 @@ def denoise(
     num_samples: int = 500,
     seed: int = 0,
     save_array: bool = False,
+    best: bool = False,
     out: str | None = None,
 ) -> None:
     """Restore clean images from noisy ones, by the posterior of the clean image; leaves denoise.png in the run folder.
@@ -250,7 +263,8 @@ def denoise(
         num_samples: samples of z for each image.
         seed: the noise and all samples follow from it.
         save_array: write the restored images too: denoise.npy, (N, pixels).
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        best: the model of the best epoch by the validation images, not the last one's.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     found = answers.denoise(
         run,
@@ -264,12 +278,13 @@ def denoise(
         steps=steps,
         num_samples=num_samples,
         seed=seed,
+        best=best,
         save_array=save_array,
     )
     print(found)
 
 
-def manifold(run: Run, /, num: int = 20, save_array: bool = False, out: str | None = None) -> None:
+def manifold(run: Run, /, num: int = 20, save_array: bool = False, best: bool = False, out: str | None = None) -> None:
     """Show the manifold of a run with 2 latent dimensions, z over a grid of the prior's quantiles; leaves manifold.png.
 
     Example: aevb manifold runs/mnist2 --num 25
@@ -278,9 +293,10 @@ def manifold(run: Run, /, num: int = 20, save_array: bool = False, out: str | No
         run: the run folder.
         num: images in a row, and rows.
         save_array: write the images too: manifold.npy, (num, num, pixels).
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        best: the model of the best epoch by the validation images, not the last one's.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
-    print(answers.manifold(run, out, num=num, save_array=save_array))
+    print(answers.manifold(run, out, best=best, num=num, save_array=save_array))
 
 
 def traverse(
@@ -291,6 +307,7 @@ def traverse(
     num_dims: int = 10,
     steps: int = 11,
     save_array: bool = False,
+    best: bool = False,
     out: str | None = None,
 ) -> None:
     """Show what each dimension of z does: it goes through the quantiles of its prior, the others stay at an image's
@@ -305,42 +322,52 @@ def traverse(
         num_dims: how many of them, without dims.
         steps: values of each.
         save_array: write the images too: traverse.npy, (dims, steps, pixels).
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        best: the model of the best epoch by the validation images, not the last one's.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
-    print(answers.traverse(run, out, image=image, dims=dims, num_dims=num_dims, steps=steps, save_array=save_array))
+    print(
+        answers.traverse(
+            run, out, best=best, image=image, dims=dims, num_dims=num_dims, steps=steps, save_array=save_array
+        )
+    )
 
 
 def interpolate(
     run: Run,
     /,
-    pairs: int = 8,
+    pairs: int | None = None,
     steps: int = 9,
     spherical: bool = False,
     seed: int = 0,
     save_array: bool = False,
+    best: bool = False,
     out: str | None = None,
 ) -> None:
     """Show the way from one test image to another, between their posterior means; leaves interpolate.png.
 
-    Linear, since on a line the prior's density never falls below that of its ends; --spherical keeps the length of z.
+    Linear, since on a line the prior's density never falls below that of the less dense of its ends; --spherical keeps
+    the length of z.
 
     Example: aevb interpolate runs/digits --pairs 5 --seed 2
 
     Args:
         run: the run folder.
-        pairs: how many pairs.
+        pairs: how many pairs; by default 8, or as many as there are.
         steps: images of each, the reconstructions of both ends included.
         spherical: along a great circle.
         seed: which test images.
         save_array: write the images too: interpolate.npy, (pairs, steps, pixels).
-        out: a .png or .npy file, or a folder, in place of the run folder.
+        best: the model of the best epoch by the validation images, not the last one's.
+        out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     print(
-        answers.interpolate(run, out, pairs=pairs, steps=steps, spherical=spherical, seed=seed, save_array=save_array)
+        answers.interpolate(
+            run, out, best=best, pairs=pairs, steps=steps, spherical=spherical, seed=seed, save_array=save_array
+        )
     )
 
 
-def report(run: Run, /, seed: int = 0, out: str | None = None) -> None:
+def report(run: Run, /, seed: int = 0, best: bool = False, out: str | None = None) -> None:
     """Write one page about a run: options, training curves, images, the posterior, numbers; leaves report.html.
 
     The page needs nothing else, and can be sent as it is. With `aevb evaluate` before, it has log p(x) too.
@@ -350,9 +377,10 @@ def report(run: Run, /, seed: int = 0, out: str | None = None) -> None:
     Args:
         run: the run folder.
         seed: the samples follow from it.
+        best: the model of the best epoch by the validation images, not the last one's.
         out: a .html file, or a folder, in place of the run folder.
     """
-    print(answers.report(run, out, seed=seed))
+    print(answers.report(run, out, best=best, seed=seed))
 
 
 def info() -> None:

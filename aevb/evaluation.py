@@ -40,7 +40,7 @@ def evaluate(
     """ELBO, log p(x) by importance sampling, and diagnostics of the posterior, on the run's test images.
 
     Args:
-        trainer: a run's, from `Trainer.load`.
+        trainer: a run's, from `Trainer.load`; its `epoch` and `step` are noted, as those of the weights.
         num_samples: of `log_marginal_likelihood`.
         images: only the first so many.
         seed: of the noise of log p(x) and of the diagnostics; the ELBO's noise is the run's own.
@@ -58,6 +58,8 @@ def evaluate(
     information = posterior.information
     numbers = {
         "data": trainer.config.data,
+        "epoch": trainer.epoch,
+        "step": trainer.step,
         "images": len(x),
         "elbo": elbo.elbo,
         "log_likelihood": elbo.log_likelihood,

@@ -146,8 +146,10 @@ class NoisyValues:
 
     def clean(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = self.model.moments(z)
-        gain = (variance / (variance + self.noise)).where(self.observed, 0.0)
-        return mean + gain * (self.y - mean), variance * (1 - gain)
+        total = variance + self.noise
+        gain = (variance / total).where(self.observed, 0.0)
+        # Not variance * (1 - gain), of which little noise leaves nothing.
+        return torch.lerp(mean, self.y, gain), (variance * (self.noise / total)).where(self.observed, variance)
 
     def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         return _normal_log_prob(x, *self.clean(z))

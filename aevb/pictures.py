@@ -25,6 +25,9 @@ PAIR_ROWS = 4
 SAMPLES = 100
 LATENT_POINTS = 5000  # more only hide each other
 DPI = 120
+SIDE = 0.75  # inches of an image's longer side
+NAMED_ROW = 0.2  # inches of a row with a name, at least
+LEAST_HEIGHT = 0.4  # inches of all rows
 TILE = 84  # pixels that an image is drawn with, at least
 MARGIN = 5
 MISSING = (0.72, 0.83, 0.95)  # the colour of pixels that are not there
@@ -74,10 +77,10 @@ def _reconstructions(model: BaseVAE, dataset: Dataset) -> Figure:
     return reconstructions(dataset.name, Look.of(dataset), x, model.reconstruct(x))
 
 
-def reconstructions(name: str, look: Look, x: Tensor, reconstructed: Tensor) -> Figure:
-    """Images and below each its reconstruction, both (N, data_dim)."""
+def reconstructions(name: str, look: Look, x: Tensor, reconstructed: Tensor, what: str = "test images") -> Figure:
+    """Images, of a data set's name and what they are of it, and below each its reconstruction, both (N, data_dim)."""
     return mosaic(
-        f"{name}: test images, and below each its reconstruction\n(expected pixels at the posterior mean)",
+        f"{name}: {what}, and below each its reconstruction\n(expected pixels at the posterior mean)",
         {"image": x, "reconstruction": reconstructed},
         look,
     )
@@ -175,12 +178,15 @@ def mosaic(
     """Images, each (N, data_dim), in rows of `columns` with their names at the left: the first row of each name, then
     the second, and so on. `missing`, (N, data_dim), bool, of some names: the pixels that are not there."""
     columns = max(min(columns, *(len(images) for images in rows.values())), 1)
-    groups = list(zip(*(images.split(columns) for images in rows.values()), strict=True))
-    tiles = {name: _tiles(images, look, (missing or {}).get(name)).split(columns) for name, images in rows.items()}
-    names = list(rows) * len(groups)
-    figure, axes = _figure(columns, len(names), title, look)
-    height = _show(axes, [part for group in zip(*tiles.values(), strict=True) for part in group], columns)
     named = any(rows)
+    groups = list(zip(*(images.split(columns) for images in rows.values()), strict=True))
+    tiles = {
+        name: _tiles(images, look, (missing or {}).get(name), named=named).split(columns)
+        for name, images in rows.items()
+    }
+    names = list(rows) * len(groups)
+    figure, axes = _figure(columns, len(names), title, look, named=named)
+    height = _show(axes, [part for group in zip(*tiles.values(), strict=True) for part in group], columns)
     axes.set_yticks([height * (i + 0.5) for i in range(len(names))] if named else [], names if named else [])
     return figure
 
@@ -190,8 +196,8 @@ def grid(
 ) -> Figure:
     """Images (rows, columns, data_dim), with names at the left and at the top."""
     rows, columns, _ = images.shape
-    figure, axes = _figure(columns, rows, title, look)
-    height = _show(axes, list(_tiles(images.flatten(0, 1), look).split(columns)), columns)
+    figure, axes = _figure(columns, rows, title, look, named=bool(row_names))
+    height = _show(axes, list(_tiles(images.flatten(0, 1), look, named=bool(row_names)).split(columns)), columns)
     width = axes.get_xlim()[1] / columns
     axes.set_yticks([height * (i + 0.5) for i in range(len(row_names))], row_names)
     axes.set_xticks([width * (i + 0.5) for i in range(len(column_names))], column_names)
@@ -214,13 +220,17 @@ def manifold(title: str, images: Tensor, look: Look) -> Figure:
     return figure
 
 
-def _figure(columns: int, rows: int, title: str, look: Look, side: float = 0.75) -> tuple[Figure, Axes]:
+def _figure(
+    columns: int, rows: int, title: str, look: Look, side: float = SIDE, named: bool = False
+) -> tuple[Figure, Axes]:
+    """`named`: the rows have names, which need their height, whatever the images have."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     longest = max(map(len, title.splitlines()))
     width, height = look.sides
-    size = (max(side * width * columns + 1.3, 0.085 * longest + 0.4), side * height * rows + 0.8)
+    row = max(side * height, NAMED_ROW) if named else side * height
+    size = (max(side * width * columns + 1.3, 0.085 * longest + 0.4), max(row * rows, LEAST_HEIGHT) + 0.8)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axes = figure.add_subplot()
     figure.suptitle(title, fontsize=11)
@@ -230,8 +240,11 @@ def _figure(columns: int, rows: int, title: str, look: Look, side: float = 0.75)
     return figure, axes
 
 
-def _tiles(images: Tensor, look: Look, missing: Tensor | None = None, margin: int = MARGIN) -> Tensor:
-    """Images, (N, data_dim) in [0, 1], each with a margin, in colours for the screen, (N, 3, height, width)."""
+def _tiles(
+    images: Tensor, look: Look, missing: Tensor | None = None, margin: int = MARGIN, named: bool = False
+) -> Tensor:
+    """Images, (N, data_dim) in [0, 1], each with a margin, in colours for the screen, (N, 3, height, width): those of
+    rows with names as high as a name, at least."""
     channels, height, width = (1, *look.shape) if len(look.shape) == 2 else look.shape
     scale = math.ceil(TILE / max(height, width))
     tiles = images.float().cpu().reshape(-1, channels, height, width)
@@ -244,7 +257,10 @@ def _tiles(images: Tensor, look: Look, missing: Tensor | None = None, margin: in
         hidden = missing.cpu().view(-1, channels, height, width).any(1, keepdim=True).float()
         hidden = F.interpolate(hidden, scale_factor=scale, mode="nearest") > 0
         tiles = torch.where(hidden, torch.tensor(MISSING).view(3, 1, 1), tiles)
-    return F.pad(tiles, [margin] * 4, value=1)
+    tiles = F.pad(tiles, [margin] * 4, value=1)
+    least = math.ceil(NAMED_ROW / (SIDE * look.sides[0]) * tiles.shape[-1]) if named else 0
+    lacking = max(0, least - tiles.shape[-2])
+    return F.pad(tiles, (0, 0, lacking // 2, lacking - lacking // 2), value=1)
 
 
 def _show(axes: Axes, rows: Sequence[Tensor], columns: int) -> float:

@@ -70,9 +70,7 @@ class Questions:
         mu, logvar = (torch.cat(t) for t in zip(*(self.encode(part) for part in x.split(BATCH)), strict=True))
         if num_samples is None:
             return Embedding(mu, logvar, None)
-        seeds = mix_seed(seed, torch.arange(len(x), device=x.device))
-        draws = torch.arange(num_samples, device=x.device).unsqueeze(-1)
-        return Embedding(mu, logvar, sample_gaussian(mu, logvar, num_samples, seed=mix_seed(seeds, draws))[0])
+        return Embedding(mu, logvar, posterior_draws(mu, logvar, num_samples, seed))
 
     def impute(
         self,
@@ -150,7 +148,8 @@ class Questions:
             observed: as in `impute`, where pixels are missing as well.
             method, steps, num_samples, seed, fill, clean: as in `impute`.
 
-        Raises ValueError as `impute`; for both kinds of noise, or none; for flips of what are no bits.
+        Raises ValueError as `impute`; for both kinds of noise, or none; for flips of what are no bits; for a Bernoulli
+        model where `clean` is no bits.
         """
         if (flip is None) == (sigma is None):
             raise ValueError(f"flip is {flip} and sigma {sigma}; expected one of them: the noise must be known")
@@ -163,6 +162,12 @@ class Questions:
         observed = _observed(self, x, torch.ones_like(x, dtype=torch.bool) if observed is None else observed)
         if flip is not None and not ((x == 0) | (x == 1) | ~observed).all():
             raise ValueError("x holds values other than 0 and 1; expected bits, since bits are what flip changes")
+
+        if self.likelihood == "bernoulli" and clean is not None and not ((clean == 0) | (clean == 1)).all():
+            raise ValueError(
+                "clean holds values other than 0 and 1, and the model's pixels are bernoulli; expected bits, or a "
+                "model with a gaussian likelihood"
+            )
 
         def observe(rows: slice) -> Observation:
             y = x[rows].float()
@@ -245,6 +250,13 @@ class Questions:
             raise ValueError(f"{name} is {n}; expected at least 1")
         p = (torch.arange(n, dtype=torch.float64) + 0.5) / n
         return torch.special.ndtri(p).to(next(cast(nn.Module, self).parameters()))
+
+
+def posterior_draws(mu: Tensor, logvar: Tensor, num_samples: int, seed: int) -> Tensor:
+    """Draws of the posteriors of datapoints 0 to N - 1, (num_samples, N, latent_dim), as `Questions.embed` has them."""
+    seeds = mix_seed(seed, torch.arange(len(mu), device=mu.device))
+    draws = torch.arange(num_samples, device=mu.device).unsqueeze(-1)
+    return sample_gaussian(mu, logvar, num_samples, seed=mix_seed(seeds, draws))[0]
 
 
 def _spherical(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,16 @@ p(y|z) is a product over pixels, in closed form, and p(z|y) is a posterior like 
 a start, since it never saw such images. Two ways lead on:
 
 * "gradient": for each datapoint Adam on its own (mu, logvar) maximises the ELBO of y, ``E_q[log p(y|z)] - KL(q || p)``
-  (semi-amortised: Kim et al. 2018); then S samples of that q get weights ``p(y|z) p(z) / q(z)``, normalised to a sum of
-  1, which corrects what a diagonal Gaussian cannot be (Mattei & Frellsen 2019, section 3, for missing pixels).
+  (semi-amortised: Kim et al. 2018); then S samples get weights ``p(y|z) p(z) / r(z)``, normalised to a sum of 1, which
+  corrects what a diagonal Gaussian cannot be (Mattei & Frellsen 2019, section 3, for missing pixels). They are drawn
+  from a mixture, nine tenths of that q and a tenth of the prior, ``r = 0.9 q + 0.1 p``, so that no weight is above
+  10 p(y|z) (defensive importance sampling: Hesterberg 1995). A mode of p(z|y) that q does not reach is found where
+  samples of the prior find it: with few latent dimensions. With many it is neither found nor seen in the effective
+  sample size, which is of the samples that there are.
 * "gibbs": Metropolis-within-Gibbs (Mattei & Frellsen 2018, section 3), chains whose limit is p(z, x|y): z is proposed
   by the encoder at the present x and accepted or not, then x is drawn from p(x|y, z). Accepting always would be the
-  pseudo-Gibbs of Rezende et al. (2014, appendix F). The chains start at draws of the q that the gradient found.
+  pseudo-Gibbs of Rezende et al. (2014, appendix F). The chains start at draws of the q that the gradient found; they
+  can leave its mode for another, in time.
 
 Either gives weighted samples of z, and the clean image's mean, ``sum_s w_s E[x|y, z_s]``.
 """
@@ -32,6 +37,7 @@ BATCH = 100  # datapoints at a time
 ROWS = 2048  # samples that the decoder sees at a time
 REFINEMENT_SAMPLES = 2  # of z, for each step's gradient
 LEARNING_RATE = 0.2
+PRIOR_FRACTION = 10  # of the importance samples, one in so many is from the prior
 CHAINS = 10
 
 Method = Literal["gradient", "gibbs"]
@@ -53,7 +59,8 @@ class Restoration:
     logvar: Tensor
     """(B, latent_dim): the logarithm of its variance."""
     effective_sample_size: Tensor | None
-    """(B,), of num_samples: (sum w)^2 / sum w^2. Near 1, one sample decides. None with "gibbs"."""
+    """(B,), of num_samples: (sum w)^2 / sum w^2. Near 1, one sample decides. It knows nothing of a mode that no sample
+    reached. None with "gibbs"."""
     acceptance_rate: Tensor | None
     """(B,): how many proposals the chains accepted after their burn-in. None with "gradient"."""
 
@@ -160,11 +167,18 @@ def refine(
 def _by_gradient(model: PixelModel, observation: Observation, seeds: Tensor, steps: int, num_samples: int) -> _Samples:
     mu, logvar = refine(model, observation, mix_seed(seeds, 0), steps)
     seeds = mix_seed(seeds, 1)
+    of_prior = num_samples // PRIOR_FRACTION
+    # The mixture's two shares: log r/p = log (share of q * q/p + share of p).
+    share, prior_share = torch.tensor([num_samples - of_prior, of_prior], device=mu.device).div(num_samples).log()
     samples, log_weights = [], []
     for k in torch.arange(num_samples, device=mu.device).split(_at_a_time(len(mu))):
         z, log_ratio = sample_gaussian_log_ratio(mu, logvar, len(k), seed=mix_seed(seeds, k.unsqueeze(-1)))
+        from_prior = k < of_prior
+        if from_prior.any():
+            noise = normals(mix_seed(seeds, k[from_prior].unsqueeze(-1)), model.latent_dim)
+            z[from_prior], log_ratio[from_prior] = noise, _log_ratio(noise, mu, logvar)
         samples.append(z)
-        log_weights.append((observation.log_prob(z) - log_ratio).double())
+        log_weights.append((observation.log_prob(z) - torch.logaddexp(share + log_ratio, prior_share)).double())
     normalised = torch.cat(log_weights).log_softmax(0)
     effective = 1 / normalised.exp().square().sum(0)
     return _Samples(torch.cat(samples), normalised.float(), mu, logvar, effective_sample_size=effective)
@@ -203,8 +217,8 @@ def _by_gibbs(model: PixelModel, observation: Observation, seeds: Tensor, steps:
 
 
 def _log_weight(model: PixelModel, x: Tensor, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log p(x|z) p(z) / q(z|x), up to what z does not change."""
-    return model.log_prob(x, z) + 0.5 * ((z - mu).square() * (-logvar).exp() - z.square()).sum(-1)
+    """log p(x|z) p(z) / q(z|x)."""
+    return model.log_prob(x, z) - _log_ratio(z, mu, logvar)
 
 
 def _draw(model: PixelModel, observation: Observation, z: Tensor, seeds: Tensor) -> Tensor:
@@ -218,6 +232,11 @@ def _draw(model: PixelModel, observation: Observation, z: Tensor, seeds: Tensor)
 
 
 # ---- what they share ------------------------------------------------------------------------------------------------
+
+
+def _log_ratio(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log q(z) / p(z)."""
+    return 0.5 * (z.square() - (z - mu).square() * (-logvar).exp() - logvar).sum(-1)
 
 
 def _summary(observation: Observation, samples: _Samples, clean: Tensor | None) -> Restoration:

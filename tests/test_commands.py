@@ -2,20 +2,25 @@
 
 import dataclasses
 import io
+import itertools
 import json
+import math
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from conftest import rand
 from PIL import Image
 
 import aevb
 from aevb import pictures
-from aevb.answers.images import mask_of, pixels
+from aevb.answers.images import asked_images, mask_of, pixels, training_moments
+from aevb.answers.latent import interpolated
 from aevb.cli import main
-from aevb.runs import TRAINED
+from aevb.data import MappedImages
+from aevb.runs import TRAINED, RunFolder
 
 LEFT = {*TRAINED, "checkpoints"} - {"best.safetensors"}  # there are no validation images
 
@@ -173,14 +178,38 @@ def test_restoring_images_of_a_file(run, tmp_path, capsys):
     assert "holds values other than 0 and 1" in error_of(capsys, "impute", run, *options)
 
 
+def test_an_answer_does_not_replace_what_was_asked_about(run, tmp_path, monkeypatch, capsys):
+    _, x = model_and_images(run)
+    data, mask = tmp_path / "masked.npy", tmp_path / "mask.npy"
+    np.save(data, x[:3].numpy())
+    np.save(mask, np.arange(64) % 3 > 0)
+    before = data.read_bytes(), mask.read_bytes()
+    options = ["--data", data, "--mask", mask, *FAST]
+    ask(capsys, "impute", run, *options, "--out", tmp_path / "masked.png")
+    assert (data.read_bytes(), mask.read_bytes()) == before
+    picture(tmp_path / "masked.png")
+    with monkeypatch.context() as patch:
+        patch.setattr("aevb.models.BaseVAE.impute", None)  # nothing is computed
+        for target in (data, mask):
+            sentence = f"{target} would be replaced by the answer, and it is what was asked about; choose another out"
+            assert sentence in error_of(capsys, "impute", run, *options, "--out", target)
+    (tmp_path / "impute.npy").write_bytes(before[0])
+    for command in ("impute", "reconstruct", "embed"):
+        data = tmp_path / f"{command}.npy"
+        data.write_bytes(before[0])
+        place = data if command == "embed" else tmp_path
+        more = [] if command != "reconstruct" else ["--save-array"]
+        assert "would be replaced" in error_of(capsys, command, run, "--data", data, "--out", place, *more)
+        assert data.read_bytes() == before[0]
+
+
 def test_masks(run):
     trainer = aevb.Trainer.load(run)
-    x = trainer.test_x[:3]
     for name, (rows, columns) in {"lower": (slice(4), slice(8)), "left": (slice(8), slice(4, 8))}.items():
         expected = torch.zeros(8, 8, dtype=torch.bool)
         expected[rows, columns] = True
-        assert torch.equal(mask_of(trainer, name, x, 0.5, 0), expected.flatten())
-    assert mask_of(trainer, "random", x, 0.5, 0).shape == (3, 64)
+        assert torch.equal(mask_of(trainer, name, 3, 0.5, 0), expected.flatten().expand(3, 64))
+    assert mask_of(trainer, "random", 3, 0.5, 0).shape == (3, 64)
 
 
 def test_manifold(runs, run, capsys):
@@ -285,15 +314,214 @@ def test_colours_are_drawn_as_they_are_and_grey_dark_on_white():
         assert (abs(image - np.multiply(255, colour)) < 1.5).all(-1).sum() > least
 
 
-def test_grey_runs_have_noise_of_values_but_no_flips(tmp_path, capsys):
-    options = dict(epochs=1, hidden_dims=(8,), latent_dim=2, binarize="none", progress=False, threads=1)
-    aevb.Trainer(aevb.TrainConfig(out=str(tmp_path / "run"), **options)).fit()
-    out = ask(capsys, "denoise", tmp_path / "run", "--sigma", "0.3", *FAST)
-    assert "6 test images, Gaussian noise of sigma 0.3" in out
-    ask(capsys, "impute", tmp_path / "run", *FAST)
-    assert "values other than 0 and 1; expected bits" in error_of(
-        capsys, "denoise", tmp_path / "run", "--flip", "0.2", *FAST
+def trained(folder, data=None, **options):
+    """A small run's folder."""
+    options = dict(epochs=1, hidden_dims=(8,), latent_dim=2, progress=False, threads=1) | options
+    aevb.Trainer(aevb.TrainConfig(out=str(folder), **options), dataset=data).fit()
+    return folder
+
+
+def test_noise_of_values_is_for_gaussian_runs_and_flips_are_for_bits(tmp_path, monkeypatch, capsys):
+    grey = trained(tmp_path / "grey", binarize="none")
+    assert (
+        "grey values under a Bernoulli likelihood, which says nothing of a value's noise; expected a run"
+        in error_of(capsys, "denoise", grey, "--sigma", "0.3", *FAST)
     )
+    assert "values other than 0 and 1; expected bits" in error_of(capsys, "denoise", grey, "--flip", "0.2", *FAST)
+    ask(capsys, "impute", grey, *FAST)
+    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 4)
+    ask(capsys, "report", grey)
+    text = (grey / "report.html").read_text()
+    assert "missing pixels (lower) restored" in text
+    assert "Gaussian noise" not in text
+    assert "bits flipped" not in text
+    gaussian = trained(tmp_path / "gaussian", likelihood="gaussian")
+    assert "6 test images, Gaussian noise of sigma 0.3" in ask(capsys, "denoise", gaussian, "--sigma", "0.3", *FAST)
+
+
+def unit_digits():
+    """The digits as float32 in [0, 1]."""
+    digits = aevb.data.load("digits")
+    parts = {f"{part}_images": getattr(digits, f"{part}_images") / 16 for part in ("train", "test")}
+    return dataclasses.replace(digits, max_value=1, **parts)
+
+
+def test_a_thresholded_run_is_given_bits_of_any_images(tmp_path, capsys):
+    """Above half, of bytes, floats and files."""
+    for name, data in (("bytes", aevb.data.load("digits")), ("floats", unit_digits())):
+        trainer = aevb.Trainer(aevb.TrainConfig(binarize="threshold", hidden_dims=(8,)), dataset=data)
+        grey = aevb.data.load("digits").test_images
+        expected = (grey > 8).float()
+        assert torch.equal(pixels(trainer, data.test_images), expected)
+        for array in (grey, grey.float() / 16) if name == "bytes" else (grey.float() / 16,):
+            np.save(tmp_path / "some.npy", array.numpy())
+            asked = asked_images(trainer, None, str(tmp_path / "some.npy"))
+            assert torch.equal(asked[torch.arange(len(asked))], expected)
+
+
+def test_images_of_a_file_are_in_range_where_they_are_observed(run, tmp_path, capsys):
+    _, x = model_and_images(run)
+    x, path, expected = (x[:3] > 0.5).numpy(), tmp_path / "some.npy", None
+    for missing, kind in ((0, np.float32), (np.nan, np.float32), (-1, np.float64), (-1, np.int16), (255, np.uint8)):
+        array = x.astype(kind)
+        array[:, 32:] = missing
+        np.save(path, array)
+        ask(capsys, "impute", run, "--data", path, *FAST, "--out", tmp_path / "restored.npy")
+        restored = np.load(tmp_path / "restored.npy")
+        expected = restored if expected is None else expected
+        assert np.array_equal(restored, expected)
+        assert np.array_equal(restored[:, :32], x[:, :32])
+        if missing != 0 and kind != np.uint8:
+            for command in ("reconstruct", "embed"):
+                assert f"datapoint 0, pixel 32 is {missing}; expected numbers in [0, 1]" in error_of(
+                    capsys, command, run, "--data", path
+                )
+    array = x.astype(np.float32)
+    array[1, 5] = np.nan
+    np.save(path, array)
+    assert "datapoint 1, pixel 5 is nan" in error_of(capsys, "impute", run, "--data", path, *FAST)
+
+
+def test_what_is_shown_is_named(run, tmp_path, monkeypatch, capsys):
+    titles = []
+    for name in ("mosaic", "latent"):
+        drawn = getattr(pictures, name)
+        monkeypatch.setattr(
+            f"aevb.pictures.{name}",
+            lambda title, *args, drawn=drawn, **kw: (titles.append(title), drawn(title, *args, **kw))[1],
+        )
+    _, x = model_and_images(run)
+    np.save(tmp_path / "mine.npy", x[:3].numpy())
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray((255 * x[i].view(8, 8)).to(torch.uint8).numpy()).save(folder / f"{i}.png")
+    for options, name in (
+        ([], "digits: {}test images"),
+        (["--part", "train"], "digits: {}training images"),
+        (["--data", tmp_path / "mine.npy"], "mine.npy: {}images"),
+        (["--data", folder, "--part", "train"], "mine: {}training images"),
+    ):
+        for command in ("reconstruct", "embed"):
+            ask(capsys, command, run, *options)
+            what = "" if command == "reconstruct" else "posterior means of {} "
+            assert re.match(name.format(what.format("[0-9]+")), titles[-1])
+    ask(capsys, "impute", run, "--data", tmp_path / "mine.npy", *FAST)
+    assert titles[-1].startswith("mine.npy: images, missing")
+    assert "part is 'train' and data" in error_of(
+        capsys, "embed", run, "--part", "train", "--data", tmp_path / "mine.npy"
+    )
+
+
+def test_the_best_epochs_model_can_be_asked(tmp_path, monkeypatch, capsys):
+    folder = trained(tmp_path / "run", epochs=2, validation=0.2)
+    best = aevb.VAE(64, 8, 2, generator=torch.Generator().manual_seed(9))
+    RunFolder.open(folder).write_model("best.safetensors", best, epoch=1, step=12)
+    x = aevb.data.load("digits").test_images / 16
+    ask(capsys, "reconstruct", folder, "--best", "--out", tmp_path / "r.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "r.npy"), best.reconstruct(x), rtol=1e-5, atol=1e-6)
+    few = {"denoise": ["--flip", "0.1", *FAST], "impute": FAST, "evaluate": ["--num-samples", "2", "--images", "9"]}
+    for command in ("sample", "embed", "denoise", "impute", "manifold", "traverse", "interpolate", "evaluate"):
+        files = [tmp_path / f"{i}.{'json' if command == 'evaluate' else 'npy'}" for i in range(2)]
+        for file, option in zip(files, ([], ["--best"]), strict=True):
+            options = [*few.get(command, []), *option]
+            if command == "evaluate":
+                ask(capsys, command, folder, *options, "--no-progress")
+                file.write_bytes((folder / "evaluation.json").read_bytes())
+            else:
+                ask(capsys, command, folder, *options, "--out", file)
+        assert files[0].read_bytes() != files[1].read_bytes(), command
+    numbers = json.loads(files[1].read_text())
+    assert (numbers["epoch"], numbers["step"]) == (1, 12)
+    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 2)
+    ask(capsys, "report", folder, "--best")
+    text = (folder / "report.html").read_text()
+    assert "after 1 epochs" in text
+    assert f"{numbers['log_marginal_likelihood']:,.3f}" in text
+    (folder / "best.safetensors").unlink()
+    assert "has no best.safetensors: no validation images said which epoch is the best; expected a run" in error_of(
+        capsys, "sample", folder, "--best"
+    )
+
+
+def test_a_report_shows_no_evaluation_of_other_weights(tmp_path, monkeypatch, capsys):
+    folder = trained(tmp_path / "run")
+    ask(capsys, "evaluate", folder, "--num-samples", "3", "--images", "9", "--no-progress")
+    numbers = json.loads((folder / "evaluation.json").read_text())
+    last = json.loads((folder / "metrics.jsonl").read_text())
+    assert (numbers["epoch"], numbers["step"]) == (last["epoch"], last["step"])
+    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 2)
+    for stale in (False, True):
+        ask(capsys, "report", folder)
+        text = (folder / "report.html").read_text()
+        assert (f"{numbers['log_marginal_likelihood']:,.3f}" in text) != stale
+        assert ("`aevb evaluate` adds log p(x)" in text) == stale
+        ask(capsys, "resume", folder, "--epochs", "2", "--no-progress")
+
+
+def test_as_many_pairs_as_there_are():
+    digits = aevb.data.load("digits")
+    for count, pairs in ((5, 2), (1, 0)):
+        few = dataclasses.replace(digits, test_images=digits.test_images[:count], test_labels=None)
+        trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=few)
+        if pairs:
+            assert len(interpolated(trainer)[0]) == pairs
+            with pytest.raises(ValueError, match="pairs is 3; expected at most 2"):
+                interpolated(trainer, pairs=3)
+        else:
+            with pytest.raises(ValueError, match="digits has one test image; expected at least 2, a pair"):
+                interpolated(trainer)
+
+
+def colours(count, *size):
+    images = torch.randint(0, 256, (count, *size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return aevb.data.Dataset("colours", size, 255, images.flatten(1), images[:5].flatten(1))
+
+
+def test_colour_images(tmp_path):
+    """A mask hides all of a pixel; and the channels may be last, as in training."""
+    data = colours(20, 3, 5, 6)
+    trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,), binarize="none", likelihood="gaussian"), dataset=data)
+    observed = mask_of(trainer, "random", 5, 0.5, 0).view(5, 3, 30)
+    assert torch.equal(observed[:, 0], observed[:, 1])
+    assert torch.equal(observed[:, 0], observed[:, 2])
+    assert not torch.equal(observed[0], observed[1])
+    assert 0.3 < float(observed.float().mean()) < 0.7
+    last = data.test_images.view(5, 3, 5, 6).permute(0, 2, 3, 1)
+    for array, count in ((last, 5), (last[0], 1), (data.test_images, 5), (data.test_images.view(5, 3, 5, 6), 5)):
+        np.save(tmp_path / "some.npy", array.numpy())
+        asked = asked_images(trainer, None, str(tmp_path / "some.npy"))
+        assert torch.equal(asked[torch.arange(len(asked))], data.test_images[:count] * (1 / 255))
+
+
+def test_masks_of_rows_and_masks_that_hide_nothing_or_everything(run, tmp_path, capsys):
+    row = aevb.data.Dataset("rows", (1, 7), 1, *(torch.ones(3, 7, dtype=torch.uint8),) * 2)
+    trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=row)
+    for names, expected in ((("upper", "left"), [0] * 3 + [1] * 4), (("lower", "right"), [1] * 3 + [0] * 4)):
+        for name in names:
+            assert mask_of(trainer, name, 2, 0.5, 0).int().tolist() == [expected] * 2
+    column = aevb.data.Dataset("columns", (7, 1), 1, *(torch.ones(3, 7, dtype=torch.uint8),) * 2)
+    trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=column)
+    with pytest.raises(ValueError, match="mask is 'left', which hides nothing of 2 images of 7x1; expected some"):
+        mask_of(trainer, "left", 2, 0.5, 0)
+    for value, what in ((0, "everything"), (1, "nothing")):
+        np.save(tmp_path / "mask.npy", np.full((8, 8), value))
+        sentence = error_of(capsys, "impute", run, "--mask", tmp_path / "mask.npy", *FAST)
+        assert f"which hides {what} of 6 images of 8x8; expected some pixels to be observed" in sentence
+
+
+def test_moments_of_the_training_images(tmp_path):
+    data = aevb.data.load("digits")
+    np.save(tmp_path / "some.npy", data.train_images.numpy())
+    mapped = MappedImages(tmp_path / "some.npy").part(torch.randperm(1500))
+    for images in (data.train_images, mapped):
+        dataset = dataclasses.replace(data, train_images=images, max_value=255, test_images=mapped, test_labels=None)
+        mean, variance = training_moments(aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=dataset))
+        x = data.train_images.double() / 255
+        torch.testing.assert_close(mean.double(), x.mean(0), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(variance.double(), x.var(0, correction=0), rtol=1e-5, atol=1e-7)
+    asked = asked_images(aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=dataset), "train", None)
+    assert torch.equal(asked.each(lambda x: x), mapped[:] * (1 / 255))
 
 
 def test_drawings_are_dark_on_white_and_photographs_as_they_are():
@@ -305,3 +533,23 @@ def test_drawings_are_dark_on_white_and_photographs_as_they_are():
         figure = pictures.mosaic("white", {"": torch.ones(1, 64)}, pictures.Look((8, 8), drawings))
         image = np.asarray(Image.open(io.BytesIO(pictures.png(figure))).convert("L"))
         assert ((image == 0).sum() > 4000) == drawings, "the image is black, or white as it is"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(1, 64), (2, 300), (8, 8), (300, 2)])
+def test_names_of_rows_do_not_overlap(shape):
+    look, x = pictures.Look(shape), rand(1, 4, math.prod(shape))
+    rows = {"image": x, "reconstruction": x}
+    names = [f"z{j}: 0.12 nats" for j in range(4)]
+    figures = [
+        pictures.mosaic("a title", {"": x[:1]}, look),
+        pictures.mosaic("a title", rows, look, columns=2),
+        pictures.grid("a title\nof two lines", x.view(4, 1, -1).expand(4, 9, -1), look, names),
+        pictures.manifold("a title", x.view(2, 2, -1), look),
+    ]
+    for figure in figures:
+        pictures.png(figure)
+        (axes,) = figure.axes
+        boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+        for above, below in itertools.pairwise(boxes if figure in figures[1:3] else []):
+            assert below.y1 < above.y0 + 1

@@ -266,6 +266,23 @@ def test_mat_finds_the_datapoints(tmp_path, size, first, shape):
     assert ("the last dimension of the array counts the images" in data.description) == (first[0] != 0)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_mat_with_parts(tmp_path, last):
+    scipy_io = pytest.importorskip("scipy.io")
+    arrays = {f"x_{part}": numbers(n, 5, 6, seed=n) for part, n in (("train", 20), ("test", 9), ("val", 3))}
+    kept = {name: np.moveaxis(x, 0, -1) if last else x for name, x in arrays.items()}
+    labels = {"y_train": np.arange(20), "y_test": np.arange(9)}
+    scipy_io.savemat(tmp_path / "some.mat", {**{name: x.astype(np.uint8) for name, x in kept.items()}, **labels})
+    data = load(tmp_path / "some.mat")
+    for images, name in (
+        (data.train_images, "x_train"),
+        (data.test_images, "x_test"),
+        (data.validation_images, "x_val"),
+    ):
+        assert images.tolist() == arrays[name].reshape(len(arrays[name]), -1).tolist()
+    assert data.test_labels.tolist() == list(range(9))
+
+
 def test_bad_mat(tmp_path):
     scipy_io = pytest.importorskip("scipy.io")
     path = tmp_path / "some.mat"
@@ -411,6 +428,17 @@ def test_folders_of_parts(tmp_path):
     refused(tmp_path, "test has no images")
 
 
+@pytest.mark.parametrize("name", ["val", "valid"])
+def test_a_folder_with_validation_but_no_test_part(tmp_path, name):
+    for part, count in (("train", 10), (name, 3)):
+        for i in range(count):
+            save(tmp_path / part / f"{i}.png", np.full((4, 4), i, np.uint8))
+    data = load(tmp_path)
+    assert [len(x) for x in (data.train_images, data.test_images, data.validation_images)] == [9, 1, 3]
+    assert data.train_labels is None
+    assert together(data) == as_sorted(np.repeat(np.arange(10), 16).reshape(10, 16))
+
+
 def test_image_modes(tmp_path):
     grey = numbers(5, 6).astype(np.uint8)
     colour = numbers(5, 6, 4).astype(np.uint8)
@@ -426,8 +454,16 @@ def test_image_modes(tmp_path):
     assert load(tmp_path / "bits").train_images[0].tolist() == (255 * (grey > 128)).flatten().tolist()
     assert load(tmp_path / "grey_and_alpha").train_images[0].tolist() == grey.flatten().tolist()
     assert load(tmp_path / "palette").image_shape == (3, 5, 6)
-    alpha = load(tmp_path / "alpha")
-    assert alpha.train_images[0].tolist() == colour[..., :3].transpose(2, 0, 1).flatten().tolist()
+    alpha, opacity = load(tmp_path / "alpha").train_images[0], colour[..., 3:] / 255.0
+    seen = (opacity * colour[..., :3] + (1 - opacity) * 255).transpose(2, 0, 1).flatten()
+    assert np.abs(alpha.numpy() - seen).max() <= 1, "transparent pixels are white"
+    clear = Image.fromarray(grey).convert("LA")
+    clear.putalpha(Image.fromarray(np.where(grey > 99, 255, 0).astype(np.uint8)))
+    for i in range(2):
+        clear.save(tmp_path / "grey_and_alpha" / f"{i}.png")
+    assert (
+        load(tmp_path / "grey_and_alpha").train_images[0].tolist() == np.where(grey > 99, grey, 255).flatten().tolist()
+    )
 
 
 def test_bad_images(tmp_path):

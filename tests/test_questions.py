@@ -10,7 +10,7 @@ from linear_gaussian import LinearGaussian
 from torch import nn
 
 import aevb
-from aevb.observations import Seen, add_gaussian, flip_bits, random_mask
+from aevb.observations import NoisyValues, Seen, add_gaussian, flip_bits, random_mask
 from aevb.questions import Questions
 from aevb.restoration import refine
 
@@ -168,6 +168,35 @@ def test_bits_have_the_exact_posterior_mean(method, kind, masked, many_chains):
     assert (found.log_prob.exp() - exact.exp())[unsure].abs().max() < tolerance
     variance = (expected * (1 - expected)).where(unsure, 0.0)
     torch.testing.assert_close(found.variance.double(), variance, rtol=0, atol=tolerance)
+
+
+class Squared(Questions, nn.Module):
+    """x = (z^2, z) plus noise: given the first, z has one of two signs; the encoder knows one of them."""
+
+    data_dim, latent_dim, likelihood, sigma = 2, 1, "gaussian", 0.5
+
+    def encode(self, x):
+        return torch.full((len(x), 1), 1.5), torch.full((len(x), 1), -2.0)
+
+    def mean(self, z):
+        return torch.cat([z.square(), z], -1)
+
+    def moments(self, z):
+        mean = self.mean(z)
+        return mean, torch.full_like(mean, self.sigma**2)
+
+    def pixel_log_prob(self, x, z):
+        return torch.distributions.Normal(self.mean(z), self.sigma).log_prob(x)
+
+
+def test_a_mode_that_q_does_not_reach_is_found_by_samples_of_the_prior():
+    found = Squared().impute(torch.tensor([[2.25, 0.0]]), torch.tensor([True, False]), num_samples=20_000, steps=20)
+    assert (found.mu - 1.5).abs() < 0.2  # q has one of them
+    assert found.mean[0, 1].abs() < 0.2
+    z = torch.linspace(-5, 5, 10_001, dtype=torch.float64)
+    weights = (-0.5 * ((z.square() - 2.25) / 0.5).square() - 0.5 * z.square()).softmax(0)
+    assert float(found.variance[0, 1]) == pytest.approx(float((weights * z.square()).sum()) + 0.25, rel=0.05)
+    assert found.effective_sample_size < 10_000  # and it shows
 
 
 def test_what_is_missing_is_not_used():
@@ -340,3 +369,24 @@ def test_a_gaussian_model_has_no_bits_to_flip():
     model, x, _ = data("gradient")
     with pytest.raises(ValueError, match="the model's pixels are gaussian, no bits; expected sigma"):
         model.denoise(x, flip=0.1)
+
+
+def test_clean_images_of_a_bernoulli_model_are_bits():
+    with pytest.raises(ValueError, match=r"clean holds values other than 0 and 1.*; expected bits, or a model with"):
+        vae().denoise(BITS, sigma=0.1, clean=BITS + 0.5)
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 1e-8])
+def test_little_noise_leaves_little_variance(sigma):
+    """Of the pixel's own variance v: v sigma^2 / (v + sigma^2), which is not v - v."""
+    model = Known()
+    y = model.sample(4, generator=torch.Generator().manual_seed(1))
+    z = randn(1, 3, 4, model.latent_dim)
+    observed = torch.ones_like(y, dtype=torch.bool)
+    noisy = NoisyValues(model, y, observed, 0.5, sigma)
+    mean, variance = noisy.clean(z)
+    v, noise = model.sigma**2, sigma**2
+    torch.testing.assert_close(variance, torch.full_like(variance, v * noise / (v + noise)), rtol=1e-6, atol=0)
+    exact = (v * y.double() + noise * model.mean(z).double()) / (v + noise)
+    torch.testing.assert_close(mean.double(), exact, rtol=0, atol=2e-6)
+    assert noisy.clean_log_prob(y, z).isfinite().all()

@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from .. import pictures
-from ..runs import RunFolder, write_answer
+from ..runs import BEST, MODEL, RunFolder, write_answer
+from ..train import Trainer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,25 +34,65 @@ class Answer:
 
 class Out:
     """Where an answer goes: files of the run folder, or what `out` says: a file, whose suffix says which of the forms,
-    or a folder for the files under their usual names. Checked before anything is computed."""
+    that one alone, or a folder for the files under their usual names. Checked before anything is computed.
 
-    def __init__(self, folder: RunFolder, name: str, out: str | None, forms: Sequence[str], always: Sequence[str]):
+    Raises ValueError for another suffix, or where a file would replace one of `inputs`, which are asked about.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        name: str,
+        out: str | None,
+        forms: Sequence[str],
+        always: Sequence[str],
+        inputs: Sequence[str | None] = (),
+    ):
         self.always = list(always)
         path = folder.path if out is None else Path(out).expanduser()
         if out is None or path.is_dir() or not path.suffix:
             self.stem = path / name
         elif path.suffix in forms:
-            self.stem, self.always = path.with_suffix(""), [path.suffix, *(s for s in always if s == ".npy")]
+            self.stem, self.always = path.with_suffix(""), [path.suffix]
         else:
             raise ValueError(f"out is {out!r}; expected a name that ends in {' or '.join(forms)}, or a folder")
-        self.always = list(dict.fromkeys(self.always))
+        taken = {Path(given).expanduser().resolve() for given in inputs if given}
+        for path in map(self._path, self.always):
+            if path.resolve() in taken:
+                raise ValueError(
+                    f"{path} would be replaced by the answer, and it is what was asked about; choose another out"
+                )
+
+    def _path(self, suffix: str) -> Path:
+        return self.stem.with_name(self.stem.name + suffix)
 
     def write(self, **forms: Callable[[], bytes]) -> list[Path]:
         """Each form by its suffix without the dot, made only where it is wanted."""
-        return [write_answer(self.stem.with_name(self.stem.name + s), forms[s[1:]]()) for s in self.always]
+        return [write_answer(self._path(s), forms[s[1:]]()) for s in self.always]
 
 
 Run = str | PathLike[str]
+
+
+def load_run(run: Run, best: bool = False) -> Trainer:
+    """The trainer of a run with the model that it saved, its `epoch` and `step` those of the weights. `best`: the model
+    of the best epoch by the validation images, not the last one's.
+
+    Raises FileNotFoundError where there is none.
+    """
+    from safetensors import safe_open
+
+    path = RunFolder.open(run).path / (BEST if best else MODEL)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.parent} has no {BEST}: no validation images said which epoch is the best; expected a run that was "
+            "trained with --validation 0.1, say, or the last epoch's model, without --best"
+        )
+    trainer = Trainer.load(run, best=best)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    trainer.epoch, trainer.step = (int(metadata.get(name, 0)) for name in ("epoch", "step"))
+    return trainer
 
 
 def forms(save_array: bool) -> list[str]:

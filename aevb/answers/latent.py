@@ -11,13 +11,15 @@ from torch import Tensor
 
 from .. import pictures
 from ..diagnostics import kl_per_dimension
+from ..questions import posterior_draws
 from ..train import Trainer
-from .files import Answer, Out, Run, at_least_1, forms, npy, png, to_bytes
+from .files import Answer, Out, Run, at_least_1, forms, load_run, npy, png, to_bytes
 from .images import Part, asked_images, pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAIRS = 8
 KL_IMAGES = 10_000  # for which dimensions are informative
 
 
@@ -25,31 +27,37 @@ def reconstruct(
     run: Run,
     out: str | None = None,
     *,
-    part: Part = "test",
+    part: Part | None = None,
     data: str | None = None,
     images: int = 40,
+    best: bool = False,
     save_array: bool = False,
 ) -> Answer:
     """Images and their reconstructions at the posterior mean: `aevb reconstruct`."""
     at_least_1(images=images)
-    trainer = Trainer.load(run)
-    target = Out(trainer.folder, "reconstruct", out, (".png", ".npy"), forms(save_array))
-    x, _ = asked_images(trainer, part, data)
-    shown = x[pictures.examples(trainer.dataset, images)] if data is None and part == "test" else x[:images]
-    array = torch.cat([trainer.model.reconstruct(b) for b in x.split(1000)]) if ".npy" in target.always else x[:0]
-    name, look = trainer.dataset.name, pictures.Look.of(trainer.dataset)
+    trainer = load_run(run, best)
+    target = Out(trainer.folder, "reconstruct", out, (".png", ".npy"), forms(save_array), [data])
+    asked = asked_images(trainer, part, data)
+    spread = data is None and part in (None, "test")
+    index = pictures.examples(trainer.dataset, images) if spread else torch.arange(min(images, len(asked)))
+    shown, look = asked[index], pictures.Look.of(trainer.dataset)
+    array = asked.each(trainer.model.reconstruct) if ".npy" in target.always else shown[:0]
     return Answer(
         target.write(
-            png=png(lambda: pictures.reconstructions(name, look, shown, trainer.model.reconstruct(shown))),
+            png=png(
+                lambda: pictures.reconstructions(asked.name, look, shown, trainer.model.reconstruct(shown), asked.what)
+            ),
             npy=npy(array),
         )
     )
 
 
-def sample(run: Run, out: str | None = None, *, num: int = 100, seed: int = 0, save_array: bool = False) -> Answer:
+def sample(
+    run: Run, out: str | None = None, *, num: int = 100, seed: int = 0, best: bool = False, save_array: bool = False
+) -> Answer:
     """Images at draws of z from the prior: `aevb sample`."""
     at_least_1(num=num)
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = Out(trainer.folder, "sample", out, (".png", ".npy"), forms(save_array))
     images = trainer.model.sample(num, generator=torch.Generator(trainer.device).manual_seed(seed))
     dataset = trainer.dataset
@@ -64,34 +72,39 @@ def embed(
     run: Run,
     out: str | None = None,
     *,
-    part: Part = "test",
+    part: Part | None = None,
     data: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
+    best: bool = False,
 ) -> Answer:
     """The posterior of each image, as arrays and a map: `aevb embed`."""
-    trainer = Trainer.load(run)
-    target = Out(trainer.folder, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"])
-    x, labels = asked_images(trainer, part, data)
-    found = trainer.model.embed(x, num_samples, seed=seed)
-    arrays = {"mu": found.mu, "logvar": found.logvar, "z": found.z, "labels": labels}
-    present = {name: t.cpu().numpy() for name, t in arrays.items() if t is not None}
-    mu = found.mu[: pictures.LATENT_POINTS].cpu()
-    what = f"{len(mu)} images" if data else f"{len(mu)} {part} images"
-    title = f"{trainer.dataset.name}: posterior means of {what}"
+    trainer = load_run(run, best)
+    target = Out(trainer.folder, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"], [data])
+    if num_samples is not None:
+        at_least_1(num_samples=num_samples)
+    asked = asked_images(trainer, part, data)
+    mu, logvar = asked.each(lambda x: torch.stack(trainer.model.encode(x), 1)).unbind(1)
+    z = None if num_samples is None else posterior_draws(mu, logvar, num_samples, seed)
+    arrays = {"mu": mu, "logvar": logvar, "z": z, "labels": asked.labels}
+    present = {name: t.numpy() for name, t in arrays.items() if t is not None}
+    shown = mu[: pictures.LATENT_POINTS]
+    title = f"{asked.name}: posterior means of {len(shown)} {asked.what}"
     return Answer(
         target.write(
             npz=lambda: to_bytes(lambda file: np.savez(file, allow_pickle=False, **present)),
-            npy=npy(found.mu),
-            png=png(lambda: pictures.latent(title, mu, labels)),
+            npy=npy(mu),
+            png=png(lambda: pictures.latent(title, shown, asked.labels)),
         ),
-        f"{len(x):,} images, {found.mu.shape[1]} dimensions: {', '.join(present)}",
+        f"{len(asked):,} images, {mu.shape[1]} dimensions: {', '.join(present)}",
     )
 
 
-def manifold(run: Run, out: str | None = None, *, num: int = 20, save_array: bool = False) -> Answer:
+def manifold(
+    run: Run, out: str | None = None, *, num: int = 20, best: bool = False, save_array: bool = False
+) -> Answer:
     """The learned manifold of a 2-dimensional z: `aevb manifold`."""
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     if trainer.model.latent_dim != 2:
         raise ValueError(
             f"the run's latent_dim is {trainer.model.latent_dim}; the manifold is a picture of 2 dimensions: see "
@@ -110,11 +123,18 @@ def manifold(run: Run, out: str | None = None, *, num: int = 20, save_array: boo
 
 
 def traverse(
-    run: Run, out: str | None = None, *, save_array: bool = False, num_dims: int = 10, steps: int = 11, **options: Any
+    run: Run,
+    out: str | None = None,
+    *,
+    best: bool = False,
+    save_array: bool = False,
+    num_dims: int = 10,
+    steps: int = 11,
+    **options: Any,
 ) -> Answer:
     """One dimension of z at a time through its prior: `aevb traverse`. `options` are those of `traversed`."""
     at_least_1(num_dims=num_dims, steps=steps)
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = Out(trainer.folder, "traverse", out, (".png", ".npy"), forms(save_array))
     images, figure = traversed(trainer, num_dims=num_dims, steps=steps, **options)
     return Answer(target.write(png=png(figure), npy=npy(images)))
@@ -138,21 +158,27 @@ def traversed(
     return images, lambda: pictures.grid(title, images, pictures.Look.of(dataset), names, percent)
 
 
-def interpolate(run: Run, out: str | None = None, *, save_array: bool = False, **options: Any) -> Answer:
+def interpolate(
+    run: Run, out: str | None = None, *, best: bool = False, save_array: bool = False, **options: Any
+) -> Answer:
     """From one test image to another: `aevb interpolate`. `options` are those of `interpolated`."""
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = Out(trainer.folder, "interpolate", out, (".png", ".npy"), forms(save_array))
     images, figure = interpolated(trainer, **options)
     return Answer(target.write(png=png(figure), npy=npy(images)))
 
 
 def interpolated(
-    trainer: Trainer, *, pairs: int = 8, steps: int = 9, spherical: bool = False, seed: int = 0
+    trainer: Trainer, *, pairs: int | None = None, steps: int = 9, spherical: bool = False, seed: int = 0
 ) -> tuple[Tensor, Callable[[], Figure]]:
-    """(pairs, steps, data_dim), between test images that the seed chooses."""
-    at_least_1(pairs=pairs)
+    """(pairs, steps, data_dim), between test images that the seed chooses: by default 8 pairs, or as many as there
+    are."""
     dataset = trainer.dataset
     total = len(dataset.test_images)
+    if total < 2:
+        raise ValueError(f"{dataset.name} has one test image; expected at least 2, a pair")
+    pairs = min(PAIRS, total // 2) if pairs is None else pairs
+    at_least_1(pairs=pairs)
     if total < 2 * pairs:
         raise ValueError(f"pairs is {pairs}; expected at most {total // 2}, half of the {total} test images")
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: 2 * pairs]

@@ -6,7 +6,9 @@ Test images are the bits that the run is evaluated on, since these are what its 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +20,8 @@ from ..observations import add_gaussian, flip_bits
 from ..ops import mix_seed
 from ..restoration import Method, Restoration
 from ..train import Trainer
-from .files import Answer, Out, Run, at_least_1, forms, npy, png
-from .images import array_images, mask_of, training_moments
+from .files import Answer, Out, Run, at_least_1, forms, load_run, npy, png
+from .images import ImageFile, has_bits, mask_of, training_moments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,20 +30,32 @@ PICTURED = 20  # restored images in a picture
 
 
 def impute(
-    run: Run, out: str | None = None, *, data: str | None = None, save_array: bool = False, **options: Any
+    run: Run,
+    out: str | None = None,
+    *,
+    data: str | None = None,
+    best: bool = False,
+    save_array: bool = False,
+    **options: Any,
 ) -> Answer:
     """Missing pixels from the others: `aevb impute`. `options` are those of `imputed`."""
-    trainer = Trainer.load(run)
-    target = _out(trainer, "impute", out, data, save_array)
+    trainer = load_run(run, best)
+    target = _out(trainer, "impute", out, data, save_array, options.get("mask"))
     return _written(target, imputed(trainer, data=data, **options))
 
 
 def denoise(
-    run: Run, out: str | None = None, *, data: str | None = None, save_array: bool = False, **options: Any
+    run: Run,
+    out: str | None = None,
+    *,
+    data: str | None = None,
+    best: bool = False,
+    save_array: bool = False,
+    **options: Any,
 ) -> Answer:
     """Clean images from noisy ones: `aevb denoise`. `options` are those of `denoised`."""
-    trainer = Trainer.load(run)
-    target = _out(trainer, "denoise", out, data, save_array)
+    trainer = load_run(run, best)
+    target = _out(trainer, "denoise", out, data, save_array, options.get("mask"))
     return _written(target, denoised(trainer, data=data, **options))
 
 
@@ -59,8 +73,7 @@ def imputed(
 ) -> Restored:
     """Images of a file with their missing pixels restored, or test images whose pixels are hidden here."""
     at_least_1(images=images)
-    x, clean = _to_restore(trainer, data, images, given_clean=True)
-    observed = mask_of(trainer, mask, x, missing, seed).expand_as(x)
+    x, observed, clean = _to_restore(trainer, data, images, lambda n: mask_of(trainer, mask, n, missing, seed), True)
     fill, spread = training_moments(trainer)
     found = trainer.model.impute(
         x, observed, method=method, steps=steps, num_samples=num_samples, seed=seed, fill=fill, clean=clean
@@ -72,7 +85,7 @@ def imputed(
         scores.add_one_pass(torch.where(observed, x, fill))
         scores.add_mean_image(fill, spread)
     what = f"{'images' if data else 'test images'}, missing pixels ({mask}) restored"
-    return Restored(trainer, what, "masked", x, observed, found, scores)
+    return Restored(trainer, _name(trainer, data), what, "masked", x, observed, found, scores)
 
 
 def denoised(
@@ -90,12 +103,20 @@ def denoised(
 ) -> Restored:
     """Noisy images of a file, cleaned, or test images to which the noise is added here."""
     at_least_1(images=images)
-    x, clean = _to_restore(trainer, data, images, given_clean=False)
+    if sigma is not None and not knows_noise(trainer):
+        raise ValueError(
+            f"sigma is {sigma:g}, and the run's images are grey values under a Bernoulli likelihood, which says "
+            "nothing of a value's noise; expected a run with --likelihood gaussian, or of bits: --binarize dynamic"
+        )
+
+    def observe(count: int) -> Tensor:
+        if mask is None:
+            return torch.ones(count, trainer.dataset.data_dim, dtype=torch.bool, device=trainer.device)
+        return mask_of(trainer, mask, count, 0.5, seed)
+
+    x, observed, clean = _to_restore(trainer, data, images, observe, given_clean=False)
     if clean is not None:
         x = _noisy(clean, flip, sigma, int(mix_seed(seed, 1)))
-    observed = torch.ones_like(x, dtype=torch.bool)
-    if mask is not None:
-        observed = mask_of(trainer, mask, x, 0.5, seed).expand_as(x)
     fill, spread = training_moments(trainer)
     found = trainer.model.denoise(
         x,
@@ -118,7 +139,8 @@ def denoised(
         if mask is None:
             scores.add_noisy(x, flip, sigma)
     noise = f"bits flipped with probability {flip:g}" if flip is not None else f"Gaussian noise of sigma {sigma:g}"
-    return Restored(trainer, f"{'images' if data else 'test images'}, {noise}", "noisy", x, observed, found, scores)
+    what = f"{'images' if data else 'test images'}, {noise}"
+    return Restored(trainer, _name(trainer, data), what, "noisy", x, observed, found, scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +148,7 @@ class Restored:
     """Images before and after: the numbers, a text, a picture."""
 
     trainer: Trainer
+    name: str
     what: str
     given: str
     """What the images were, in a word."""
@@ -149,22 +172,42 @@ class Restored:
         if self.scores is not None:
             clean, one_pass = self.scores.clean[:count], self.scores.one_pass[:count]
             rows = {"clean": clean, self.given: rows[self.given], "one pass": one_pass, "restored": rows["restored"]}
-        dataset = self.trainer.dataset
+        look = pictures.Look.of(self.trainer.dataset)
         missing = {self.given: ~self.observed[:count]}
-        return pictures.mosaic(f"{dataset.name}: {self.what}", rows, pictures.Look.of(dataset), missing=missing)
+        return pictures.mosaic(f"{self.name}: {self.what}", rows, look, missing=missing)
 
 
-def _out(trainer: Trainer, name: str, out: str | None, data: str | None, save_array: bool) -> Out:
-    return Out(trainer.folder, name, out, (".png", ".npy"), forms(save_array or data is not None))
+def _out(
+    trainer: Trainer, name: str, out: str | None, data: str | None, save_array: bool, mask: str | None = None
+) -> Out:
+    return Out(trainer.folder, name, out, (".png", ".npy"), forms(save_array or data is not None), [data, mask])
 
 
-def _to_restore(trainer: Trainer, data: str | None, images: int, given_clean: bool) -> tuple[Tensor, Tensor | None]:
-    """Images, of a file, or of the test part as the run is evaluated on it; and these again, since they are clean."""
-    if data is not None:
-        return array_images(trainer, data, clean=given_clean), None
-    index = pictures.examples(trainer.dataset, images)
-    x = trainer.test_x[index.to(trainer.device)].float()
-    return x, x
+def _to_restore(
+    trainer: Trainer, data: str | None, images: int, observe: Callable[[int], Tensor], given_clean: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images, of a file, or of the test part as the run is evaluated on it; which of their pixels are observed; and the
+    test images again, since they are clean."""
+    if data is None:
+        index = pictures.examples(trainer.dataset, images).to(trainer.device)
+        x = trainer.held_out["test"].x(index).float()
+        return x, observe(len(x)), x
+    file = ImageFile(trainer, data)
+    observed = observe(len(file))
+    file.hide(observed)
+    if given_clean:
+        file.check()
+    rows = torch.from_numpy(file.array)
+    return file.clean(rows) if given_clean else file.floats(rows), observed, None
+
+
+def knows_noise(trainer: Trainer) -> bool:
+    """Whether the likelihood is of what noise can be added to: Gaussian values, or bits."""
+    return trainer.model.likelihood == "gaussian" or has_bits(trainer)
+
+
+def _name(trainer: Trainer, data: str | None) -> str:
+    return trainer.dataset.name if data is None else Path(data).name
 
 
 def _noisy(clean: Tensor, flip: float | None, sigma: float | None, seed: int) -> Tensor:

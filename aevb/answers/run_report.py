@@ -14,11 +14,11 @@ from .. import pictures
 from ..diagnostics import active_units, kl_per_dimension
 from ..runs import EVALUATION, METRICS, RunFolder
 from ..train import Trainer
-from .files import Answer, Out, Run
+from .files import Answer, Out, Run, load_run
 from .images import pixels
 from .latent import interpolated, traversed
 from .page import figures, image, ink, page, paragraph, preformatted, section, svg, table
-from .restored import Restored, denoised, imputed
+from .restored import Restored, denoised, imputed, knows_noise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,9 +42,9 @@ EVALUATED = {
 }
 
 
-def report(run: Run, out: str | None = None, *, seed: int = 0) -> Answer:
+def report(run: Run, out: str | None = None, *, seed: int = 0, best: bool = False) -> Answer:
     """One page of HTML: options, curves, images, the posterior, numbers, restoration."""
-    trainer = Trainer.load(run)
+    trainer = load_run(run, best)
     target = Out(trainer.folder, "report", out, (".html",), [".html"])
     history = _history(trainer.folder)
     parts = [
@@ -81,7 +81,8 @@ def _head(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> str:
     )
     lines = [f"<header><h1>{html.escape(dataset.name)}</h1>", paragraph(what, faint=True)]
     if history:
-        last = history[-1]
+        # That of the weights, which need not be the last.
+        last = next((line for line in history if line.get("epoch") == trainer.epoch), history[-1])
         terms = ", ".join(
             f"{name} {last[key]:.2f}"
             for name, key in (("log-likelihood", "test_log_likelihood"), ("KL", "test_kl"))
@@ -186,31 +187,25 @@ def _latent_space(trainer: Trainer, seed: int) -> str:
 
 def _restoration(trainer: Trainer, seed: int) -> str:
     """Missing pixels, and noise."""
-    bits = trainer.model.likelihood == "bernoulli" and trainer.test_x.dtype == torch.bool
-    noise: dict[str, float] = {"flip": FLIP} if bits else {"sigma": SIGMA}
-    both: list[Restored] = [
-        imputed(trainer, images=RESTORED, seed=seed),
-        denoised(trainer, images=RESTORED, seed=seed, **noise),  # type: ignore[arg-type]
-    ]
+    found: list[Restored] = [imputed(trainer, images=RESTORED, seed=seed)]
+    if knows_noise(trainer):
+        noise: dict[str, Any] = {"sigma": SIGMA} if trainer.model.likelihood == "gaussian" else {"flip": FLIP}
+        found.append(denoised(trainer, images=RESTORED, seed=seed, **noise))
     return section(
         "Restoration",
         paragraph(
             "The posterior of the clean image, given a part or a noisy version of it. One pass is the encoder and the "
             "decoder once, the missing pixels filled with the training mean."
         ),
-        figures(*(image(found.figure(RESTORED_SHOWN), found.what) for found in both)),
-        *(preformatted(str(found)) for found in both),
+        figures(*(image(one.figure(RESTORED_SHOWN), one.what) for one in found)),
+        *(preformatted(str(one)) for one in found),
     )
 
 
 def _evaluation(trainer: Trainer) -> str:
     """evaluation.json's numbers, or those that take no time."""
-    path = trainer.folder.path / EVALUATION
-    if path.is_file():
-        try:
-            numbers = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+    numbers = _evaluated(trainer)
+    if numbers is not None:
         note = "Averages per test image, in nats, by `aevb evaluate`."
     else:
         found = trainer.evaluate()
@@ -222,3 +217,15 @@ def _evaluation(trainer: Trainer) -> str:
         if isinstance(numbers.get(key), int | float)
     }
     return section("Evaluation", paragraph(note, faint=True), table(rows, numbers=True))
+
+
+def _evaluated(trainer: Trainer) -> dict[str, Any] | None:
+    """What evaluation.json holds, where it is of these weights: the run may have gone on since."""
+    path = trainer.folder.path / EVALUATION
+    if not path.is_file():
+        return None
+    try:
+        numbers = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return numbers if (numbers.get("epoch"), numbers.get("step")) == (trainer.epoch, trainer.step) else None

@@ -41,13 +41,13 @@ def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed:
       used (see `MappedImages`).
     * .npz: images as x, images, data or arr_0, with y or labels; or parts, as Keras has them: x_train, y_train, x_test,
       y_test, x_val, y_val. Pickled objects are never loaded.
-    * .mat, of MATLAB 5 to 7.2 (needs scipy): images as for .npz, or Frey's `ff`; a column an image where only so the
-      number of pixels is a square.
+    * .mat, of MATLAB 5 to 7.2 (needs scipy): images and parts as for .npz, or Frey's `ff`; a column an image where only
+      so the number of pixels is a square.
     * .amat, .amat.gz: text, an image a line; or a directory with the parts of binarized MNIST, *_train, *_valid and
       *_test.
     * a directory of image files (needs Pillow), grey or colour, all of one size; where they are in subdirectories,
-      these are the labels, in alphabetical order. With train/ and test/ (and valid/ or val/) there, those are the
-      parts.
+      these are the labels, in alphabetical order. With train/ and test/ or valid/ (or val/) there, those are the parts.
+      What is transparent is seen on white.
 
     Values are recognised: bits (bool, or all 0 and 1), 0..255 (whole numbers), or [0, 1]. `Dataset.description` says
     which. Floats that are multiples of 1/255 are kept as bytes.

@@ -20,6 +20,7 @@ LABEL_KEYS = ("y", "labels", "label")
 PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation"}
 
 FREY_SHAPE = (28, 20)
+_FREY_DIM = 28 * 20
 _FREY_KEY = "ff"
 
 
@@ -86,30 +87,28 @@ def mat(path: Path) -> Source:
     except Exception as error:  # of many kinds, where a file is damaged
         raise ValueError(f"{path} is truncated or damaged: {error}") from error
     arrays = {name: array for name, array in arrays.items() if not name.startswith("__")}
-    _, key, label_key = _keys(list(arrays), path, (_FREY_KEY,))
-    images = arrays[key]
-    where = f"{path} [{key}]"
-    if not isinstance(images, np.ndarray) or images.dtype.kind not in "buif":
-        raise ValueError(f"{where} is no array of numbers; expected images")
-    labels = None if label_key is None else arrays[label_key]
-    name = path.name.split(".")[0]
-    frey_dim = FREY_SHAPE[0] * FREY_SHAPE[1]
-    if images.ndim == 2 and frey_dim in images.shape:
-        rows = images.T if images.shape[0] == frey_dim else images
-        return Source(name, {"train": Part(rows, labels, where)}, image_shape=FREY_SHAPE)
-    images, note = _datapoints_first(images)
-    return Source(name, {"train": Part(images, labels, where)}, note=note)
+    keys = _part_keys(list(arrays)) or [_keys(list(arrays), path, (_FREY_KEY,))]
+    for _, key, _ in keys:
+        if not isinstance(arrays[key], np.ndarray) or arrays[key].dtype.kind not in "buif":
+            raise ValueError(f"{path} [{key}] is no array of numbers; expected images")
+    train = arrays[keys[0][1]].shape  # which says it for all
+    is_frey = len(train) == 2 and _FREY_DIM in train
+    last = _datapoints_are_last(train)
+    parts = {}
+    for part, key, label_key in keys:
+        images = np.moveaxis(arrays[key], -1, 0) if last else arrays[key]
+        parts[part] = Part(images, None if label_key is None else arrays[label_key], f"{path} [{key}]")
+    note = "the last dimension of the array counts the images" if last and not is_frey else ""
+    return Source(path.name.split(".")[0], parts, image_shape=FREY_SHAPE if is_frey else None, note=note)
 
 
-def _datapoints_first(images: np.ndarray) -> tuple[np.ndarray, str]:
-    """An array of MATLAB's, where the datapoints are often the last dimension, and a note where they were."""
-    if images.ndim == 2:
-        by_column = _is_square(images.shape[0]) and not _is_square(images.shape[1])
-    else:
-        by_column = images.shape[-1] == max(images.shape) and images.shape[0] != images.shape[-1]
-    if not by_column:
-        return images, ""
-    return np.moveaxis(images, -1, 0), "the last dimension of the array counts the images"
+def _datapoints_are_last(shape: tuple[int, ...]) -> bool:
+    """Of an array of MATLAB's, which often has them so."""
+    if len(shape) != 2:
+        return shape[-1] == max(shape) and shape[0] != shape[-1]
+    if _FREY_DIM in shape:
+        return shape[0] == _FREY_DIM
+    return _is_square(shape[0]) and not _is_square(shape[1])
 
 
 def _is_square(n: int) -> bool:

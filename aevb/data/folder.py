@@ -16,8 +16,8 @@ _GREY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "CMYK", "YCb
 def image_folder(path: Path) -> Source | None:
     """The images in a directory, or None where there are none."""
     name = path.resolve().name
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        folders = {PARTS[sub.name]: sub for sub in sorted(path.iterdir()) if sub.name in PARTS and sub.is_dir()}
+    folders = {PARTS[sub.name]: sub for sub in sorted(path.iterdir()) if sub.name in PARTS and sub.is_dir()}
+    if "train" in folders and len(folders) > 1:
         listed = {part: _listed(folder) for part, folder in folders.items()}
         if empty := [str(folders[part]) for part, found in listed.items() if not found[0]]:
             raise ValueError(f"{empty[0]} has no images; expected files such as {', '.join(SUFFIXES[:3])}")
@@ -27,13 +27,12 @@ def image_folder(path: Path) -> Source | None:
             )
             raise ValueError(f"the parts have other subfolders ({shown}); expected the same labels in each")
     else:
-        listed = {"train": _listed(path)}
+        folders, listed = {"train": path}, {"train": _listed(path)}
         if not listed["train"][0]:
             return None
     first: list[tuple[Path, tuple[int, ...]]] = []
     parts = {
-        part: Part(_pixels(files, first), labels, str(folders[part] if len(listed) > 1 else path))
-        for part, (files, labels, _) in listed.items()
+        part: Part(_pixels(files, first), labels, str(folders[part])) for part, (files, labels, _) in listed.items()
     }
     return Source(name, parts, max_value=255)
 
@@ -91,6 +90,9 @@ def _read(file: Path) -> np.ndarray:
                     f"{file} has pixels of mode {image.mode!r}, more than 8 bits each; expected 8-bit grey or colour"
                 )
             grey = image.mode in _GREY_MODES
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except (OSError, SyntaxError, pillow.DecompressionBombError) as error:
         raise ValueError(f"{file} is truncated, damaged or no image: {error}") from error

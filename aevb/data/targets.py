@@ -14,6 +14,11 @@ BINARIZATIONS = ("dynamic", "threshold", "none")
 _CHUNK = 4096  # images of a file that are read at a time where all are wanted
 
 
+def above_half(images: Tensor, max_value: int) -> Tensor:
+    """Which pixels are above half, bool: of uint8 in 0..max_value, or of float32 in [0, 1]."""
+    return images > (max_value // 2 if images.dtype == torch.uint8 else 0.5)
+
+
 class Targets:
     """What a model is given of images, bits or the pixels as they are: kept on a device, gathered when used; or left
     on the disk, and what was gathered brought to the device.
@@ -40,7 +45,7 @@ class Targets:
             self._file = images
             self.images = torch.empty((0, images.shape[1]), dtype=images.dtype, device=device)
         else:
-            self.images = (self._above_half(images) if how == "threshold" else images).to(device)
+            self.images = (above_half(images, max_value) if how == "threshold" else images).to(device)
 
     def __len__(self) -> int:
         return len(self._file) if self.streamed else len(self.images)
@@ -68,13 +73,10 @@ class Targets:
             found = self.images
         return found if self.x_scale is None else found * self.x_scale
 
-    def _above_half(self, images: Tensor) -> Tensor:
-        return images > (self.max_value // 2 if images.dtype == torch.uint8 else 0.5)
-
     def _of_file(self, index: Tensor, seed: Tensor) -> Tensor:
         if self.dynamic:
             return self._file.binarized(index, seed)
-        return self._above_half(self._file[index]) if self.how == "threshold" else self._file[index]
+        return above_half(self._file[index], self.max_value) if self.how == "threshold" else self._file[index]
 
     def _all_of_file(self, seed: Tensor) -> Tensor:
         """In the file's order, so that the disk is read from one end to the other."""
