@@ -96,7 +96,7 @@ def evaluate(
         best: the model of the best epoch by the validation images, not the last one's.
         progress: the progress bar; --no-progress for none.
     """
-    trainer = answers.load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     found = evaluate_model(trainer, num_samples, images, seed, progress)
     trainer.folder.write(EVALUATION, json.dumps(found.numbers, indent=2).encode() + b"\n")
     print(found)

@@ -176,6 +176,15 @@ class RunFolder:
             raise RunFolderError(f"cannot write {self.path / name}: {error.strerror or error}{kept}") from error
 
 
+def saved_at(path: Path) -> tuple[int, int]:
+    """The epoch and the step of the weights that `write_model` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    return int(metadata.get("epoch", 0)), int(metadata.get("step", 0))
+
+
 def default_folder(name: str) -> Path:
     return Path("runs", name)
 

@@ -28,7 +28,7 @@ from .ops import mix_seed, sample_gaussian
 from .optimizers import OPTIMIZERS, Schedule, load_optimizer_state, optimizer_state
 from .processes import Alone, is_launched, local_rank, processes
 from .products import has_bf16
-from .runs import BEST, MODEL, RunFolder
+from .runs import BEST, MODEL, RunFolder, saved_at
 from .steps import AutogradStep, GraphStep, made_of, training_step
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
@@ -194,22 +194,24 @@ class Trainer:
     @classmethod
     def load(cls, run: str | PathLike[str], device: str | None = None, best: bool = False) -> Trainer:
         """The trainer of a run that is done, with the model it saved: to evaluate, sample, or look at; on the device
-        that it was trained on, or the CPU where that is not here, or on another. `best`: the model of the epoch with
-        the best ELBO of the validation images, instead of the last epoch's.
+        that it was trained on, or the CPU where that is not here, or on another. `epoch` and `step` are the model's.
+        `best`: the model of the epoch with the best ELBO of the validation images, instead of the last epoch's.
 
         Raises FileNotFoundError: there is no run, or its data are gone. ValueError: a damaged or foreign file.
         """
         folder = RunFolder.open(run)
         config = folder.config()
-        if best and not (folder.path / BEST).is_file():
+        path = folder.path / (BEST if best else MODEL)
+        if not path.is_file():
             raise FileNotFoundError(
-                f"{folder.path} has no {BEST}; expected a run with validation images (`aevb train --validation 0.1`)"
+                f"{folder.path} has no {path.name}: no validation images said which epoch is the best; expected a run "
+                "that was trained with --validation 0.1, say, or the last epoch's model, without --best"
             )
         if device is None:
             device = config.device if config.device == "cpu" or torch.cuda.is_available() else "cpu"
-        model = BaseVAE.load(folder.path / (BEST if best else MODEL))
-        trainer = cls(dataclasses.replace(config, device=device), model=model)
+        trainer = cls(dataclasses.replace(config, device=device), model=BaseVAE.load(path))
         trainer.folder = folder
+        trainer.epoch, trainer.step = saved_at(path)
         return trainer
 
     @classmethod

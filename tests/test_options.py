@@ -322,7 +322,7 @@ def test_sentences(tmp_path, digits, ask, sentence):
 
 def test_there_is_no_best_epoch_without_validation(tmp_path, digits):
     aevb.Trainer(options(tmp_path), dataset=digits).fit()
-    with pytest.raises(FileNotFoundError, match=r"has no best.safetensors; expected a run with validation images"):
+    with pytest.raises(FileNotFoundError, match=r"has no best.safetensors: no validation images said"):
         aevb.Trainer.load(tmp_path / "run", best=True)
 
 

@@ -1,6 +1,5 @@
 """What the commands that ask a trained run do: load it, compute, draw, and write the answer."""
 
-from .files import load_run
 from .images import Part
 from .latent import embed, interpolate, manifold, reconstruct, sample, traverse
 from .restored import denoise, impute
@@ -12,7 +11,6 @@ __all__ = [
     "embed",
     "impute",
     "interpolate",
-    "load_run",
     "manifold",
     "reconstruct",
     "report",

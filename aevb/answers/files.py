@@ -13,8 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import pictures
-from ..runs import BEST, MODEL, RunFolder, write_answer
-from ..train import Trainer
+from ..runs import RunFolder, write_answer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,27 +71,6 @@ class Out:
 
 
 Run = str | PathLike[str]
-
-
-def load_run(run: Run, best: bool = False) -> Trainer:
-    """The trainer of a run with the model that it saved, its `epoch` and `step` those of the weights. `best`: the model
-    of the best epoch by the validation images, not the last one's.
-
-    Raises FileNotFoundError where there is none.
-    """
-    from safetensors import safe_open
-
-    path = RunFolder.open(run).path / (BEST if best else MODEL)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.parent} has no {BEST}: no validation images said which epoch is the best; expected a run that was "
-            "trained with --validation 0.1, say, or the last epoch's model, without --best"
-        )
-    trainer = Trainer.load(run, best=best)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    trainer.epoch, trainer.step = (int(metadata.get(name, 0)) for name in ("epoch", "step"))
-    return trainer
 
 
 def forms(save_array: bool) -> list[str]:

@@ -13,7 +13,7 @@ from .. import pictures
 from ..diagnostics import kl_per_dimension
 from ..questions import posterior_draws
 from ..train import Trainer
-from .files import Answer, Out, Run, at_least_1, forms, load_run, npy, png, to_bytes
+from .files import Answer, Out, Run, at_least_1, forms, npy, png, to_bytes
 from .images import Part, asked_images, pixels
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def reconstruct(
 ) -> Answer:
     """Images and their reconstructions at the posterior mean: `aevb reconstruct`."""
     at_least_1(images=images)
-    trainer = load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     target = Out(trainer.folder, "reconstruct", out, (".png", ".npy"), forms(save_array), [data])
     asked = asked_images(trainer, part, data)
     spread = data is None and part in (None, "test")
@@ -57,7 +57,7 @@ def sample(
 ) -> Answer:
     """Images at draws of z from the prior: `aevb sample`."""
     at_least_1(num=num)
-    trainer = load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     target = Out(trainer.folder, "sample", out, (".png", ".npy"), forms(save_array))
     images = trainer.model.sample(num, generator=torch.Generator(trainer.device).manual_seed(seed))
     dataset = trainer.dataset
@@ -79,7 +79,7 @@ def embed(
     best: bool = False,
 ) -> Answer:
     """The posterior of each image, as arrays and a map: `aevb embed`."""
-    trainer = load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     target = Out(trainer.folder, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"], [data])
     if num_samples is not None:
         at_least_1(num_samples=num_samples)
@@ -104,7 +104,7 @@ def manifold(
     run: Run, out: str | None = None, *, num: int = 20, best: bool = False, save_array: bool = False
 ) -> Answer:
     """The learned manifold of a 2-dimensional z: `aevb manifold`."""
-    trainer = load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     if trainer.model.latent_dim != 2:
         raise ValueError(
             f"the run's latent_dim is {trainer.model.latent_dim}; the manifold is a picture of 2 dimensions: see "
@@ -134,7 +134,7 @@ def traverse(
 ) -> Answer:
     """One dimension of z at a time through its prior: `aevb traverse`. `options` are those of `traversed`."""
     at_least_1(num_dims=num_dims, steps=steps)
-    trainer = load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     target = Out(trainer.folder, "traverse", out, (".png", ".npy"), forms(save_array))
     images, figure = traversed(trainer, num_dims=num_dims, steps=steps, **options)
     return Answer(target.write(png=png(figure), npy=npy(images)))
@@ -162,7 +162,7 @@ def interpolate(
     run: Run, out: str | None = None, *, best: bool = False, save_array: bool = False, **options: Any
 ) -> Answer:
     """From one test image to another: `aevb interpolate`. `options` are those of `interpolated`."""
-    trainer = load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     target = Out(trainer.folder, "interpolate", out, (".png", ".npy"), forms(save_array))
     images, figure = interpolated(trainer, **options)
     return Answer(target.write(png=png(figure), npy=npy(images)))

@@ -20,7 +20,7 @@ from ..observations import add_gaussian, flip_bits
 from ..ops import mix_seed
 from ..restoration import Method, Restoration
 from ..train import Trainer
-from .files import Answer, Out, Run, at_least_1, forms, load_run, npy, png
+from .files import Answer, Out, Run, at_least_1, forms, npy, png
 from .images import ImageFile, has_bits, mask_of, training_moments
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def impute(
     **options: Any,
 ) -> Answer:
     """Missing pixels from the others: `aevb impute`. `options` are those of `imputed`."""
-    trainer = load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     target = _out(trainer, "impute", out, data, save_array, options.get("mask"))
     return _written(target, imputed(trainer, data=data, **options))
 
@@ -54,7 +54,7 @@ def denoise(
     **options: Any,
 ) -> Answer:
     """Clean images from noisy ones: `aevb denoise`. `options` are those of `denoised`."""
-    trainer = load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     target = _out(trainer, "denoise", out, data, save_array, options.get("mask"))
     return _written(target, denoised(trainer, data=data, **options))
 

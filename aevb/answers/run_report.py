@@ -14,7 +14,7 @@ from .. import pictures
 from ..diagnostics import active_units, kl_per_dimension
 from ..runs import EVALUATION, METRICS, RunFolder
 from ..train import Trainer
-from .files import Answer, Out, Run, load_run
+from .files import Answer, Out, Run
 from .images import pixels
 from .latent import interpolated, traversed
 from .page import figures, image, ink, page, paragraph, preformatted, section, svg, table
@@ -44,7 +44,7 @@ EVALUATED = {
 
 def report(run: Run, out: str | None = None, *, seed: int = 0, best: bool = False) -> Answer:
     """One page of HTML: options, curves, images, the posterior, numbers, restoration."""
-    trainer = load_run(run, best)
+    trainer = Trainer.load(run, best=best)
     target = Out(trainer.folder, "report", out, (".html",), [".html"])
     history = _history(trainer.folder)
     parts = [
