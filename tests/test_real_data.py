@@ -26,7 +26,7 @@ def says(capsys, *args):
 
 def errors(table):
     """What `impute` and `denoise` print: the squared error of each way."""
-    rows = (re.fullmatch(r"(.+?) {2,}(\d+\.\d+) +-\d+\.\d+", line) for line in table.splitlines())
+    rows = (re.fullmatch(r"(.+?) {2,}(\d+\.\d+) +-?\d+\.\d+", line) for line in table.splitlines())
     return {row[1]: float(row[2]) for row in rows if row}
 
 
