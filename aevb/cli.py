@@ -15,7 +15,7 @@ from .config import TrainConfig
 from .evaluation import evaluate as evaluate_model
 from .info import build_info
 from .restoration import Method
-from .runs import EVALUATION, METRICS, MODEL, PICTURES
+from .runs import BEST, EVALUATION, METRICS, MODEL, PICTURES
 from .train import Trainer
 
 DESCRIPTION = (
@@ -67,6 +67,8 @@ def _train(trainer: Trainer) -> None:
     if not trainer.processes.is_first:
         return
     path = trainer.folder.path
+    if trainer.epoch < trainer.config.epochs:
+        print(f"stopped   after epoch {trainer.epoch}: {BEST} is the model of epoch {trainer.best['epoch']}, the best")
     print(f"model     {path / MODEL}, with its history in {METRICS}")
     print(
         f"test ELBO {metrics['test_elbo']:.2f} nats per datapoint "

@@ -44,7 +44,7 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
         self.resumed = data is not None
-        self.metrics_bytes = 0
+        self._last_checkpoint = time.perf_counter() if self.resumed else -math.inf
         if data is not None:
             self._go_on(unpack(data, self.checkpoints.path))
         self.begun = time.perf_counter()
@@ -107,20 +107,20 @@ class Run:
         shown = self.config.progress and self.first
         total = images * self.last_epoch
         with self.stop, self._board() as board, Progress(total, done, self.last_epoch, shown) as progress:
-            while trainer.epoch < self.last_epoch and not self._is_over():
-                progress.begin(trainer.epoch + 1)
-                try:
+            try:
+                while trainer.epoch < self.last_epoch and not self._is_over():
+                    progress.begin(trainer.epoch + 1)
                     self._epoch(progress)
-                except NotFiniteError as error:
-                    raise self._explained(error) from error
-                self._after_epoch(progress, board)
-                self._checkpoint_if_due()
-            self._checkpoint()
+                    self._after_epoch(progress, board)
+                    self._checkpoint_if_due()
+                self._checkpoint()
+            except NotFiniteError as error:
+                raise self._explained(error) from error
         return self.metrics
 
     def _is_over(self) -> bool:
         """Whether it stops early: no better ELBO of the validation images for so many epochs."""
-        patience, best = self.config.patience, self.trainer._best
+        patience, best = self.config.patience, self.trainer.best
         return patience is not None and bool(best) and self.trainer.epoch - best["epoch"] >= patience
 
     def _epoch(self, progress: Progress) -> None:
@@ -137,7 +137,7 @@ class Run:
                 found = trainer.explain_held_out(part)
                 text = f"the {part} ELBO is {averages[part].elbo} after step {trainer.step}"
                 text = text if found is None else f"{text}: {found.text}"
-                raise self._explained(NotFiniteError(text, trainer.step))
+                raise NotFiniteError(text, trainer.step)
         self.metrics = {
             "epoch": trainer.epoch,
             "step": trainer.step,
@@ -165,15 +165,13 @@ class Run:
                     board.add_scalar(name.replace("_", "/", 1), value, trainer.step)
 
     def _note_best(self, validation: Evaluation | None) -> bool:
-        best = self.trainer._best
+        best = self.trainer.best
         if validation is None or (best and validation.elbo <= best["elbo"]):
             return False
-        self.trainer._best = {"elbo": validation.elbo, "epoch": self.trainer.epoch}
+        self.trainer.best = {"elbo": validation.elbo, "epoch": self.trainer.epoch}
         return True
 
     # ---- checkpoints ----
-
-    _last_checkpoint = -math.inf
 
     def _checkpoint_if_due(self) -> None:
         """Writes one where it is time for it, or somebody asked to stop: then raises KeyboardInterrupt."""
@@ -201,7 +199,7 @@ class Run:
         for _ in trainer._ledger.read(wait=True):  # nothing but what a GPU has not handed over yet
             pass
         if not trainer.weights_are_finite():
-            raise self._explained(NotFiniteError(f"the weights are not finite after step {trainer.step}", trainer.step))
+            raise NotFiniteError(f"the weights are not finite after step {trainer.step}", trainer.step)
         self._last_checkpoint = time.perf_counter()
         if not self.first:
             return

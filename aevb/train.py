@@ -103,7 +103,8 @@ class Trainer:
 
     Attributes: config, dataset; model, optimizer and criterion, which may be changed between epochs (a parameter's
     .grad is good until the next step; while the config's warm-up lasts, it sets the criterion's beta); test_x, the test
-    images as the model is evaluated on them; epoch and step, how many were done; folder, the run's, from `fit` on.
+    images as the model is evaluated on them; epoch and step, how many were done; best, the epoch with the best ELBO of
+    the validation images and that ELBO, from `fit` on where there are any; folder, the run's, from `fit` on.
 
     Args:
         config: the options.
@@ -170,7 +171,7 @@ class Trainer:
         self.step = 0
         self.epoch = 0
         self._ledger = self._new_ledger()
-        self._best: dict[str, Any] = {}  # of the validation images: elbo and epoch
+        self.best: dict[str, Any] = {}
         self.held_out = {"test": self._held_out(self.dataset.test_images, test_seed)}
         if self.dataset.validation_images is not None:
             self.held_out["validation"] = self._held_out(self.dataset.validation_images, validation_seed)
@@ -427,7 +428,7 @@ class Trainer:
                 "step": self.step,
                 "steps_done": self._steps_done,  # of the epoch
                 "totals": self._ledger.totals,
-                "best": self._best,
+                "best": self.best,
                 "optimizer": rest,
             },
         )
@@ -443,7 +444,7 @@ class Trainer:
             raise ValueError(f"the checkpoint is of another model or optimizer: {error}") from error
         self.epoch, self.step, self._steps_done = (numbers[key] for key in ("epoch", "step", "steps_done"))
         self._ledger = self._new_ledger(tuple(numbers["totals"]))
-        self._best = dict(numbers["best"])
+        self.best = dict(numbers["best"])
         states = _under("rng.", tensors)
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and self.device.type == "cuda":

@@ -28,6 +28,19 @@ def test_train_ends_with_the_test_elbo_and_the_pictures(tmp_path, monkeypatch, c
     assert "epoch 1/1" in err
 
 
+def test_a_run_that_stops_early_says_so(tmp_path, capsys):
+    """With a step so large that the first epoch is the best."""
+    out = str(tmp_path / "run")
+    options = ["--validation", "0.1", "--patience", "2", "--learning-rate", "0.5", "--no-progress"]
+    assert main(["train", *SMALL[2:], "--epochs", "30", *options, "--out", out]) == 0
+    text = capsys.readouterr().out
+    done = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert done < 30
+    assert f"stopped   after epoch {done}: best.safetensors is the model of epoch {done - 2}, the best" in text
+    assert main(["resume", out, "--no-progress"]) == 0
+    assert f"stopped   after epoch {done}" in capsys.readouterr().out
+
+
 def test_no_progress(tmp_path, capsys):
     assert main(["train", *SMALL, "--no-progress", "--out", str(tmp_path / "run")]) == 0
     assert "step" not in capsys.readouterr().err

@@ -545,6 +545,27 @@ def test_what_went_first_is_named(tmp_path, digits, layer, sentence):
         trainer.fit()
 
 
+def test_weights_broken_between_two_looks_at_the_losses(tmp_path, digits):
+    """The checkpoint that is due sees it; the text says it once."""
+    trainer = aevb.Trainer(options(tmp_path, epochs=5, checkpoint_seconds=1e-9), dataset=digits)
+
+    def poison(*_):
+        if trainer.step == 4:
+            with torch.no_grad():
+                trainer.model.decoder[0].weight[0, 2] = float("inf")
+
+    trainer.optimizer.register_step_post_hook(poison)
+    with pytest.raises(aevb.NotFiniteError) as stop:
+        trainer.fit()
+    text = str(stop.value)
+    assert text.startswith(
+        "training stopped because decoder.0.weight[0, 2], of latent dimension 2, is inf after an update"
+    )
+    assert "at step 5; " in text
+    assert text.count("training stopped") == 1
+    assert "the checkpoint of step 4" in text
+
+
 def test_weights_broken_by_the_last_step_are_not_saved(tmp_path, digits):
     trainer = aevb.Trainer(options(tmp_path, learning_rate=1e38, batch_size=200), dataset=digits)
     with pytest.raises(
