@@ -145,9 +145,13 @@ struct ForwardArgs {
   T* grad_output;  // [R, D]; may be `output`; with kLogvar may be null
 };
 
+// Blocks on a multiprocessor at once, as registers allow: 128 a thread, or 80.
+template <class L, bool kGrad, int V>
+constexpr int kResident = V > 4 || (kGrad && !L::kProduct) ? 2 : 3;
+
 // kLanes / V threads share a unit: each adds up V neighbouring lanes of every group.
 template <class L, bool kGrad, int V, class T, class X>
-__global__ void __launch_bounds__(kThreads, V > 4 ? 2 : 3) log_prob_rows(const ForwardArgs<L, T, X> a) {
+__global__ void __launch_bounds__(kThreads, kResident<L, kGrad, V>) log_prob_rows(const ForwardArgs<L, T, X> a) {
   constexpr int kSharing = kLanes / V;
   constexpr int kAtOnce = Beside<X>::kAtRunTime ? 1 : (V > 4 || L::kLogvar ? 2 : 4);  // vectors under way
   const int64_t unit = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kSharing;
