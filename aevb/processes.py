@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import gc
 import os
 from typing import TypeVar
 
@@ -53,6 +55,7 @@ class Several(Alone):
         self.dist = dist
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+            atexit.register(_leave)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def part(self, index: Tensor) -> Tensor:
@@ -72,6 +75,15 @@ class Several(Alone):
         found: list = [None] * self.size
         self.dist.all_gather_object(found, value)
         return found
+
+
+def _leave() -> None:
+    """Ends what `Several` began. Left to the end of the process, its threads would be aborted where they are."""
+    import torch.distributed as dist
+
+    gc.collect()  # what wraps a model holds on to the group
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_launched() -> bool:

@@ -265,6 +265,9 @@ class Trainer:
                 self._draw(self.folder)
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(run.after_interrupt()) from interrupt
+        finally:
+            if self.processes.size > 1:
+                self._step = None  # it holds on to the group of processes, which is to end before they do
         return metrics
 
     def train_epoch(self, report: Callable[[int, Evaluation], None] = lambda images, averages: None) -> Evaluation:

@@ -24,25 +24,29 @@ class Loss(torch.nn.Module):
         return self.criterion(self.model.linear_logits(z), x, kl=kl)
 
 
+def train() -> None:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    digits = load("digits")
+    images = digits.train_images
+    model = aevb.VAE(digits.data_dim, 200, 10, generator=torch.Generator().manual_seed(0))
+    loss_of = DistributedDataParallel(Loss(model))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for epoch in range(5):
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch))
+        total = torch.zeros(())
+        for index in order.split(100):  # the batch of all processes together: every image of it has one of them
+            mine = index.tensor_split(size)[rank]
+            x = aevb.binarize(images, mine, seed=2 * epoch, max_value=digits.max_value)
+            loss = loss_of(x, aevb.mix_seed(2 * epoch + 1, mine))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(mine)
+        dist.all_reduce(total)
+        if rank == 0:
+            print(f"epoch {epoch + 1}: ELBO {-total / len(images):.4f} nats per image", flush=True)
+
+
 dist.init_process_group("gloo")
-rank, size = dist.get_rank(), dist.get_world_size()
-digits = load("digits")
-images = digits.train_images
-model = aevb.VAE(digits.data_dim, 200, 10, generator=torch.Generator().manual_seed(0))
-loss_of = DistributedDataParallel(Loss(model))
-optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-for epoch in range(5):
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch))
-    total = torch.zeros(())
-    for index in order.split(100):  # the batch of all processes together: every image of it has one of them
-        mine = index.tensor_split(size)[rank]
-        x = aevb.binarize(images, mine, seed=2 * epoch, max_value=digits.max_value)
-        loss = loss_of(x, aevb.mix_seed(2 * epoch + 1, mine))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(mine)
-    dist.all_reduce(total)
-    if rank == 0:
-        print(f"epoch {epoch + 1}: ELBO {-total / len(images):.4f} nats per image", flush=True)
-dist.destroy_process_group()
+train()
+dist.destroy_process_group()  # when nothing holds on to it any more
