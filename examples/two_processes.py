@@ -4,6 +4,8 @@ The noise of an image is that of its number in the data set, whichever process i
 gives the same losses. `torchrun --nproc-per-node=2 -m aevb train` does all of this, and evaluates, saves and resumes.
 """
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -49,4 +51,5 @@ def train() -> None:
 
 dist.init_process_group("gloo")
 train()
-dist.destroy_process_group()  # when nothing holds on to it any more
+gc.collect()  # DistributedDataParallel is part of a cycle, and holds on to the group, which is to end before the process
+dist.destroy_process_group()
