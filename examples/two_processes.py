@@ -51,5 +51,5 @@ def train() -> None:
 
 dist.init_process_group("gloo")
 train()
-gc.collect()  # DistributedDataParallel is part of a cycle, and holds on to the group, which is to end before the process
+gc.collect()  # DistributedDataParallel is part of a cycle, and holds on to the group, which is to end first
 dist.destroy_process_group()
