@@ -15,6 +15,7 @@ from .noise import bernoulli_bits
 from .shapes import image_shape
 from .values import KINDS, check_rows, readings
 
+_MAPPED_AROUND = 1 << 21  # bytes on each side of a page that come with it, at most: a huge page
 _SAMPLE_BYTES = 1 << 24  # of the start, the middle and the end: what tells bits, bytes and [0, 1] apart
 
 
@@ -119,10 +120,11 @@ class MappedImages:
         return self._start + first_row * self.row_bytes, self._start + (last_row + 1) * self.row_bytes
 
     def release(self, start: int, end: int) -> None:
-        """Gives the memory of these bytes of the file back. They can be read again, and the system may have cached
-        them."""
-        start = (start - self._mapped_from) // mmap.PAGESIZE * mmap.PAGESIZE
-        self._mapping.madvise(mmap.MADV_DONTNEED, start, end - self._mapped_from - start)
+        """Gives the memory of these bytes of the file back, and what the system mapped around them. They can be read
+        again, and the system may have cached them."""
+        start = max(0, start - self._mapped_from - _MAPPED_AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
+        end = min(len(self._mapping), end - self._mapped_from + _MAPPED_AROUND)
+        self._mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def release_rows(self, index: Tensor) -> None:
         """Gives the memory of images that are neighbours in the file back."""
