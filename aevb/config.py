@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .data import BINARIZATIONS
 from .loss import ESTIMATORS
 
 
@@ -107,7 +107,7 @@ class TrainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.binarize == "auto":
             object.__setattr__(self, "binarize", "dynamic" if self.likelihood == "bernoulli" else "none")
-        for name in WHOLE_NUMBERS:
+        for name in _whole_numbers():
             value = getattr(self, name)
             self._expect(name, value is None or isinstance(value, int), "a whole number")
         for name in ("epochs", "batch_size", "latent_dim", "num_samples", "warmup_cycles"):
@@ -126,7 +126,7 @@ class TrainConfig:
         self._expect("validation", 0 <= self.validation < 1, "a fraction from 0 up, below 1")
         self._expect("seed", -(2**63) <= self.seed < 2**63, "a 64-bit signed integer")
         self._expect("split_seed", 0 <= self.split_seed < 2**32, "0 to 2**32 - 1")
-        for name, choices in CHOICES.items():
+        for name, choices in _choices().items():
             self._expect(name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}")
         self._check_combinations()
 
@@ -173,19 +173,18 @@ class TrainConfig:
             raise ValueError(f"{where} has an option of another type than aevb's: {error}") from error
 
 
-WHOLE_NUMBERS = (
-    *("epochs", "batch_size", "latent_dim", "num_samples", "warmup_epochs", "warmup_cycles", "learning_rate_warmup"),
-    *("seed", "split_seed", "threads", "patience"),
-)
-CHOICES = {
-    "precision": ("float32", "bf16"),
-    "optimizer": ("adam", "adagrad"),
-    "schedule": ("constant", "cosine", "linear"),
-    "architecture": ("mlp", "conv"),
-    "likelihood": ("bernoulli", "gaussian"),
-    "binarize": BINARIZATIONS,
-    "estimator": tuple(ESTIMATORS),
-}
+@functools.cache
+def _choices() -> dict[str, tuple[Any, ...]]:
+    """The options that are one of some names, by their types."""
+    hints = get_type_hints(TrainConfig)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
+@functools.cache
+def _whole_numbers() -> tuple[str, ...]:
+    """The options that are whole numbers, or None, by their types."""
+    return tuple(name for name, hint in get_type_hints(TrainConfig).items() if hint in (int, int | None))
+
 
 # What may be another when a run goes on: where and how long it runs, not what it computes.
 MAY_CHANGE = frozenset(

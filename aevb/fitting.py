@@ -246,7 +246,7 @@ class Run:
             return f"{interrupted}; the weights are not finite, so {self.folder.path} keeps what it had"
         path = self.folder.write_model(MODEL, trainer.model, epoch=trainer.epoch, step=trainer.step)
         trainer._draw(self.folder)
-        how = f"`aevb resume {self.folder.path}`" if trainer.is_of_files else "aevb.Trainer.resume(...).fit()"
+        how = f"`aevb resume {self.folder.path}`" if trainer.follows_from_config else "aevb.Trainer.resume(...).fit()"
         return f"{interrupted}; the model so far is in {path}, with pictures of it beside it, and {how} goes on"
 
     @contextlib.contextmanager

@@ -26,7 +26,7 @@ from .models import VAE, BaseVAE, ConvVAE
 from .not_finite import UPDATE, Finding, broken_weight, first_not_finite
 from .ops import mix_seed, sample_gaussian
 from .optimizers import OPTIMIZERS, Schedule, load_optimizer_state, optimizer_state
-from .processes import Alone, is_launched, local_rank, processes
+from .processes import Alone, Several, is_launched, local_rank, processes
 from .products import has_bf16
 from .runs import BEST, MODEL, RunFolder, saved_at
 from .steps import AutogradStep, GraphStep, made_of, training_step
@@ -58,8 +58,7 @@ def _current(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 class HeldOut:
-    """Images that are not trained on. They are binarized once and their noise has one seed, so that epochs can be
-    compared."""
+    """Images that are not trained on. Their bits and their noise have one seed, so that epochs can be compared."""
 
     def __init__(self, images: Tensor | MappedImages, targets: Targets, seed: int):
         self.images, self.targets, self.count = images, targets, len(images)
@@ -129,7 +128,7 @@ class Trainer:
         self.config = config
         self.device = _device(config.device)
         self.processes: Alone = processes(self.device)
-        self.is_of_files = model is None and dataset is None
+        self.follows_from_config = model is None and dataset is None
         self.dataset = dataset or load(config.data, validation=config.validation, split_seed=config.split_seed)
         if config.validation > 0 and self.dataset.validation_images is None:
             raise ValueError(
@@ -266,7 +265,7 @@ class Trainer:
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(run.after_interrupt()) from interrupt
         finally:
-            if self.processes.size > 1:
+            if isinstance(self.processes, Several):
                 self._step = None  # it holds on to the group of processes, which is to end before they do
         return metrics
 
@@ -288,6 +287,8 @@ class Trainer:
     ) -> Iterator[None]:
         """The steps of an epoch that are left; yields after each look at the losses, which there is every few steps
         and where it is asked for."""
+        if self._steps_done == 0:
+            self._ledger = self._new_ledger()  # of the criterion as it is now
         batch_seed, noise_seed = self.noise_seeds(self.epoch)
         with _current(self.device):
             take_step = self._training_step()

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import aevb
-from aevb.data import load
-from aevb.optimizers import schedule_factor
+from aevb.config import _choices
+from aevb.data import BINARIZATIONS, load
+from aevb.loss import ESTIMATORS, LIKELIHOODS
+from aevb.optimizers import OPTIMIZERS, schedule_factor
 from aevb.train import HeldOut
 
 
@@ -285,6 +287,11 @@ def test_a_criterion_of_ones_own_is_the_one_reported(tmp_path, digits):
     other = trainer.train_epoch()
     assert trainer.criterion.beta == 4.0
     assert dataclasses.astuple(other) == pytest.approx(dataclasses.astuple(plain), rel=1e-5)
+    trainer.criterion = aevb.FusedELBO(estimator="iwae", num_samples=3)
+    trainer.epoch = 0
+    bound = trainer.train_epoch()
+    assert math.isnan(bound.log_likelihood), "a bound has no such term"
+    assert bound.elbo > plain.elbo
 
 
 def test_the_model_is_evaluated_in_eval_mode(tmp_path, digits):
@@ -318,6 +325,14 @@ def test_layers_that_share_weights_are_saved(tmp_path, digits):
 def test_sentences(tmp_path, digits, ask, sentence):
     with pytest.raises(ValueError, match=sentence):
         ask(aevb.Trainer(options(tmp_path), dataset=digits))
+
+
+def test_the_names_of_the_options_are_those_there_are():
+    """Types have to be written out; what they name is elsewhere."""
+    assert _choices()["estimator"] == tuple(ESTIMATORS)
+    assert _choices()["likelihood"] == LIKELIHOODS
+    assert _choices()["optimizer"] == tuple(OPTIMIZERS)
+    assert _choices()["binarize"] == ("auto", *BINARIZATIONS)
 
 
 def test_there_is_no_best_epoch_without_validation(tmp_path, digits):

@@ -259,7 +259,7 @@ def test_a_model_and_data_of_ones_own(tmp_path, digits):
         ({"threads": 0}, "threads is 0; expected at least 1"),
         ({"seed": 2**63}, "seed is 9223372036854775808; expected a 64-bit"),
         ({"optimizer": "sgd"}, "optimizer is 'sgd'; expected one of 'adam', 'adagrad'"),
-        ({"binarize": "maybe"}, "binarize is 'maybe'; expected one of 'dynamic'"),
+        ({"binarize": "maybe"}, "binarize is 'maybe'; expected one of 'auto', 'dynamic'"),
         ({"estimator": "vae"}, "estimator is 'vae'; expected one of 'sgvb-b'"),
         ({"hidden_dims": ()}, r"hidden_dims is \(\); expected the units of each layer"),
         ({"hidden_dims": (20, 0)}, r"hidden_dims is \(20, 0\); expected"),
