@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .files import replace, saveable
 
 FOLDER = "checkpoints"
 KEPT = 2
@@ -37,8 +38,7 @@ def pack(checkpoint: Checkpoint) -> bytes:
     """The bytes of a checkpoint's file."""
     from safetensors.torch import save
 
-    # Clones, since safetensors refuses tensors that share memory, as those of a layer that is used twice do.
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()}
+    tensors = saveable(checkpoint.tensors)
     numbers = json.dumps(checkpoint.numbers)
     return save(tensors, metadata={"numbers": numbers, "sha256": _digest(tensors, numbers)})
 
@@ -78,7 +78,7 @@ class Checkpoints:
         """Writes one, and removes those before the one before it. Raises OSError."""
         self.path.mkdir(exist_ok=True)
         path = self.path / f"step-{step:012d}.safetensors"
-        write_durably(path, pack(checkpoint))
+        replace(path, pack(checkpoint), durably=True)
         found = self._newest_first()
         later = found[: found.index(path)]  # damaged ones, that this run went on without
         for old in (*later, *found[len(later) + KEPT :]):
@@ -115,28 +115,3 @@ class Checkpoints:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes or replaces a file, whole or not at all, whatever stops the process or the machine."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    with _opened(path.parent) as folder:
-        os.fsync(folder)
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

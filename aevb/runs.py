@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import Checkpoints, write_durably
+from .checkpoints import Checkpoints
 from .config import TrainConfig
+from .files import replace, saveable
 from .models import BaseVAE
 
 CONFIG, METRICS, MODEL, BEST = "config.json", "metrics.jsonl", "model.safetensors", "best.safetensors"
@@ -120,16 +121,14 @@ class RunFolder:
     def write(self, name: str, data: bytes) -> Path:
         """Writes or replaces a file, whole or not at all."""
         with self.writing(name):
-            return _replace(self.path / name, data)
+            return replace(self.path / name, data)
 
     def write_model(self, name: str, model: BaseVAE, **metadata: object) -> Path:
         """Writes or replaces a file of weights, with the model's sizes and `metadata` as strings in its header."""
         from safetensors.torch import save
 
         text = {**model.metadata(), **{key: str(value) for key, value in metadata.items()}}
-        # Clones, since safetensors refuses tensors that share memory.
-        weights = {key: t.detach().cpu().contiguous().clone() for key, t in model.state_dict().items()}
-        return self.write(name, save(weights, metadata=text))
+        return self.write(name, save(saveable(model.state_dict()), metadata=text))
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
@@ -165,7 +164,7 @@ class RunFolder:
             )
         if len(data) > length:
             with self.writing(METRICS):
-                write_durably(path, data[:length])
+                replace(path, data[:length], durably=True)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[None]:
@@ -198,19 +197,9 @@ def write_answer(path: Path, data: bytes) -> Path:
         raise RunFolderError(f"{path} is a training run's own file, which is kept; choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return _replace(path, data)
+        return replace(path, data)
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _replace(path: Path, data: bytes) -> Path:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def holds_run(path: Path) -> bool:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import aevb
-from aevb import products, runs
+from aevb import files, products, runs
 from aevb.data import Dataset, Targets, load
 from aevb.runs import RunFolder, RunFolderError
 
@@ -438,17 +438,20 @@ def test_an_unwritable_folder_is_refused_before_training(tmp_path, digits, monke
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path, digits, monkeypatch):
     trainer = aevb.Trainer(options(tmp_path, epochs=5), dataset=digits)
-    write_bytes, folder, models = Path.write_bytes, tmp_path / "run", []
+    folder, models = tmp_path / "run", []
 
-    def disk_with_room_for_two_models(path, data):
-        if "model" in path.name:
-            if len(models) == 2:
-                write_bytes(path, data[:100])
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            models.append(data)
-        return write_bytes(path, data)
+    class File(io.FileIO):
+        """On a disk with room for two models."""
 
-    monkeypatch.setattr(Path, "write_bytes", disk_with_room_for_two_models)
+        def write(self, data):
+            if "model" in self.name.name and len(models) == 2:
+                super().write(data[:100])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.name))
+            if "model" in self.name.name:
+                models.append(data)
+            return super().write(data)
+
+    monkeypatch.setattr(files, "open", File, raising=False)
     with pytest.raises(RunFolderError, match=r"cannot write .*model.safetensors: No space left on device; .* is kept"):
         trainer.fit()
     assert {p.name for p in folder.iterdir()} == {"config.json", "metrics.jsonl", "model.safetensors", "checkpoints"}
