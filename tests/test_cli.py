@@ -9,7 +9,7 @@ import time
 import pytest
 
 import aevb
-from aevb.cli import main
+from aevb.cli import COMMANDS, main
 
 SMALL = ["--epochs", "1", "--hidden-dims", "8", "--latent-dim", "2"]
 
@@ -90,6 +90,13 @@ def test_help(capsys):
         assert stop.value.code == 0
         out = capsys.readouterr().out
         assert all(word in out for word in words)
+
+
+@pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
+def test_every_commands_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"Example: aevb {command}" in capsys.readouterr().out
 
 
 def test_evaluate_prints_a_table_and_writes_json(tmp_path, capsys):
