@@ -95,7 +95,7 @@ def differentiable(
     `fused` are the positions whose gradients `name_backward` returns; `formula` is the op in plain PyTorch; `fake`
     gives its results' shapes. `name_backward` takes the op's arguments and the gradients of its results, or what
     `for_kernel(options, gradients)` makes of them; with `only_needed` also which of the fused gradients are needed, and
-    then gives anything for the others. With `ahead`, eager mode on a CPU takes a gradient in the forward pass.
+    then gives anything for the others. With `ahead`, eager mode takes a gradient in the forward pass.
     """
     op = getattr(_ops, name).default
     kernel = getattr(_ops, f"{name}_forward").default
@@ -189,7 +189,7 @@ def differentiable(
             return formula(*args)
         if _is_compiling():
             return op(*args)
-        if ahead is not None and args[0].requires_grad and _grad_enabled() and args[0].is_cpu and ahead.takes(*args):
+        if ahead is not None and args[0].requires_grad and _grad_enabled() and ahead.takes(*args):
             return apply_ahead(*args)
         return apply(*args)
 
@@ -215,9 +215,9 @@ class _Saved(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """On a CPU the forward kernel has in registers most of what the gradient of the op's first argument needs: taking
-    it there saves a pass over memory and much of the arithmetic. What is kept is as large as the gradient, which the
-    backward pass would allocate as its first act.
+    """The forward kernel has in registers most of what the gradient of the op's first argument needs: taking it there
+    saves a pass over memory and much of the arithmetic. What is kept is as large as the gradient, which the backward
+    pass would allocate as its first act.
 
     takes(*args): whether it is to be. forward(*args): (result, *gradients), for an upstream gradient of 1, or of 1 a
     row. backward(tensors, options, *gradients, *grads): the fused gradients, bit for bit those of the backward kernel;
@@ -506,6 +506,12 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor
 # ---- the Bernoulli likelihood ---------------------------------------------------------------------------------------
 
 
+def _in_float32_on_cpu(t: Tensor) -> bool:
+    """Whether a gradient for each row's upstream gradient is to be taken ahead and multiplied afterwards. In half
+    precision it would be rounded twice; on a GPU that pass over memory costs what the other saved."""
+    return t.dtype == torch.float32 and t.is_cpu
+
+
 def _likelihood_formula(output, x, x_scale, from_probs):
     f = reference.bernoulli_log_prob_from_probs if from_probs else reference.bernoulli_log_prob
     return f(output, x, x_scale)
@@ -531,8 +537,7 @@ _bernoulli_log_prob = differentiable(
     (0,),
     _likelihood_formula,
     lambda output, x, x_scale, from_probs: output.new_empty(output.shape[:-1], dtype=torch.float32),
-    # Half precision would be rounded twice.
-    ahead=Ahead(lambda output, *_: output.dtype == torch.float32, _log_prob_with_grad, _log_prob_grad),
+    ahead=Ahead(lambda output, *_: _in_float32_on_cpu(output), _log_prob_with_grad, _log_prob_grad),
 )
 
 
@@ -627,7 +632,7 @@ def _gaussian_grad(tensors, options, grad_mean, grad_logvar, grad):
 
 
 def _gaussian_in_float32(mean, x, logvar, *_):
-    return mean.dtype == torch.float32 and (logvar is None or logvar.dtype == torch.float32)
+    return _in_float32_on_cpu(mean) and (logvar is None or logvar.dtype == torch.float32)
 
 
 def gaussian_goes_ahead(mean: Tensor, x: Tensor, logvar: Tensor | None, *options) -> bool:
@@ -635,7 +640,7 @@ def gaussian_goes_ahead(mean: Tensor, x: Tensor, logvar: Tensor | None, *options
     if on_reference(mean) or _is_compiling():
         return False
     needed = (mean.requires_grad or _needs_gradient(logvar)) and _grad_enabled()
-    return needed and mean.is_cpu and _gaussian_in_float32(mean, x, logvar)
+    return needed and _gaussian_in_float32(mean, x, logvar)
 
 
 _gaussian_log_prob = differentiable(
@@ -766,13 +771,30 @@ def _(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale):
     return _loss_fake(recon, kl.shape, reduction), torch.empty_like(recon, memory_format=torch.contiguous_format)
 
 
+@torch.library.register_fake("aevb::negative_elbo_backward_")
+def _(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale, grad, recon_for_1):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (mu, logvar))
+
+
+@torch.library.register_fake("aevb::negative_elbo_with_kl_backward_")
+def _(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale, grad, recon_for_1):
+    return torch.empty_like(kl, memory_format=torch.contiguous_format)
+
+
 def _loss_ahead(name: str, position_of_reduction: int) -> Ahead:
     """Recon's gradient for an upstream gradient of 1, with which `loss.backward()` begins. Any other multiplies it, or
-    in half precision, which would be rounded twice, takes the backward kernel."""
+    in half precision, which would be rounded twice, takes the backward kernel. On a GPU, whose numbers the host would
+    have to wait for, the kernel itself looks whether there is something left to do."""
     forward = getattr(_ops, f"{name}_and_grad").default
     backward_kernel = getattr(_ops, f"{name}_backward").default
+    backward_unless_1 = getattr(_ops, f"{name}_backward_").default
 
     def backward(tensors, options, grad_recon, grad):
+        if not grad.is_cpu:
+            if kept_graph():
+                return backward_kernel(*tensors, *options, grad)
+            others = backward_unless_1(*tensors, *options, grad, grad_recon)
+            return grad_recon, *(others if isinstance(others, tuple) else (others,))
         is_1 = float(grad) == 1
         if not is_1 and grad_recon.dtype != torch.float32:
             return None

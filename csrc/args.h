@@ -54,6 +54,7 @@ struct LikelihoodArgs {
   const float* grad;  // upstream, at l * grad_sample_stride + b * grad_stride; null: 1 (with log_prob)
   int64_t grad_sample_stride, grad_stride;  // 0 or more
   float grad_scale;                         // multiplies the gradient before `grad` does
+  bool done_for_1;                          // the gradient is there already if `grad`, one number, is 1
   void* grad_output;                        // [R, D], output's dtype; may be `output` itself, if that is contiguous
   void* grad_logvar;                        // [R, D], logvar's dtype
 };

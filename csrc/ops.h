@@ -303,25 +303,15 @@ struct Ops {
                                        const OptionalTensor& beta, double beta_scale, int64_t reduction,
                                        bool from_probs, std::optional<double> x_scale, const Tensor& grad,
                                        bool recon_wanted) {
-    const char* op = "negative_elbo_backward";
-    const LatentShape shape = check_latents(op, mu, logvar);
-    check_same_device(op, "recon", recon, "mu", mu);
-    const LikelihoodShape decoded = check_reconstruction(op, recon, x, shape.batch, "mu", x_scale);
-    const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, shape.batch);
-    Device device(recon);
-    const Tensor g = dense(grad);
-    Tensor grad_recon =
-        recon_wanted
-            ? reconstruction_gradient(device, Decoded(recon, x, decoded, bernoulli(from_probs), x_scale), recon, g, how)
-            : device.empty({0}, recon.scalar_type());
-    const Latents latents(mu, logvar, shape);
-    GaussianArgs a = latents.args();
-    a.grad_kl = floats(g);
-    a.grad_kl_stride = how == Reduction::none;
-    a.grad_kl_scale = kl_weight(how, shape.B, beta_scale);
-    a.beta = beta ? floats(*beta) : nullptr;
-    auto [grad_mu, grad_logvar] = gaussian_gradients(device, a, mu);
-    return {grad_recon, grad_mu, grad_logvar};
+    return loss_gradients(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale, grad, recon_wanted);
+  }
+
+  static Pair negative_elbo_backward_(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
+                                      const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
+                                      std::optional<double> x_scale, const Tensor& grad, Tensor recon_for_1) {
+    auto [_, grad_mu, grad_logvar] = loss_gradients(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs,
+                                                    x_scale, grad, true, &recon_for_1);
+    return {grad_mu, grad_logvar};
   }
 
   static Tensor negative_elbo_with_kl(const Tensor& recon, const Tensor& x, const Tensor& kl,
@@ -342,20 +332,15 @@ struct Ops {
                                              const OptionalTensor& beta, double beta_scale, int64_t reduction,
                                              bool from_probs, std::optional<double> x_scale, const Tensor& grad,
                                              bool recon_wanted) {
-    const char* op = "negative_elbo_with_kl_backward";
-    const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
-    const Sizes batch = sizes_of(kl);
-    const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, batch);
-    Device device(recon);
-    const Tensor g = dense(grad);
-    Tensor grad_recon =
-        recon_wanted
-            ? reconstruction_gradient(device, Decoded(recon, x, shape, bernoulli(from_probs), x_scale), recon, g, how)
-            : device.empty({0}, recon.scalar_type());
-    Tensor grad_kl = device.empty(batch, ScalarType::Float);
-    device.scale({floats(g), how == Reduction::none, kl.numel(), kl_weight(how, kl.numel(), beta_scale),
-                  beta ? floats(*beta) : nullptr, floats(grad_kl)});
-    return {grad_recon, grad_kl};
+    return loss_gradients_given_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale, grad, recon_wanted);
+  }
+
+  static Tensor negative_elbo_with_kl_backward_(const Tensor& recon, const Tensor& x, const Tensor& kl,
+                                                const OptionalTensor& beta, double beta_scale, int64_t reduction,
+                                                bool from_probs, std::optional<double> x_scale, const Tensor& grad,
+                                                Tensor recon_for_1) {
+    return std::get<1>(loss_gradients_given_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale, grad,
+                                               true, &recon_for_1));
   }
 
  private:
@@ -556,14 +541,70 @@ struct Ops {
     return static_cast<float>(datapoint_weight(how, B) * beta_scale);
   }
 
-  // The gradient of `recon` from that of the loss: of each datapoint [B], or of all together [].
+  // The gradients of recon, mu and logvar. `recon_for_1`: see reconstruction_gradient.
+  static Triple loss_gradients(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
+                               const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
+                               std::optional<double> x_scale, const Tensor& grad, bool recon_wanted,
+                               Tensor* recon_for_1 = nullptr) {
+    const char* op = "negative_elbo_backward";
+    const LatentShape shape = check_latents(op, mu, logvar);
+    check_same_device(op, "recon", recon, "mu", mu);
+    const LikelihoodShape decoded = check_reconstruction(op, recon, x, shape.batch, "mu", x_scale);
+    const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, shape.batch);
+    Device device(recon);
+    const Tensor g = dense(grad);
+    Tensor grad_recon =
+        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, bernoulli(from_probs), x_scale), recon,
+                                               g, how, recon_for_1)
+                     : device.empty({0}, recon.scalar_type());
+    const Latents latents(mu, logvar, shape);
+    GaussianArgs a = latents.args();
+    a.grad_kl = floats(g);
+    a.grad_kl_stride = how == Reduction::none;
+    a.grad_kl_scale = kl_weight(how, shape.B, beta_scale);
+    a.beta = beta ? floats(*beta) : nullptr;
+    auto [grad_mu, grad_logvar] = gaussian_gradients(device, a, mu);
+    return {grad_recon, grad_mu, grad_logvar};
+  }
+
+  // Those of recon and kl.
+  static Pair loss_gradients_given_kl(const Tensor& recon, const Tensor& x, const Tensor& kl,
+                                      const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
+                                      std::optional<double> x_scale, const Tensor& grad, bool recon_wanted,
+                                      Tensor* recon_for_1 = nullptr) {
+    const char* op = "negative_elbo_with_kl_backward";
+    const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
+    const Sizes batch = sizes_of(kl);
+    const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, batch);
+    Device device(recon);
+    const Tensor g = dense(grad);
+    Tensor grad_recon =
+        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, shape, bernoulli(from_probs), x_scale), recon,
+                                               g, how, recon_for_1)
+                     : device.empty({0}, recon.scalar_type());
+    Tensor grad_kl = device.empty(batch, ScalarType::Float);
+    device.scale({floats(g), how == Reduction::none, kl.numel(), kl_weight(how, kl.numel(), beta_scale),
+                  beta ? floats(*beta) : nullptr, floats(grad_kl)});
+    return {grad_recon, grad_kl};
+  }
+
+  // The gradient of `recon` from that of the loss: of each datapoint [B], or of all together []. `for_1` is that for a
+  // loss' gradient of 1, taken in the forward pass: where it is another, this is written over it.
   static Tensor reconstruction_gradient(Device& device, const Decoded& decoded, const Tensor& recon, const Tensor& grad,
-                                        Reduction how) {
+                                        Reduction how, Tensor* for_1 = nullptr) {
     LikelihoodArgs a = decoded.args();
     a.grad = floats(grad);
     a.grad_stride = how == Reduction::none;
     a.grad_scale = reconstruction_scale(decoded, how);
-    return output_gradient(device, a, recon);
+    if (!for_1) return output_gradient(device, a, recon);
+    if (how == Reduction::none || !for_1->is_contiguous() || sizes_of(*for_1) != sizes_of(recon) ||
+        for_1->scalar_type() != recon.scalar_type())
+      fail("negative_elbo_backward_", "recon_for_1 has shape ", shape_text(*for_1), " and dtype ",
+           dtype_text(for_1->scalar_type()), "; expected what negative_elbo_and_grad gave, of a loss that is reduced");
+    a.grad_output = for_1->mutable_data_ptr();
+    a.done_for_1 = true;
+    device.likelihood(a);
+    return *for_1;
   }
 
   // What a unit of the loss' gradient is worth to the log-likelihood of one sample.
@@ -589,6 +630,8 @@ struct Ops {
   AEVB_REGISTER_PLAIN(library, Device, gaussian_log_prob_and_grad);         \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_and_grad);             \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_with_kl_and_grad);     \
+  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_backward_);            \
+  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_with_kl_backward_);    \
   AEVB_REGISTER_PLAIN(library, Device, normal);                             \
   AEVB_REGISTER_PLAIN(library, Device, mix_seed);                           \
   AEVB_REGISTER_PLAIN(library, Device, binarize);                           \

@@ -78,6 +78,15 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "negative_elbo_with_kl_and_grad(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale,"
       " int reduction, bool from_probs, float? x_scale) -> (Tensor loss, Tensor grad_recon)");
+  // The other gradients; and over recon_for_1, which is the grad_recon of these, recon's where grad is not 1: so that
+  // nobody has to read grad, which would wait for a GPU.
+  m.def(
+      "negative_elbo_backward_(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
+      " int reduction, bool from_probs, float? x_scale, Tensor grad, Tensor(a!) recon_for_1)"
+      " -> (Tensor grad_mu, Tensor grad_logvar)");
+  m.def(
+      "negative_elbo_with_kl_backward_(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale,"
+      " int reduction, bool from_probs, float? x_scale, Tensor grad, Tensor(a!) recon_for_1) -> Tensor grad_kl");
 
   // The noise itself: element i of a seed's block is output i % 4 of Philox counter i / 4. seed is a prefix of size.
   m.def("normal(Tensor seed, int[] size) -> Tensor");

@@ -299,3 +299,22 @@ def _losses(dtype) -> Iterator[Case]:
                 name = f"{samples} samples, {'no beta' if beta is None else 'beta'}, reduction {reduction}"
                 yield from loss(name, recon.to(dtype), x, mu, logvar, beta, reduction)
         yield from loss("probs", recon.sigmoid().to(dtype), x, mu, logvar, None, 1, True)
+
+
+def gradients_over(case: Case, ops=torch.ops.aevb) -> tuple[Tensor, ...]:
+    """The gradients of a `*_backward` case of a reduced loss, by the op that writes recon's over that for a loss'
+    gradient of 1, which the forward pass took."""
+    name = case.op.removesuffix("_backward")
+    *arguments, grad = case.args
+    _, recon_for_1 = getattr(ops, f"{name}_and_grad").default(*arguments)
+    others = getattr(ops, f"{name}_backward_").default(*arguments, grad, recon_for_1)
+    return recon_for_1, *(others if isinstance(others, tuple) else (others,))
+
+
+def reduced_losses() -> Iterator[Case]:
+    """The backward passes of losses that are one number, also of an upstream gradient of 1."""
+    for dtype in DTYPES:
+        for case in _losses(dtype):
+            if case.op.endswith("_backward") and case.args[-1].dim() == 0:
+                yield case
+                yield Case(f"{case.name}, 1", case.op, (*case.args[:-1], torch.tensor(1.0)))

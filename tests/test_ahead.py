@@ -3,6 +3,8 @@
 import pytest
 import torch
 from conftest import DTYPES, rand, randn, same_bits
+from emulation.build import emulated_control, emulated_ops
+from kernel_cases import gradients_over, reduced_losses
 
 import aevb
 
@@ -105,6 +107,28 @@ def test_in_place_writes_the_gradient_over_the_logits_and_refuses_others():
     assert same_bits(over, expected[1])
     with pytest.raises(RuntimeError, match="not contiguous"):
         ops.bernoulli_log_prob_and_grad_(randn(1, 41, 9).t(), x, None, False, 1.0)
+
+
+@pytest.mark.parametrize("where", ["cpu", "emulated", "emulated, a small GPU"])
+def test_over_the_gradient_for_1_goes_that_of_another(where):
+    """As on a GPU, where the kernel reads the upstream gradient."""
+    emulated = where != "cpu"
+    found = emulated_ops() if emulated else ops
+    wrong = []
+    with emulated_control().multiprocessors(1 if "small" in where else 132):
+        for case in reduced_losses():
+            expected = getattr(ops, case.op).default(*case.args)
+            if not all(map(same_bits, gradients_over(case, found), expected)):
+                wrong.append(str(case))
+    assert wrong == []
+
+
+def test_what_is_written_over_must_be_the_gradient_of_a_reduced_loss():
+    case = next(reduced_losses())
+    *arguments, grad = case.args
+    for wrong in (torch.zeros(3), torch.zeros_like(case.args[0]).double(), torch.zeros(2, 2, 2)):
+        with pytest.raises(RuntimeError, match="recon_for_1 has shape"):
+            ops.negative_elbo_backward_(*arguments, grad, wrong)
 
 
 def test_it_is_taken_only_where_somebody_may_ask_for_it():

@@ -74,6 +74,7 @@ class Cpu {
   }
 
   void likelihood(LikelihoodArgs a) {
+    if (a.done_for_1 && *a.grad == 1.0f) return;
     const RowResults results(a.log_prob, a.R, a.D);
     a.log_prob = results.target();
     run(kernels().likelihood, a, a.R, a.D, kLikelihoodGrain);

@@ -2,6 +2,8 @@
 // log p(x|z) over rows of decoder outputs, and its gradient, for any likelihood of formulas/: the kernels, and what
 // launches them for a file that says with which types.
 #pragma once
+#include <algorithm>
+
 #include "../formulas/likelihood.h"
 #include "division.h"
 #include "launch.h"
@@ -235,16 +237,19 @@ struct BackwardArgs {
   Divider x_rows;
   int64_t vectors, D;  // R * D / V
   bool by_rows;        // rows matter: strides, samples, or a gradient for each
+  bool done_for_1;     // what there is to do is done if grad[0] is 1
   float grad_scale;
   const float* grad;
   int64_t grad_sample_stride, grad_stride;
   T* result;  // [R, D]; with kLogvar may be null
 };
 
+constexpr int kVectorsAtOnce = 2;  // of a thread
+
+// Vectors first, first + kThreads, ... of the gradient.
 template <class L, int V, class T, class X>
-__global__ void __launch_bounds__(kThreads) log_prob_gradient(const BackwardArgs<L, T, X> a) {
-  constexpr int kAtOnce = 2;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kAtOnce * kThreads) + threadIdx.x;
+AEVB_DEVICE void gradient_vectors(const BackwardArgs<L, T, X>& a, int64_t first) {
+  constexpr int kAtOnce = kVectorsAtOnce;
   decltype(load<V>(a.output)) loaded_output[kAtOnce];
   decltype(a.logvar.template load_at<V>(0)) loaded_logvar[kAtOnce];
   decltype(a.x.template load_at<V>(0)) loaded_x[kAtOnce];
@@ -280,6 +285,15 @@ __global__ void __launch_bounds__(kThreads) log_prob_gradient(const BackwardArgs
     if (!L::kLogvar || a.result) store<V>(g.output, a.result + vector * V);
     a.logvar.template store_grad<V>(g.logvar, vector * V);
   }
+}
+
+template <class L, int V, class T, class X>
+__global__ void __launch_bounds__(kThreads) log_prob_gradient(const BackwardArgs<L, T, X> a) {
+  constexpr int kVectors = kVectorsAtOnce * kThreads;  // of a block
+  if (a.done_for_1 && *a.grad == 1.0f) return;
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kVectors + threadIdx.x; first < a.vectors;
+       first += static_cast<int64_t>(gridDim.x) * kVectors)
+    gradient_vectors<L, V>(a, first);
 }
 
 // ---- which kernel ---------------------------------------------------------------------------------------------------
@@ -330,7 +344,7 @@ inline Parts parts_of(const LikelihoodArgs& a, int multiprocessors) {
 // `with_types(a, narrow, use)` calls use(likelihood, T, V, X): the likelihood, the output's element, the elements of
 // one access, the targets' element. `narrow` asks for accesses of one element.
 template <class WithTypes>
-const char* launch_gradient(const LikelihoodArgs& a, void* stream, const WithTypes& with_types) {
+const char* launch_gradient(const LikelihoodArgs& a, int multiprocessors, void* stream, const WithTypes& with_types) {
   if (a.D == 0) return nullptr;
   return with_types(a, false, [&](auto likelihood, auto t, auto v, auto x) {
     using L = decltype(likelihood);
@@ -352,13 +366,16 @@ const char* launch_gradient(const LikelihoodArgs& a, void* stream, const WithTyp
                                      vectors,
                                      a.D,
                                      by_rows,
+                                     a.done_for_1,
                                      a.grad_scale,
                                      a.grad,
                                      a.grad_sample_stride,
                                      a.grad_stride,
                                      static_cast<T*>(a.grad_output)};
-    AEVB_LAUNCH((log_prob_gradient<L, V, T, X>), blocks(vectors, 2 * kThreads), kThreads,
-                static_cast<cudaStream_t>(stream), args);
+    unsigned grid = blocks(vectors, kVectorsAtOnce * kThreads);
+    // Mostly it has nothing to do then, and is no larger than fills the GPU.
+    if (a.done_for_1) grid = std::min(grid, 8 * static_cast<unsigned>(multiprocessors));
+    AEVB_LAUNCH((log_prob_gradient<L, V, T, X>), grid, kThreads, static_cast<cudaStream_t>(stream), args);
     return status();
   });
 }
@@ -367,7 +384,7 @@ template <class WithTypes>
 const char* launch_likelihood(const LikelihoodArgs& a, int multiprocessors, float* scratch, void* stream,
                               const WithTypes& with_types) {
   if (a.R == 0) return nullptr;
-  if (!a.log_prob) return launch_gradient(a, stream, with_types);
+  if (!a.log_prob) return launch_gradient(a, multiprocessors, stream, with_types);
   const Parts parts = parts_of(a, multiprocessors);
   const int64_t units = a.R * parts.parts;
   const bool cut = parts.parts > 1;
