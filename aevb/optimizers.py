@@ -25,6 +25,24 @@ class _Adagrad(_Light, torch.optim.Adagrad):
     pass
 
 
+class _CapturableAdagrad(_Adagrad):
+    """For a CUDA graph: torch's own reads the learning rate and the number of the step on the host, and has no fused
+    kernel for a GPU. A step's number matters only to lr_decay, which is 0."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            grads = [p.grad for p in parameters]
+            sums = [self.state[p]["sum"] for p in parameters]
+            torch._foreach_addcmul_(sums, grads, grads, value=1)
+            roots = torch._foreach_sqrt(sums)
+            torch._foreach_add_(roots, group["eps"])
+            torch._foreach_addcdiv_(parameters, torch._foreach_mul(grads, -group["lr"]), roots)
+
+
 def _adam(parameters, lr: float | Tensor, device: torch.device) -> torch.optim.Optimizer:
     adam = _Adam(parameters, lr=lr, fused=True, capturable=device.type == "cuda")
     adam._warned_capturable_if_run_uncaptured = True  # the steps before the captured one are meant
@@ -32,7 +50,7 @@ def _adam(parameters, lr: float | Tensor, device: torch.device) -> torch.optim.O
 
 
 def _adagrad(parameters, lr: float | Tensor, device: torch.device) -> torch.optim.Optimizer:
-    return _Adagrad(parameters, lr=lr, fused=True)
+    return _CapturableAdagrad(parameters, lr=lr) if device.type == "cuda" else _Adagrad(parameters, lr=lr, fused=True)
 
 
 OPTIMIZERS = {"adam": _adam, "adagrad": _adagrad}
