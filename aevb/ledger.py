@@ -51,12 +51,11 @@ class Ledger:
         """The sums over the images that were read; a new ledger goes on from them."""
         return self.elbo, self.kl, self.count
 
-    def add(self, step: int, size: int, loss: Tensor, kl: Tensor, excess: Tensor | float) -> None:
-        """A step's loss, mean KL, and what the loss has more than the negative ELBO; size is the number of images."""
+    def add(self, step: int, size: int, numbers: Tensor) -> None:
+        """A step's `Outcome.numbers`; size is the number of images."""
         self.steps.append(step)
         self.sizes.append(size)
-        excess = excess if isinstance(excess, Tensor) else torch.zeros_like(loss)
-        self.rows.append(torch.stack([loss, kl, excess]))
+        self.rows.append(numbers)
 
     def read(self, wait: bool) -> Iterator[tuple[int, Evaluation]]:
         """(images, averages) of what has arrived since the last call; with `wait`, of everything.

@@ -1,17 +1,17 @@
 """One step of training: a batch, its noise, the gradients, the update.
 
-`DirectStep` is for an `aevb.VAE` in float32 on a CPU: the kernels and products one after the other, without autograd,
-whose bookkeeping would be a quarter of a step of 100 images. `AutogradStep` is for everything else, and has its bits.
-`DistributedStep` is that of several processes, `GraphStep` that on a GPU, captured in a CUDA graph.
+`DirectStep` is for an `aevb.VAE` in float32: the kernels and products one after the other, without autograd, whose
+bookkeeping would be a quarter of a step of 100 images. `AutogradStep` is for everything else, with the same bits on a
+CPU. `DistributedStep` is that of several processes; `GraphStep` is any of them on a GPU, captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,15 @@ from .loss import ESTIMATORS, FusedELBO
 from .models import VAE, BaseVAE, is_plain
 from .ops import GRADIENTS, mix_seed, on_reference, weigh_samples
 from .processes import Alone, Several
-from .products import ACTIVATIONS, activation_backward_, bias_activation, product, rows_product
+from .products import (
+    ACTIVATIONS,
+    activate_,
+    activation_backward_,
+    activation_grads,
+    bias_activation,
+    product,
+    rows_product,
+)
 
 _sample = torch.ops.aevb.sample_gaussian_forward.default
 _sample_backward = torch.ops.aevb.sample_gaussian_backward.default
@@ -32,11 +40,19 @@ _sample_log_ratio = torch.ops.aevb.sample_gaussian_log_ratio_forward.default
 _sample_log_ratio_backward = torch.ops.aevb.sample_gaussian_log_ratio_backward.default
 
 
-class Outcome(NamedTuple):
-    """Of a step: the loss, a 0-d tensor, and the kl of `FusedELBO.sample`, both without a graph."""
+@dataclass(frozen=True)
+class Outcome:
+    """A step's loss, mean KL, and loss + ELBO, which is not 0 under a beta other than 1, free bits or a capacity."""
 
-    loss: Tensor
-    kl: Tensor
+    numbers: Tensor  # (3,), float32, without a graph
+
+    @property
+    def loss(self) -> Tensor:
+        return self.numbers[0]
+
+    @property
+    def kl(self) -> Tensor:
+        return self.numbers[1]
 
 
 @dataclass
@@ -85,7 +101,19 @@ class AutogradStep:
         self.optimizer.zero_grad(set_to_none=True)
         loss, kl = self.loss(x, seeds)
         loss.backward()
-        return Outcome(loss.detach(), kl.detach())
+        return self.outcome(loss, kl)
+
+    def outcome(self, loss: Tensor, kl: Tensor) -> Outcome:
+        """Of the loss, and the kl of `FusedELBO.sample`."""
+        criterion, loss, kl = self.criterion, loss.detach(), kl.detach()
+        mean = kl.mean() if criterion.free_bits is None else kl.sum() / max(kl[..., 0].numel(), 1)
+        if ESTIMATORS[criterion.estimator].importance_weighted:
+            excess = torch.zeros_like(mean)
+        else:
+            plain = criterion.free_bits is None and criterion.capacity is None
+            term = mean if plain else criterion.kl_term(kl).mean()
+            excess = criterion.beta * term - mean
+        return Outcome(torch.stack([loss, mean, excess]))
 
     def loss(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the kl of `FusedELBO.sample`."""
@@ -136,7 +164,7 @@ class DistributedStep(AutogradStep):
         loss, kl = self.objective(self.batch(part, batch_seed), self.noise_seeds(noise_seed, part))
         (weight * loss).backward()
         self.update()
-        return Outcome(loss.detach(), kl.detach())
+        return self.outcome(loss, kl)
 
     def of_whole_batch(self, kl: Tensor) -> Tensor:
         if self.criterion.free_bits is None and self.criterion.capacity is None:
@@ -182,11 +210,11 @@ class DirectStep(AutogradStep):
             and criterion.reduction == "mean"
             and not criterion.from_probs
             and not bf16
-            and x.is_cpu
+            and (x.is_cpu or x.is_cuda)
             and not on_reference(x)
             and criterion.free_bits is None
             and criterion.capacity is None
-            and (criterion.num_samples or 1) <= 8 * FEWEST_ROWS["cpu"]  # what `sum_of_bounds` takes
+            and (criterion.num_samples or 1) <= 8 * FEWEST_ROWS[x.device.type]  # what `sum_of_bounds` takes
             and isinstance(criterion.beta, float)
         )
 
@@ -224,12 +252,12 @@ class DirectStep(AutogradStep):
         for layer in reversed(plan.encoder):
             grad = layer.backward(grad)
         plan.first.backward(grad, wanted=False)
-        return Outcome(loss, kl)
+        return self.outcome(loss, kl)
 
     def _loss(self, plan: _Plan, h: Tensor, x: Tensor, kl: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of FusedELBO, and its gradients by h (rows, H) and kl. Sets those of the last layer."""
         criterion, last, B = self.criterion, plan.last, x.shape[0]
-        beta = float(criterion.beta)
+        beta = criterion.beta  # a tensor where this is captured in a graph
         if ESTIMATORS[criterion.estimator].importance_weighted:
             samples = h.view(*kl.shape, h.shape[1])
             what = sum_of_bounds(samples, last.weight, x, kl, criterion.ratio_weight(), -1.0 / B)
@@ -270,17 +298,22 @@ class _Plan:
         self.logits: Tensor | None = None
         self.known_kl: tuple[float, Tensor] = (0.0, torch.empty(0))
         if 0 < self.rows <= rows_of_chunk(last.weight):
-            self.logits = torch.empty(self.rows, last.out_features)
-            self.grad_h = torch.empty(self.rows, last.in_features)
+            self.logits = last.weight.new_empty(self.rows, last.out_features)
+            self.grad_h = last.weight.new_empty(self.rows, last.in_features)
             self.grad_weight = torch.empty_like(last.weight)
 
-    def grad_kl(self, beta: float, kl: Tensor) -> Tensor:
+    def grad_kl(self, beta: Tensor | float, kl: Tensor) -> Tensor:
         """That of beta times the mean of kl: as autograd has it, first over datapoints, then over samples."""
+        if isinstance(beta, Tensor):
+            return _grad_of_mean(beta, kl)
         if self.known_kl[0] != beta or self.known_kl[1].shape != kl.shape:
-            grad = torch.full((), beta).div_(kl.shape[-1])
-            grad = grad.div_(kl.shape[0]) if kl.dim() > 1 else grad
-            self.known_kl = beta, grad.expand(kl.shape).contiguous()
+            self.known_kl = beta, _grad_of_mean(torch.full((), beta, device=kl.device), kl).contiguous()
         return self.known_kl[1]
+
+
+def _grad_of_mean(beta: Tensor, kl: Tensor) -> Tensor:
+    grad = beta / kl.shape[-1]
+    return (grad / kl.shape[0] if kl.dim() > 1 else grad).expand(kl.shape)
 
 
 def _linear_layers(mlp: nn.Module) -> list[nn.Linear]:
@@ -292,22 +325,26 @@ class _Layer:
 
     def __init__(self, layer: nn.Linear, rows: int, activation: str):
         self.layer, self.activation, self.code = layer, activation, ACTIVATIONS.index(activation)
-        self.out = torch.empty(rows, layer.out_features)
-        self.grad_x = torch.empty(rows, layer.in_features)
-        self.grad_weight = torch.empty_like(layer.weight)
+        weight = layer.weight
+        self.out = weight.new_empty(rows, layer.out_features)
+        self.grad_x = weight.new_empty(rows, layer.in_features)
+        self.grad_weight = torch.empty_like(weight)
+        self.on_cpu = weight.is_cpu  # with kernels of its own
 
     def forward(self, x: Tensor) -> Tensor:
         self.x, self.sparse = x, False
-        bias = self.layer.bias
+        weight, bias = self.layer.weight, self.layer.bias
         if self.activation == "none":
-            self.value = product(x, self.layer.weight, bias, out=self.out)
-        else:
-            self.value = product(x, self.layer.weight, out=self.out)
+            self.value = product(x, weight, bias, out=self.out)
+        elif self.on_cpu:
+            self.value = product(x, weight, out=self.out)
             bias_activation(self.value, bias, self.code)
+        else:  # the product adds the bias
+            self.value = activate_(product(x, weight, bias, out=self.out), None, self.activation)
         return self.value
 
     def forward_of_images(self, x: Tensor, x_scale: float | None) -> Tensor:
-        if not is_sparse(x):
+        if not self.on_cpu or not is_sparse(x):
             return self.forward(floating(x, x_scale, self.layer.weight))
         self.x, self.x_scale, self.sparse = x, x_scale, True
         self.value = sparse_linear(x, x_scale, self.layer.weight, self.layer.bias, self.code)
@@ -316,7 +353,10 @@ class _Layer:
     def backward(self, grad: Tensor, wanted: bool = True) -> Tensor:
         """Sets the gradients of weight and bias; gives that of x, where it is wanted. grad is written over."""
         weight, bias = self.layer.weight, self.layer.bias
-        bias.grad = activation_backward_(self.value, grad, self.code)
+        if self.on_cpu:
+            bias.grad = activation_backward_(self.value, grad, self.code)
+        else:
+            grad, bias.grad = activation_grads(self.value, grad, self.activation)
         if self.sparse:
             weight.grad = sparse_weight_grad(self.x, self.x_scale, grad)
         else:
@@ -333,51 +373,62 @@ class GraphStep:
     batch_size: int
     warm_up: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.given_up = False
+        self.inputs: _GraphInputs | None = None
 
     def __call__(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Outcome:
         if self.given_up or len(index) != self.batch_size:
             return self.step(index, batch_seed, noise_seed)
+        if self.inputs is None:
+            self.inputs = _GraphInputs(index, batch_seed, noise_seed)
+        self.inputs.set(index, batch_seed, noise_seed, self.step.criterion.beta)
         if self.warm_up > 0:
             self.warm_up -= 1
-            return self._beside(index, batch_seed, noise_seed)
-        beta = self.step.criterion.beta
-        if self.graph is None:
-            self.inputs = index.clone(), batch_seed.clone(), noise_seed.clone(), torch.tensor(beta, device=index.device)
-            if not self._capture():
-                return self.step(index, batch_seed, noise_seed)
-        for static, given in zip(self.inputs, (index, batch_seed, noise_seed), strict=False):
-            static.copy_(given)
-        self.inputs[-1].fill_(float(beta))
+            return self._beside()
+        if self.graph is None and not self._capture():
+            return self.step(index, batch_seed, noise_seed)
         assert self.graph is not None
         self.graph.replay()
-        return Outcome(self.outcome.loss.clone(), self.outcome.kl.clone())
+        return Outcome(self.outcome.numbers.clone())
 
-    def _beside(self, *args: Tensor) -> Outcome:
-        """A step on a stream of its own, as capturing wants those before it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            outcome = self.step(*args)
-        torch.cuda.current_stream().wait_stream(stream)
+    @functools.cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """The stream that is captured."""
+        return torch.cuda.Stream()
+
+    def _take(self) -> Outcome:
+        """A step of the inputs, which the graph reads. A beta that is a number is read where it is too."""
+        assert self.inputs is not None
+        criterion = self.step.criterion
+        beta, criterion.beta = criterion.beta, self.inputs.beta
+        try:
+            return self.step(*self.inputs.tensors)
+        finally:
+            criterion.beta = beta
+
+    def _beside(self) -> Outcome:
+        """A step as it is, on the stream that will be captured, as capturing wants it."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            outcome = self._take()
+        torch.cuda.current_stream().wait_stream(self.stream)
         return outcome
 
     def _capture(self) -> bool:
-        criterion, stream = self.step.criterion, None
-        beta, criterion.beta = criterion.beta, self.inputs[-1]
         self.step.optimizer.zero_grad(set_to_none=True)
+        current = None
         try:
             graph = torch.cuda.CUDAGraph()
-            stream = torch.cuda.current_stream()
-            with torch.cuda.graph(graph):
-                self.outcome = self.step(*self.inputs[:-1])
+            current = torch.cuda.current_stream()
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.outcome = self._take()
             self.graph = graph
         except RuntimeError as error:
             self.given_up = True
-            if stream is not None:  # where ending the capture failed too, nobody came back from its stream
-                torch.cuda.set_stream(stream)
+            if current is not None:  # where ending the capture failed too, nobody came back from its stream
+                torch.cuda.set_stream(current)
             first: BaseException = error  # ... and this is of the ending; what went wrong before says why
             while first.__context__ is not None:
                 first = first.__context__
@@ -385,11 +436,30 @@ class GraphStep:
             warnings.warn(
                 f"the training step could not be captured in a CUDA graph ({reason}), so it runs op by op: the same "
                 "numbers, more slowly",
-                stacklevel=2,
+                stacklevel=3,
             )
-        finally:
-            criterion.beta = beta
         return self.graph is not None
+
+
+class _GraphInputs:
+    """What a captured step reads anew each time; it is copied only where it is not what it was."""
+
+    def __init__(self, *given: Tensor):
+        self.tensors = tuple(t.clone() for t in given)
+        self.beta = torch.ones((), device=given[0].device)
+        self.known: list[object] = [None] * (len(given) + 1)
+
+    def set(self, *given: Tensor | float) -> None:
+        for i, (to, value) in enumerate(zip((*self.tensors, self.beta), given, strict=True)):
+            # A tensor may have been written to since.
+            now = (value, value._version) if isinstance(value, Tensor) else value
+            before = self.known[i]
+            if isinstance(value, Tensor):
+                if not (isinstance(before, tuple) and before[0] is value and before[1] == value._version):
+                    to.copy_(value)
+            elif before != value:
+                to.fill_(value)
+            self.known[i] = now
 
 
 def made_of(model: nn.Module, criterion: FusedELBO, optimizer: torch.optim.Optimizer) -> tuple:
@@ -424,8 +494,7 @@ def training_step(
     parts = (model, criterion, optimizer, batch, batch.x_scale, bf16, clip_norm)
     if isinstance(processes, Several):
         return DistributedStep(*parts, processes)
-    if DirectStep.fits(model, criterion, batch.images, bf16):
-        return DirectStep(*parts)
-    step = AutogradStep(*parts)
+    direct = DirectStep.fits(model, criterion, batch.images, bf16)
+    step = (DirectStep if direct else AutogradStep)(*parts)
     # What is gathered from the disk comes from the CPU, where no graph reaches.
     return GraphStep(step, batch_size) if batch.images.is_cuda and not batch.streamed else step

@@ -318,7 +318,7 @@ class Trainer:
         outcome = take_step(index, batch_seed, noise_seed)
         self.step += 1
         self._steps_done += 1
-        self._ledger.add(self.step, len(self.processes.part(index)), outcome.loss, *self._kls(outcome.kl))
+        self._ledger.add(self.step, len(self.processes.part(index)), outcome.numbers)
 
     _steps_done = 0  # of the epoch
     _last_epoch: Evaluation
@@ -387,16 +387,6 @@ class Trainer:
         if config.warmup_cycles == 1:
             return linear_warmup(self.step, steps, end=config.beta)
         return cyclical_warmup(self.step, steps, cycles=config.warmup_cycles, end=config.beta)
-
-    def _kls(self, kl: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Of a batch the mean KL, and what the loss has more than the negative ELBO because of its own KL term: 0-d."""
-        criterion = self.criterion
-        mean = kl.mean() if criterion.free_bits is None else kl.sum() / max(kl[..., 0].numel(), 1)
-        if ESTIMATORS[criterion.estimator].importance_weighted:
-            return mean, 0.0
-        plain = criterion.free_bits is None and criterion.capacity is None
-        term = mean if plain else criterion.kl_term(kl).mean()
-        return mean, criterion.beta * term - mean
 
     def _num_threads(self) -> int:
         if self.config.threads is not None:
