@@ -1,4 +1,10 @@
-"""What the tests share: devices, dtypes, seeded numbers, and the one way in which results are held to the reference."""
+"""What the tests share: devices, dtypes, seeded numbers, and the one way in which results are held to the reference.
+
+AEVB_CUDA_DRY=1 runs on CPU tensors what is marked `cuda`, so that the tests for a GPU can be tried without one;
+AEVB_CUDA_DRY=20 only every 20th of those tests.
+"""
+
+import os
 
 import pytest
 import torch
@@ -7,7 +13,10 @@ from torch import Tensor
 from aevb import _C
 
 HAS_CUDA = torch.cuda.is_available() and _C.build_info()["cuda"].startswith("built")
-DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.cuda)] if HAS_CUDA else [])]
+DRY = int(os.environ.get("AEVB_CUDA_DRY") or 0)
+GPU = "cpu" if DRY else "cuda"  # the device of the tests that are for a GPU alone
+GPU_PARAM = [pytest.param(GPU, marks=pytest.mark.cuda)]
+DEVICES = GPU_PARAM if DRY else ["cpu", *(GPU_PARAM if HAS_CUDA else [])]
 HALF_DTYPES = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *HALF_DTYPES]
 
@@ -15,6 +24,11 @@ DTYPES = [torch.float32, *HALF_DTYPES]
 @pytest.fixture(params=DEVICES)
 def device(request) -> str:
     return request.param
+
+
+def pytest_collection_modifyitems(items):
+    if DRY > 1:
+        items[:] = items[::DRY]
 
 
 def randn(seed: int, *size: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 Nothing runs on the GPU but the ops, so that compute-sanitizer, which is slow, looks at them alone:
 
-    compute-sanitizer --tool memcheck python tests/cuda_small_case.py
+    compute-sanitizer --tool memcheck python tests/cuda_small_case.py --every 40
 """
 
+import argparse
 import sys
 from collections import Counter
 
@@ -25,19 +26,19 @@ def differs(case: Case, device: str) -> bool:
     return not all(map(same_bits, results(case.on(device)), results(case)))
 
 
-def some() -> list[Case]:
-    """Every eleventh call of each op."""
+def some(every: int) -> list[Case]:
+    """Every so manieth call of each op."""
     count: Counter[str] = Counter()
     chosen = []
     for case in cases():
-        if count[case.op] % 11 == 0:
+        if count[case.op] % every == 0:
             chosen.append(case)
         count[case.op] += 1
     return chosen
 
 
-def main(device: str) -> int:
-    chosen = some()
+def main(device: str, every: int) -> int:
+    chosen = some(every)
     wrong = [str(case) for case in chosen if differs(case, device)]
     print("\n".join(wrong))
     print(f"{len(chosen)} calls on {device}, {len(wrong)} with other bits than the CPU's")
@@ -45,8 +46,10 @@ def main(device: str) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in ([], ["cpu"]):
-        sys.exit("usage: cuda_small_case.py [cpu]")
-    if not sys.argv[1:] and not HAS_CUDA:
-        sys.exit("cuda_small_case.py needs an NVIDIA GPU and CUDA kernels; `cuda_small_case.py cpu` tries it without")
-    sys.exit(main(*(sys.argv[1:] or ["cuda"])))
+    parser = argparse.ArgumentParser(description="Some calls of every kernel: the CPU's bits.")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try this without a GPU")
+    parser.add_argument("--every", type=int, default=11, help="every so manieth call of each op")
+    options = parser.parse_args()
+    if options.device == "cuda" and not HAS_CUDA:
+        parser.error("this needs an NVIDIA GPU and CUDA kernels; --device cpu tries it without")
+    sys.exit(main(options.device, options.every))

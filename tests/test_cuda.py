@@ -1,8 +1,7 @@
 """The CUDA kernels on a GPU: the CPU's bits, and what PyTorch expects of CUDA ops. `pytest -m cuda` runs it.
 
-The CPU's results are proven elsewhere, so that here bits suffice. With AEVB_CUDA_DRY=1 the tests run on CPU tensors,
-without those that need CUDA's run-time: so that the tests themselves can be tried on any machine. With
-AEVB_NEED_CUDA=1 they fail where they would be skipped for want of a GPU.
+The CPU's results are proven elsewhere, so that here bits suffice. In a dry run (see conftest.py) those that need CUDA's
+run-time are left out. With AEVB_NEED_CUDA=1 tests fail where they would be skipped for want of a GPU.
 """
 
 import functools
@@ -18,15 +17,15 @@ import test_elementary
 import test_shapes
 import torch
 import torch.nn.functional as F
-from conftest import DTYPES, HALF_DTYPES, HAS_CUDA, rand, randn, same_bits
-from kernel_cases import cases
+from conftest import DRY, DTYPES, HALF_DTYPES, HAS_CUDA, rand, randn, same_bits
+from conftest import GPU as DEVICE
+from kernel_cases import cases, gradients_over, reduced_losses
 from torch import nn
 
 import aevb
 from aevb import reference
 
-DRY, NEEDED = (os.environ.get(name, "0") not in ("", "0") for name in ("AEVB_CUDA_DRY", "AEVB_NEED_CUDA"))
-DEVICE = "cpu" if DRY else "cuda"
+NEEDED = os.environ.get("AEVB_NEED_CUDA", "0") not in ("", "0")
 
 pytestmark = [
     pytest.mark.cuda,
@@ -119,18 +118,26 @@ each_op = pytest.mark.parametrize("op", OPS)
 # ---- the CPU's bits -------------------------------------------------------------------------------------------------
 
 
-def test_same_bits_as_the_cpu():
+PARTS = 16  # of the cases, for several processes
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_same_bits_as_the_cpu(part):
     """Of every op by name, forward and backward: dtypes, shapes, seeds, samples, targets, layouts, edge values."""
-    wrong, called = [], set()
-    for case in cases():
+    wrong = []
+    for case in itertools.islice(cases(), part, None, PARTS * (20 if DRY else 1)):
         poison()
-        called.add(case.op.removesuffix("_forward").removesuffix("_backward"))
         if cuda_small_case.differs(case, DEVICE):
             wrong.append(str(case))
     assert wrong == []
+
+
+def test_the_cases_are_of_every_op():
+    called = {case.op.removesuffix("_forward").removesuffix("_backward") for case in cases()}
     schemas = {s.name.removeprefix("aevb::") for s in torch._C._jit_get_all_schemas() if s.name.startswith("aevb::")}
     # One gives memory with anything in it, one is made of matrix products, and one is another op over its argument.
     without_bits = {"empty", "linear_bernoulli_log_prob", "bernoulli_log_prob_and_grad_"}
+    without_bits |= {"negative_elbo_backward_", "negative_elbo_with_kl_backward_"}  # below
     without_bits |= {
         "bias_activation_",
         "activation",
@@ -142,10 +149,34 @@ def test_same_bits_as_the_cpu():
     assert called == {name.removesuffix("_forward").removesuffix("_backward") for name in schemas} - without_bits
 
 
+def test_over_the_gradient_for_1_goes_that_of_another():
+    wrong = []
+    for case in reduced_losses():
+        expected = getattr(torch.ops.aevb, case.op).default(*case.args)
+        if not all(map(same_bits, on_cpu(gradients_over(case.on(DEVICE))), expected)):
+            wrong.append(str(case))
+    assert wrong == []
+
+
+@each_op
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_again_of_a_graph_that_is_kept(op, dtype):
+    """Whatever flows back, and whatever somebody did to those given before."""
+    leaves = leaves_of(op, arguments(op, 33, 784, dtype=dtype))
+    outputs, wanted = as_tuple(OPS[op](*leaves)), [t for t in leaves if t.requires_grad]
+    for factor, keep in ((1.0, True), (-0.3, True), (1.0, True), (0.7, False)):
+        upstream = [factor * torch.ones_like(o) for o in outputs]
+        found = torch.autograd.grad(outputs, wanted, upstream, retain_graph=keep)
+        assert_same(found, run(op, arguments(op, 33, 784, dtype=dtype), upstream)[len(outputs) :])
+        for gradient in found:
+            gradient.fill_(7)
+
+
 def test_the_small_case():
     """What tools/gpu_check.sh runs under compute-sanitizer: every op, and right without it too."""
-    assert cuda_small_case.main(DEVICE) == 0
-    assert {case.op for case in cuda_small_case.some()} == {case.op for case in cases()}
+    assert cuda_small_case.main(DEVICE, 40) == 0
+    for every in (11, 40):
+        assert {case.op for case in cuda_small_case.some(every)} == {case.op for case in cases()}
 
 
 WIDTHS = (1, 2, 3, 4, 5, 31, 32, 33, 511, 512, 513, 784, 1271, 32_767, 32_768, 32_769, 65_537, 1_000_003)[
