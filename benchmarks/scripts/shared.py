@@ -13,6 +13,7 @@ def arguments():
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; JAX takes a GPU where it finds one")
     return parser.parse_args()
 
 

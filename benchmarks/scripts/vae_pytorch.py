@@ -51,7 +51,7 @@ class VAE(nn.Module):
         return self.decode(z), mu, logvar
 
 
-model = VAE()
+model = VAE().to(args.device)
 optimizer = optim.Adam(model.parameters(), lr=1e-3)
 
 
@@ -65,7 +65,7 @@ def train():
     model.train()
     train_loss = 0
     for (data,) in train_loader:
-        data = torch.bernoulli(data)
+        data = torch.bernoulli(data.to(args.device))
         optimizer.zero_grad()
         recon_batch, mu, logvar = model(data)
         loss = loss_function(recon_batch, data, mu, logvar) / len(data)
@@ -79,6 +79,7 @@ def test():
     test_loss = 0
     with torch.no_grad():
         for (data,) in test_loader:
+            data = data.to(args.device)
             recon_batch, mu, logvar = model(data)
             test_loss += loss_function(recon_batch, data, mu, logvar).item()
     return -test_loss / len(test_bits)

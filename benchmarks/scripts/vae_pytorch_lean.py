@@ -14,10 +14,10 @@ from torch import nn, optim
 args = arguments()
 torch.manual_seed(args.seed)
 
-train_x, test_x = (torch.from_numpy(images(args.data, part)) for part in ("train", "t10k"))
+train_x, test_x = (torch.from_numpy(images(args.data, part)).to(args.device) for part in ("train", "t10k"))
 test_x = torch.bernoulli(test_x)
-encoder = nn.Sequential(nn.Linear(784, 500), nn.Tanh(), nn.Linear(500, 40))
-decoder = nn.Sequential(nn.Linear(20, 500), nn.Tanh(), nn.Linear(500, 784))
+encoder = nn.Sequential(nn.Linear(784, 500), nn.Tanh(), nn.Linear(500, 40)).to(args.device)
+decoder = nn.Sequential(nn.Linear(20, 500), nn.Tanh(), nn.Linear(500, 784)).to(args.device)
 parameters = [*encoder.parameters(), *decoder.parameters()]
 for parameter in parameters:
     nn.init.xavier_uniform_(parameter) if parameter.dim() > 1 else nn.init.zeros_(parameter)
@@ -32,7 +32,7 @@ def loss_function(x):
 
 
 for epoch in range(1, args.epochs + 1):
-    for index in torch.randperm(len(train_x)).split(args.batch_size):
+    for index in torch.randperm(len(train_x), device=args.device).split(args.batch_size):
         optimizer.zero_grad()
         loss_function(torch.bernoulli(train_x[index])).backward()
         optimizer.step()
