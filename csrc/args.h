@@ -107,6 +107,8 @@ struct BinarizeArgs {
 
 enum class Activation { none = 0, tanh = 1, relu = 2 };
 
+constexpr int kActivationBlock = 64;  // rows whose gradients are summed one after the other
+
 // out = activation(out + bias), over out; or the gradients of that.
 struct ActivationArgs {
   int64_t rows, D;
@@ -116,6 +118,36 @@ struct ActivationArgs {
   const float* grad;   // [rows, D], of out
   float* grad_input;   // [rows, D]; may be grad
   float* partial_sum;  // [blocks of rows, D], of grad_input
+  float* grad_bias;    // [D]
+};
+
+// out = activation(scale * the sum of the pieces + bias): what is left of a matrix product that was taken in pieces.
+struct PiecesArgs {
+  const float* pieces;  // [count, rows, D]
+  int64_t count, piece_stride, row_stride;
+  int64_t rows, D;
+  float scale;
+  const float* bias;  // [D], or null: 0
+  Activation activation;
+  float* out;  // [rows, D]
+};
+
+// x as three bfloat16 numbers whose sum it is: the pieces of row r at r * row_stride, piece_stride apart.
+struct SplitArgs {
+  const float* x;  // [rows, D]
+  int64_t rows, D;
+  void* pieces;
+  int64_t piece_stride, row_stride, width;  // a row's piece has `width` elements, those beyond D 0
+};
+
+// The loss of a step, beta KL - log p(x|z) on average, the mean KL, and loss + ELBO.
+struct TermsArgs {
+  const float* log_prob;  // [R]
+  const float* kl;        // [B]
+  int64_t R, B;
+  float beta_scale;
+  const float* beta;  // [], multiplies it, or null: 1
+  float* terms;       // [3]
 };
 
 // out = activation(x_scale x @ weight.T + bias) for x of few elements that are not 0, or the gradient of weight.

@@ -60,8 +60,10 @@ struct Ops {
       gz = matrix(*grad_z, shape.D);
       a.grad_z = gz->rows;
     }
-    const OptionalTensor gkl = grad_kl ? OptionalTensor(dense(*grad_kl)) : std::nullopt;
+    const bool one = grad_kl && is_one_number(*grad_kl);
+    const OptionalTensor gkl = grad_kl ? OptionalTensor(one ? *grad_kl : dense(*grad_kl)) : std::nullopt;
     if (gkl) a.grad_kl = floats(*gkl);
+    if (one) a.grad_kl_stride = 0;
     return gaussian_gradients(device, a, mu);
   }
 
@@ -554,8 +556,8 @@ struct Ops {
     Device device(recon);
     const Tensor g = dense(grad);
     Tensor grad_recon =
-        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, bernoulli(from_probs), x_scale), recon,
-                                               g, how, recon_for_1)
+        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, bernoulli(from_probs), x_scale),
+                                               recon, g, how, recon_for_1)
                      : device.empty({0}, recon.scalar_type());
     const Latents latents(mu, logvar, shape);
     GaussianArgs a = latents.args();
@@ -578,10 +580,10 @@ struct Ops {
     const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, batch);
     Device device(recon);
     const Tensor g = dense(grad);
-    Tensor grad_recon =
-        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, shape, bernoulli(from_probs), x_scale), recon,
-                                               g, how, recon_for_1)
-                     : device.empty({0}, recon.scalar_type());
+    Tensor grad_recon = recon_wanted
+                            ? reconstruction_gradient(device, Decoded(recon, x, shape, bernoulli(from_probs), x_scale),
+                                                      recon, g, how, recon_for_1)
+                            : device.empty({0}, recon.scalar_type());
     Tensor grad_kl = device.empty(batch, ScalarType::Float);
     device.scale({floats(g), how == Reduction::none, kl.numel(), kl_weight(how, kl.numel(), beta_scale),
                   beta ? floats(*beta) : nullptr, floats(grad_kl)});

@@ -96,17 +96,24 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   // index[b]).
   m.def("binarize(Tensor images, Tensor? index, Tensor seed, int max_value) -> Tensor x");
 
-  // A layer on a CPU, but for its dense matrix product. activation: 0 none, 1 tanh, 2 relu.
+  // A layer, but for its dense matrix product. activation: 0 none, 1 tanh, 2 relu.
   m.def("bias_activation_(Tensor(a!) out, Tensor? bias, int activation) -> ()");
   // For activation 0 grad_input is grad, and what is returned for it is empty, (0,).
   m.def("activation_backward(Tensor out, Tensor grad, int activation) -> (Tensor grad_input, Tensor grad_bias)");
   m.def(
       "activation_backward_(Tensor out, Tensor(a!) grad, int activation) -> Tensor grad_bias");  // grad_input over grad
-  // The same for x, bool or uint8, that mostly holds zeros: activation(x_scale x @ weight.T + bias), and the gradient
-  // of weight; the part of x that is not 0, from some of its rows.
+  // On a CPU, the same for x, bool or uint8, that mostly holds zeros: activation(x_scale x @ weight.T + bias), and the
+  // gradient of weight; the part of x that is not 0, from some of its rows.
   m.def("sparse_linear(Tensor x, float? x_scale, Tensor weight, Tensor? bias, int activation) -> Tensor out");
   m.def("sparse_linear_weight_grad(Tensor x, float? x_scale, Tensor grad) -> Tensor grad_weight");
   m.def("density(Tensor x) -> float");
+  // On a GPU, for products whose operands tensor cores take, or which are taken in pieces: x (rows, D) as three
+  // bfloat16 tensors whose sum it is, (3, rows, D) or by columns (rows, 3, D rounded up to 8); and activation(scale *
+  // the sum of pieces (count, rows, D) over the first dimension + bias).
+  m.def("split_bfloat16(Tensor x, bool by_columns) -> Tensor");
+  m.def("add_pieces(Tensor pieces, float scale, Tensor? bias, int activation) -> Tensor");
+  // On a GPU: beta KL - log p(x|z) on average, the mean KL, and loss + ELBO, (3,).
+  m.def("elbo_terms(Tensor log_prob, Tensor kl, Tensor? beta, float beta_scale) -> Tensor");
 
   // Uninitialised memory for a large result of Python's own making, from where kernels' results come.
   m.def("empty(Tensor like, int[] size) -> Tensor");

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 namespace aevb {
 namespace {
 
@@ -42,6 +44,11 @@ Dtype dtype_of(const Tensor& t) {
 }
 
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+bool is_one_number(const Tensor& t) {
+  const auto strides = t.strides();
+  return t.numel() > 0 && std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; });
+}
 
 Matrix matrix(const Tensor& t, int64_t D) {
   if (t.is_contiguous() || t.numel() == 0) return {t, {t.const_data_ptr(), D, dtype_of(t)}};

@@ -17,6 +17,8 @@ Matrix matrix(const Tensor& t, int64_t D);
 
 Tensor dense(const Tensor& t);  // itself where it is contiguous
 
+bool is_one_number(const Tensor& t);  // that was expanded: all elements lie in one place
+
 // Torch's code for a dtype of results.
 int32_t dtype_code(ScalarType dtype);
 int64_t item_size(ScalarType dtype);

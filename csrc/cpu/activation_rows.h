@@ -1,26 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What follows a layer's matrix product: bias and activation in one pass, and their gradients in one.
 #pragma once
-#include "../formulas/elementary.h"
+#include "../formulas/activation.h"
 #include "isa.h"
 
 namespace aevb::cpu {
 namespace {
-
-template <Activation kActivation>
-AEVB_FORMULA float activated(float x) {
-  if constexpr (kActivation == Activation::tanh) return tanh_of(x);
-  if constexpr (kActivation == Activation::relu) return at_least(x, 0.0f);
-  return x;
-}
-
-// The gradient of what was activated, from that of y, the activation's value.
-template <Activation kActivation>
-AEVB_FORMULA float gradient(float y, float grad) {
-  if constexpr (kActivation == Activation::tanh) return grad * fmadd(-y, y, 1.0f);
-  if constexpr (kActivation == Activation::relu) return y <= 0.0f ? 0.0f : grad;
-  return grad;
-}
 
 // x[0 .. n) = activation(x + bias), over x.
 template <Activation kActivation>
@@ -50,7 +35,7 @@ template <Activation kActivation>
 AEVB_FORMULA void add_gradients(const float* out, const float* grad, float* grad_input, float* sum, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const float g = gradient<kActivation>(out[i], grad[i]);
+    const float g = activation_gradient<kActivation>(out[i], grad[i]);
     if (kActivation != Activation::none) grad_input[i] = g;
     sum[i] += g;
   }

@@ -9,8 +9,6 @@ namespace aevb::cpu {
 constexpr int64_t kChunk = 32768;
 inline int64_t chunks(int64_t D) { return D > kChunk ? (D + kChunk - 1) / kChunk : 1; }
 
-constexpr int64_t kActivationBlock = 64;  // rows whose gradients are summed one after the other
-
 // Rows that mostly hold zeros.
 constexpr int64_t kSparseRows = 512;  // of x and of the result that are gone through together, at most
 constexpr int64_t kSparseSum = 512;   // rows whose gradients are summed one after the other, before the next are

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "../layer_ops.h"
 #include "../tensors.h"
 #include "isa.h"
 #include "results.h"
@@ -27,94 +28,34 @@ class Scratch {
   void* data_;
 };
 
-Activation check_activation(const char* op, int64_t activation) {
-  if (activation < 0 || activation > 2)
-    fail(op, "activation is ", activation, "; expected 0 (none), 1 (tanh) or 2 (relu)");
-  return static_cast<Activation>(activation);
-}
-
-// [rows, D] of a contiguous float32 tensor.
-std::pair<int64_t, int64_t> check_rows(const char* op, const char* name, const Tensor& t) {
-  const Sizes sizes = sizes_of(t);
-  if (t.scalar_type() != ScalarType::Float || sizes.empty() || !t.is_contiguous())
-    fail(op, name, " has shape ", shape_text(t), " and dtype ", dtype_text(t.scalar_type()),
-         "; expected contiguous float32 (..., D)");
-  return {sizes.back() ? t.numel() / sizes.back() : 0, sizes.back()};
-}
-
-// The bias as the kernels read it.
-OptionalTensor check_bias(const char* op, const OptionalTensor& bias, int64_t D) {
-  if (!bias) return std::nullopt;
-  if (bias->scalar_type() != ScalarType::Float || sizes_of(*bias) != Sizes{D})
-    fail(op, "bias has shape ", shape_text(*bias), " and dtype ", dtype_text(bias->scalar_type()),
-         "; expected float32 (", D, ",)");
-  return dense(*bias);
-}
-
-const float* floats(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
-
 int64_t grain_of(int64_t row_elements) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, row_elements)); }
 
 // ---- bias and activation --------------------------------------------------------------------------------------------
 
-void bias_activation_(Tensor out, const OptionalTensor& bias, int64_t activation) {
-  const char* op = "bias_activation_";
-  const auto [rows, D] = check_rows(op, "out", out);
-  const OptionalTensor added = check_bias(op, bias, D);
-  ActivationArgs a{};
-  a.rows = rows;
-  a.D = D;
-  a.activation = check_activation(op, activation);
-  a.out = out.mutable_data_ptr<float>();
-  a.bias = floats(added);
-  torch::stable::parallel_for(0, rows, grain_of(D),
-                              [&](int64_t begin, int64_t end) { kernels().activation(a, begin, end); });
-}
+class Cpu {
+ public:
+  explicit Cpu(const Tensor&) {}
 
-// Writes the gradient of what was activated to `grad_input`, which may be grad, and for no activation is not touched;
-// gives that of the bias.
-Tensor activation_gradients(const char* op, const Tensor& out, const Tensor& grad, int64_t activation,
-                            Tensor& grad_input) {
-  const auto [rows, D] = check_rows(op, "out", out);
-  const int64_t blocks = (rows + kActivationBlock - 1) / kActivationBlock;
-  ActivationArgs a{};
-  a.rows = rows;
-  a.D = D;
-  a.activation = check_activation(op, activation);
-  a.out = const_cast<float*>(out.const_data_ptr<float>());
-  a.grad = grad.const_data_ptr<float>();
-  a.grad_input = grad_input.mutable_data_ptr<float>();
-  const std::unique_ptr<float[]> partial(new float[static_cast<size_t>(blocks * D)]);
-  a.partial_sum = partial.get();
-  torch::stable::parallel_for(0, blocks, grain_of(D * kActivationBlock),
-                              [&](int64_t begin, int64_t end) { kernels().activation_backward(a, begin, end); });
-  Tensor grad_bias = empty_result({D}, ScalarType::Float);
-  float* sum = grad_bias.mutable_data_ptr<float>();
-  for (int64_t d = 0; d < D; ++d) {
-    double total = 0.0;
-    for (int64_t block = 0; block < blocks; ++block) total += static_cast<double>(partial[block * D + d]);
-    sum[d] = static_cast<float>(total);
+  Tensor empty(const Sizes& sizes, ScalarType dtype) { return empty_result(sizes, dtype); }
+
+  void activation(const ActivationArgs& a) {
+    torch::stable::parallel_for(0, a.rows, grain_of(a.D),
+                                [&](int64_t begin, int64_t end) { kernels().activation(a, begin, end); });
   }
-  return grad_bias;
-}
 
-std::tuple<Tensor, Tensor> activation_backward(const Tensor& out, const Tensor& grad, int64_t activation) {
-  const char* op = "activation_backward";
-  if (sizes_of(grad) != sizes_of(out)) fail(op, "grad has shape ", shape_text(grad), "; expected ", shape_text(out));
-  const Tensor g = dense(grad);
-  check_rows(op, "grad", g);
-  const bool same = check_activation(op, activation) == Activation::none;
-  Tensor grad_input = empty_result(same ? Sizes{0} : sizes_of(out), ScalarType::Float);
-  Tensor grad_bias = activation_gradients(op, out, g, activation, grad_input);
-  return {grad_input, grad_bias};
-}
-
-Tensor activation_backward_(const Tensor& out, Tensor grad, int64_t activation) {
-  const char* op = "activation_backward_";
-  if (sizes_of(grad) != sizes_of(out)) fail(op, "grad has shape ", shape_text(grad), "; expected ", shape_text(out));
-  check_rows(op, "grad", grad);
-  return activation_gradients(op, out, grad, activation, grad);
-}
+  void activation_backward(ActivationArgs a) {
+    const int64_t blocks = (a.rows + kActivationBlock - 1) / kActivationBlock;
+    const std::unique_ptr<float[]> partial(new float[static_cast<size_t>(blocks * a.D)]);
+    a.partial_sum = partial.get();
+    torch::stable::parallel_for(0, blocks, grain_of(a.D * kActivationBlock),
+                                [&](int64_t begin, int64_t end) { kernels().activation_backward(a, begin, end); });
+    for (int64_t d = 0; d < a.D; ++d) {
+      double total = 0.0;
+      for (int64_t block = 0; block < blocks; ++block) total += static_cast<double>(partial[block * a.D + d]);
+      a.grad_bias[d] = static_cast<float>(total);
+    }
+  }
+};
 
 // ---- rows that mostly hold zeros ------------------------------------------------------------------------------------
 
@@ -181,7 +122,7 @@ Tensor sparse_linear(const Tensor& x, std::optional<double> x_scale, const Tenso
   SparseArgs a = sparse_args(op, x, rows, x_scale, D, w[0]);
   a.B = w[0] ? out.numel() / w[0] : 0;
   a.weight = rows_of_weight.const_data_ptr<float>();
-  a.bias = floats(added);
+  a.bias = floats_or_null(added);
   a.activation = check_activation(op, activation);
   a.out = out.mutable_data_ptr<float>();
   const Kernels& k = kernels();
@@ -242,9 +183,7 @@ double density(const Tensor& x) {
 }  // namespace aevb::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(aevb, CPU, m) {
-  m.impl("bias_activation_", TORCH_BOX(&aevb::cpu::bias_activation_));
-  m.impl("activation_backward", TORCH_BOX(&aevb::cpu::activation_backward));
-  m.impl("activation_backward_", TORCH_BOX(&aevb::cpu::activation_backward_));
+  AEVB_REGISTER_LAYERS(m, aevb::cpu::Cpu);
   m.impl("sparse_linear", TORCH_BOX(&aevb::cpu::sparse_linear));
   m.impl("sparse_linear_weight_grad", TORCH_BOX(&aevb::cpu::sparse_linear_weight_grad));
   m.impl("density", TORCH_BOX(&aevb::cpu::density));

@@ -11,6 +11,7 @@ int64_t gaussian_scratch(const GaussianArgs& a, int multiprocessors);
 int64_t gaussian_log_ratio_scratch(const GaussianArgs& a, int multiprocessors);
 int64_t likelihood_scratch(const LikelihoodArgs& a, int multiprocessors);
 int64_t loss_scratch(const LossArgs& a);
+int64_t activation_scratch(const ActivationArgs& a);
 
 const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch, void* stream);
 const char* gaussian_backward(const GaussianArgs& a, void* stream);
@@ -24,6 +25,10 @@ const char* normal(const NormalArgs& a, void* stream);
 const char* mix_seed(const MixSeedArgs& a, void* stream);
 const char* binarize(const BinarizeArgs& a, void* stream);
 const char* elementary(const ElementaryArgs& a, void* stream);
+const char* add_pieces(const PiecesArgs& a, void* stream);
+const char* activation_backward(const ActivationArgs& a, float* scratch, void* stream);
+const char* split_bfloat16(const SplitArgs& a, void* stream);
+const char* terms(const TermsArgs& a, void* stream);
 
 // out[row] = factor * the sum of the row whose parts, [rows, parts], are nodes of its tree.
 const char* join(const float* partial, int64_t rows, int64_t parts, float factor, float* out, void* stream);
