@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .products import packed, product, rows_product
 
-CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 8 << 20}  # of a chunk's logits: they stay in the second- or third-level cache
+# Of a chunk's logits: on a CPU they stay in the second-level cache; on a GPU products of fewer rows do not fill it.
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
 
 log_prob_kernel = torch.ops.aevb.bernoulli_log_prob_forward.default

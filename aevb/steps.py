@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from . import cuda_products
 from .chunks import FEWEST_ROWS, both_kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
@@ -24,15 +25,7 @@ from .loss import ESTIMATORS, FusedELBO
 from .models import VAE, BaseVAE, is_plain
 from .ops import GRADIENTS, mix_seed, on_reference, weigh_samples
 from .processes import Alone, Several
-from .products import (
-    ACTIVATIONS,
-    activate_,
-    activation_backward_,
-    activation_grads,
-    bias_activation,
-    product,
-    rows_product,
-)
+from .products import ACTIVATIONS, activation_backward_, bias_activation, product, rows_product
 
 _sample = torch.ops.aevb.sample_gaussian_forward.default
 _sample_backward = torch.ops.aevb.sample_gaussian_backward.default
@@ -239,7 +232,7 @@ class DirectStep(AutogradStep):
         h = z.view(plan.rows, z.shape[-1])
         for layer in plan.decoder:
             h = layer.forward(h)
-        loss, grad, grad_kl = self._loss(plan, h, x, kl)
+        outcome, grad, grad_kl = self._loss(plan, h, x, kl)
         for layer in reversed(plan.decoder):
             grad = layer.backward(grad)
         grad = grad.view_as(z)
@@ -252,9 +245,9 @@ class DirectStep(AutogradStep):
         for layer in reversed(plan.encoder):
             grad = layer.backward(grad)
         plan.first.backward(grad, wanted=False)
-        return self.outcome(loss, kl)
+        return outcome
 
-    def _loss(self, plan: _Plan, h: Tensor, x: Tensor, kl: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(self, plan: _Plan, h: Tensor, x: Tensor, kl: Tensor) -> tuple[Outcome, Tensor, Tensor]:
         """The loss of FusedELBO, and its gradients by h (rows, H) and kl. Sets those of the last layer."""
         criterion, last, B = self.criterion, plan.last, x.shape[0]
         beta = criterion.beta  # a tensor where this is captured in a graph
@@ -266,15 +259,23 @@ class DirectStep(AutogradStep):
             last.weight.grad, last.bias.grad = taken.weight, taken.bias
             assert taken.h is not None
             assert taken.log_ratio is not None
-            return taken.value.float(), taken.h.view_as(h), taken.log_ratio
+            return self.outcome(taken.value.float(), kl), taken.h.view_as(h), taken.log_ratio
         factor = -1.0 / plan.rows
-        if plan.logits is None:
+        if plan.in_chunks:
             samples = h.view(-1, B, h.shape[1])
             what = sum_of_log_prob(samples, last.weight, x, factor)
             taken = take(what, samples, last.weight, last.bias, x, self.x_scale, (True, True, True, False))
             last.weight.grad, last.bias.grad = taken.weight, taken.bias
             assert taken.h is not None
             value, grad_h = taken.value, taken.h.view_as(h)
+        elif plan.on_gpu:
+            logits = cuda_products.linear(h, last.weight, last.bias)
+            log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, self.x_scale, False, factor)
+            last.weight.grad = cuda_products.rows_product(logits, h)
+            last.bias.grad = cuda_products.column_sums(logits)
+            weight = (beta, 1.0) if isinstance(beta, Tensor) else (None, beta)
+            outcome = Outcome(cuda_products.elbo_terms(log_prob, kl, *weight))
+            return outcome, cuda_products.linear(logits, last.weight.t()), plan.grad_kl(beta, kl)
         else:
             logits = product(h, last.weight, last.bias, out=plan.logits)
             log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, self.x_scale, False, factor)
@@ -282,24 +283,32 @@ class DirectStep(AutogradStep):
             grad_h = product(logits, last.weight.t(), out=plan.grad_h)
             last.weight.grad = rows_product(logits, h, out=plan.grad_weight).contiguous()
             last.bias.grad = logits.sum(0)
-        return beta * criterion.kl_term(kl).mean() + value.float(), grad_h, plan.grad_kl(beta, kl)
+        loss = beta * criterion.kl_term(kl).mean() + value.float()
+        return self.outcome(loss, kl), grad_h, plan.grad_kl(beta, kl)
+
+
+def _on_gpu(t: Tensor) -> bool:
+    return t.is_cuda
 
 
 class _Plan:
-    """The layers of a VAE for batches of one size, and their memory, kept from step to step."""
+    """The layers of a VAE for batches of one size, and on a CPU their memory, kept from step to step."""
 
     def __init__(self, model: VAE, B: int, num_samples: int | None):
         encoder, (*decoder, last) = _linear_layers(model.encoder), _linear_layers(model.decoder)
-        self.rows = B * (num_samples or 1)
-        self.first = _Layer(encoder[0], B, "tanh" if len(encoder) > 1 else "none")
-        self.encoder = [_Layer(layer, B, "tanh") for layer in encoder[1:-1]] + [_Layer(encoder[-1], B, "none")]
-        self.decoder = [_Layer(layer, self.rows, "tanh") for layer in decoder]
-        self.last = last
-        self.logits: Tensor | None = None
+        self.rows, self.last, self.on_gpu = B * (num_samples or 1), last, _on_gpu(last.weight)
+
+        def made(layer: nn.Linear, rows: int, activation: str) -> _Layer | _GpuLayer:
+            return _GpuLayer(layer, activation) if self.on_gpu else _Layer(layer, rows, activation)
+
+        self.first = made(encoder[0], B, "tanh" if len(encoder) > 1 else "none")
+        self.encoder = [made(layer, B, "tanh") for layer in encoder[1:-1]] + [made(encoder[-1], B, "none")]
+        self.decoder = [made(layer, self.rows, "tanh") for layer in decoder]
         self.known_kl: tuple[float, Tensor] = (0.0, torch.empty(0))
-        if 0 < self.rows <= rows_of_chunk(last.weight):
-            self.logits = last.weight.new_empty(self.rows, last.out_features)
-            self.grad_h = last.weight.new_empty(self.rows, last.in_features)
+        self.in_chunks = not 0 < self.rows <= rows_of_chunk(last.weight)
+        if not self.on_gpu and not self.in_chunks:
+            self.logits = torch.empty(self.rows, last.out_features)
+            self.grad_h = torch.empty(self.rows, last.in_features)
             self.grad_weight = torch.empty_like(last.weight)
 
     def grad_kl(self, beta: Tensor | float, kl: Tensor) -> Tensor:
@@ -325,26 +334,22 @@ class _Layer:
 
     def __init__(self, layer: nn.Linear, rows: int, activation: str):
         self.layer, self.activation, self.code = layer, activation, ACTIVATIONS.index(activation)
-        weight = layer.weight
-        self.out = weight.new_empty(rows, layer.out_features)
-        self.grad_x = weight.new_empty(rows, layer.in_features)
-        self.grad_weight = torch.empty_like(weight)
-        self.on_cpu = weight.is_cpu  # with kernels of its own
+        self.out = torch.empty(rows, layer.out_features)
+        self.grad_x = torch.empty(rows, layer.in_features)
+        self.grad_weight = torch.empty_like(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         self.x, self.sparse = x, False
-        weight, bias = self.layer.weight, self.layer.bias
+        bias = self.layer.bias
         if self.activation == "none":
-            self.value = product(x, weight, bias, out=self.out)
-        elif self.on_cpu:
-            self.value = product(x, weight, out=self.out)
+            self.value = product(x, self.layer.weight, bias, out=self.out)
+        else:
+            self.value = product(x, self.layer.weight, out=self.out)
             bias_activation(self.value, bias, self.code)
-        else:  # the product adds the bias
-            self.value = activate_(product(x, weight, bias, out=self.out), None, self.activation)
         return self.value
 
     def forward_of_images(self, x: Tensor, x_scale: float | None) -> Tensor:
-        if not self.on_cpu or not is_sparse(x):
+        if not is_sparse(x):
             return self.forward(floating(x, x_scale, self.layer.weight))
         self.x, self.x_scale, self.sparse = x, x_scale, True
         self.value = sparse_linear(x, x_scale, self.layer.weight, self.layer.bias, self.code)
@@ -353,15 +358,41 @@ class _Layer:
     def backward(self, grad: Tensor, wanted: bool = True) -> Tensor:
         """Sets the gradients of weight and bias; gives that of x, where it is wanted. grad is written over."""
         weight, bias = self.layer.weight, self.layer.bias
-        if self.on_cpu:
-            bias.grad = activation_backward_(self.value, grad, self.code)
-        else:
-            grad, bias.grad = activation_grads(self.value, grad, self.activation)
+        bias.grad = activation_backward_(self.value, grad, self.code)
         if self.sparse:
             weight.grad = sparse_weight_grad(self.x, self.x_scale, grad)
         else:
             weight.grad = rows_product(grad, self.x, out=self.grad_weight).contiguous()
         return product(grad, weight.t(), out=self.grad_x) if wanted else grad
+
+
+class _GpuLayer:
+    """The same on a GPU, where a graph keeps the memory."""
+
+    def __init__(self, layer: nn.Linear, activation: str):
+        self.layer, self.activation, self.code = layer, activation, ACTIVATIONS.index(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x, self.bytes = x, False
+        self.value = cuda_products.linear(x, self.layer.weight, self.layer.bias, self.activation)
+        return self.value
+
+    def forward_of_images(self, x: Tensor, x_scale: float | None) -> Tensor:
+        if x.is_floating_point():
+            return self.forward(floating(x, x_scale, self.layer.weight))
+        self.x, self.x_scale, self.bytes = x.to(torch.bfloat16), x_scale, True
+        weight, bias = self.layer.weight, self.layer.bias
+        self.value = cuda_products.bytes_linear(self.x, x_scale, weight, bias, self.activation)
+        return self.value
+
+    def backward(self, grad: Tensor, wanted: bool = True) -> Tensor:
+        weight, bias = self.layer.weight, self.layer.bias
+        bias.grad = cuda_products.activation_backward(self.value, grad, self.code)
+        if self.bytes:
+            weight.grad = cuda_products.bytes_rows_product(grad, self.x, self.x_scale)
+        else:
+            weight.grad = cuda_products.rows_product(grad, self.x)
+        return cuda_products.linear(grad, weight.t()) if wanted else grad
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from conftest import rand
+from conftest import rand, randn
+from emulation.build import emulated_ops
 
 import aevb
+from aevb import cuda_products, steps
 from aevb.data import Targets
 from aevb.ops import GRADIENTS
 from aevb.steps import AutogradStep, DirectStep, GraphStep, training_step
@@ -44,6 +46,59 @@ def test_without_autograd_are_the_same_bits(estimator, num_samples, hidden_dims,
     for a, b in zip(after(direct), after(autograd), strict=True):
         assert torch.equal(a, b)
     assert not direct(torch.arange(4), *SEEDS).numbers.requires_grad
+
+
+def on_an_emulated_gpu(monkeypatch):
+    """Direct steps of tensors on a CPU go as on a GPU, by its kernels."""
+    emulated = emulated_ops()
+    for name in ("bias_activation", "activation_backward", "split", "add_pieces", "elbo_terms"):
+        op = {"split": "split_bfloat16"}.get(name, name + "_" * ("activation" in name))
+        at = f"_{name}" if name in ("split", "add_pieces") else name
+        monkeypatch.setattr(cuda_products, at, getattr(emulated, op).default)
+    monkeypatch.setattr(cuda_products, "_activation_backward", emulated.activation_backward.default)
+    mm = torch.mm
+
+    def with_out_dtype(a, b, out_dtype=None, **options):
+        return mm(a, b, **options) if out_dtype is None else mm(a.to(out_dtype), b.to(out_dtype), **options)
+
+    monkeypatch.setattr(torch, "mm", with_out_dtype)
+    monkeypatch.setattr(steps, "_on_gpu", lambda t: True)
+
+
+@pytest.mark.parametrize("how", ["dynamic", "none"])
+@pytest.mark.parametrize("hidden_dims", [(500,), (100, 96)])
+@pytest.mark.parametrize(("estimator", "num_samples"), [("sgvb-b", None), ("sgvb-b", 3), ("stl", 3), ("iwae", 3)])
+def test_as_on_a_gpu_are_the_same_but_for_rounding(estimator, num_samples, hidden_dims, how, monkeypatch):
+    options = {"how": how, "hidden_dims": hidden_dims, "estimator": estimator, "num_samples": num_samples}
+    for beta in (0.7, torch.tensor(0.7)):  # a tensor where a graph holds the step
+        plain = after(step(AutogradStep, beta=beta, **options))
+        with monkeypatch.context() as patched:
+            on_an_emulated_gpu(patched)
+            found = after(step(DirectStep, beta=beta, **options))
+        for a, b in zip(found, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_products_in_slices_are_the_products(monkeypatch):
+    on_an_emulated_gpu(monkeypatch)
+    for rows, columns, terms in ((100, 500, 784), (100, 40, 500), (100, 20, 500), (7, 9, 11), (4096, 500, 784)):
+        a, b, bias = randn(1, rows, terms), randn(2, columns, terms), randn(3, columns)
+        expected = a.double() @ b.double().t()
+        torch.testing.assert_close(cuda_products.linear(a, b).double(), expected, rtol=1e-5, atol=1e-4)
+        found = cuda_products.linear(a, b, bias, "tanh").double()
+        torch.testing.assert_close(found, torch.tanh(expected + bias), rtol=1e-4, atol=1e-4)
+        found = cuda_products.rows_product(a.t().contiguous(), b.t().contiguous()).double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+        x, scale = (256 * rand(4, rows, terms)).to(torch.uint8), 1 / 255
+        exact = torch.tanh(scale * x.double() @ b.double().t() + bias)
+        found = cuda_products.bytes_linear(x.bfloat16(), scale, b, bias, "tanh").double()
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+        grad = randn(5, rows, columns)
+        found = cuda_products.bytes_rows_product(grad, x.bfloat16(), scale).double()
+        torch.testing.assert_close(found, scale * grad.double().t() @ x.double(), rtol=1e-5, atol=1e-3)
+    assert cuda_products.slices(100, 500, 784) == 7
+    assert cuda_products.slices(4096, 500, 784) == 1
+    assert cuda_products.slices(1, 1, 47) == 1
 
 
 def test_dense_images_too():

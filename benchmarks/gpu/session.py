@@ -212,7 +212,7 @@ class Session:
         losses: dict[str, float] = {}
 
         def learned(name: str, make: Callable[[], steps.Step]) -> steps.Step:
-            self.need(30 if "max-autotune" in name else 4)
+            self.need(4)
             step = make()
             losses[name] = step.learn(6 if self.quick else 60)
             off = losses[name] / losses["eager"] - 1  # other noise, the same weights and data
@@ -223,8 +223,6 @@ class Session:
             return step
 
         for name, make in case.providers().items():
-            if self.filling_caches and "max-autotune" in name:
-                continue
             step = self.guarded(f"{what}, {name}", functools.partial(learned, name, make))
             if step is not None:
                 made[name] = step
