@@ -269,13 +269,11 @@ class DirectStep(AutogradStep):
             assert taken.h is not None
             value, grad_h = taken.value, taken.h.view_as(h)
         elif plan.on_gpu:
-            logits = cuda_products.linear(h, last.weight, last.bias)
+            logits = plan.last_layer.forward(h)
             log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, self.x_scale, False, factor)
-            last.weight.grad = cuda_products.rows_product(logits, h)
-            last.bias.grad = cuda_products.column_sums(logits)
             weight = (beta, 1.0) if isinstance(beta, Tensor) else (None, beta)
             outcome = Outcome(cuda_products.elbo_terms(log_prob, kl, *weight))
-            return outcome, cuda_products.linear(logits, last.weight.t()), plan.grad_kl(beta, kl)
+            return outcome, plan.last_layer.backward(logits), plan.grad_kl(beta, kl)
         else:
             logits = product(h, last.weight, last.bias, out=plan.logits)
             log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, self.x_scale, False, factor)
@@ -299,14 +297,16 @@ class _Plan:
         self.rows, self.last, self.on_gpu = B * (num_samples or 1), last, _on_gpu(last.weight)
 
         def made(layer: nn.Linear, rows: int, activation: str) -> _Layer | _GpuLayer:
-            return _GpuLayer(layer, activation) if self.on_gpu else _Layer(layer, rows, activation)
+            return (_GpuLayer if self.on_gpu else _Layer)(layer, rows, activation)
 
         self.first = made(encoder[0], B, "tanh" if len(encoder) > 1 else "none")
         self.encoder = [made(layer, B, "tanh") for layer in encoder[1:-1]] + [made(encoder[-1], B, "none")]
         self.decoder = [made(layer, self.rows, "tanh") for layer in decoder]
         self.known_kl: tuple[float, Tensor] = (0.0, torch.empty(0))
         self.in_chunks = not 0 < self.rows <= rows_of_chunk(last.weight)
-        if not self.on_gpu and not self.in_chunks:
+        if self.on_gpu:
+            self.last_layer = made(last, self.rows, "none")
+        elif not self.in_chunks:
             self.logits = torch.empty(self.rows, last.out_features)
             self.grad_h = torch.empty(self.rows, last.in_features)
             self.grad_weight = torch.empty_like(last.weight)
@@ -369,30 +369,43 @@ class _Layer:
 class _GpuLayer:
     """The same on a GPU, where a graph keeps the memory."""
 
-    def __init__(self, layer: nn.Linear, activation: str):
+    def __init__(self, layer: nn.Linear, rows: int, activation: str):
         self.layer, self.activation, self.code = layer, activation, ACTIVATIONS.index(activation)
+        self.in_pieces = cuda_products.in_pieces(rows, layer.weight)
+        self.x_scale: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.x, self.bytes = x, False
-        self.value = cuda_products.linear(x, self.layer.weight, self.layer.bias, self.activation)
+        weight, bias = self.layer.weight, self.layer.bias
+        self.orders = cuda_products.LEFT, cuda_products.RIGHT
+        if not self.in_pieces:
+            self.x = x
+            self.value = cuda_products.linear(x, weight, bias, self.activation)
+            return self.value
+        if not x.is_floating_point():
+            self.orders = cuda_products.BYTES, cuda_products.BESIDE_BYTES
+        self.x = cuda_products.pieces(x, self.orders[0])
+        out = cuda_products.product_of_pieces(self.x, cuda_products.pieces(weight, self.orders[1]))
+        self.value = cuda_products.activate(out, self.x_scale or 1.0, bias, self.activation)
         return self.value
 
     def forward_of_images(self, x: Tensor, x_scale: float | None) -> Tensor:
-        if x.is_floating_point():
+        if x.is_floating_point() or not self.in_pieces:
             return self.forward(floating(x, x_scale, self.layer.weight))
-        self.x, self.x_scale, self.bytes = x.to(torch.bfloat16), x_scale, True
-        weight, bias = self.layer.weight, self.layer.bias
-        self.value = cuda_products.bytes_linear(self.x, x_scale, weight, bias, self.activation)
-        return self.value
+        self.x_scale = x_scale
+        return self.forward(x)
 
     def backward(self, grad: Tensor, wanted: bool = True) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
-        bias.grad = cuda_products.activation_backward(self.value, grad, self.code)
-        if self.bytes:
-            weight.grad = cuda_products.bytes_rows_product(grad, self.x, self.x_scale)
-        else:
+        grad_input, bias.grad = cuda_products.activation_backward(self.value, grad, self.code)
+        grad = grad_input if self.code else grad
+        if not self.in_pieces:
             weight.grad = cuda_products.rows_product(grad, self.x)
-        return cuda_products.linear(grad, weight.t()) if wanted else grad
+            return cuda_products.linear(grad, weight.t()) if wanted else grad
+        pieces = cuda_products.pieces(grad, self.orders[1])
+        weight.grad = cuda_products.rows_product_of_pieces(pieces, self.x, (weight.shape[0], weight.shape[1]))
+        if self.x_scale is not None:
+            weight.grad.mul_(self.x_scale)
+        return cuda_products.product_with_weight(pieces, weight, self.orders[0]) if wanted else grad
 
 
 @dataclass

@@ -113,9 +113,10 @@ constexpr int kActivationBlock = 64;  // rows whose gradients are summed one aft
 struct ActivationArgs {
   int64_t rows, D;
   Activation activation;
-  float* out;          // [rows, D]
-  const float* bias;   // [D], or null: 0
-  const float* grad;   // [rows, D], of out
+  float* out;         // [rows, D]
+  const float* bias;  // [D], or null: 0
+  const float* grad;  // [rows, D], of out
+  int64_t grad_stride;
   float* grad_input;   // [rows, D]; may be grad
   float* partial_sum;  // [blocks of rows, D], of grad_input
   float* grad_bias;    // [D]
@@ -132,12 +133,15 @@ struct PiecesArgs {
   float* out;  // [rows, D]
 };
 
-// x as three bfloat16 numbers whose sum it is: the pieces of row r at r * row_stride, piece_stride apart.
+// x as bfloat16 numbers, of which three, high, middle and low, make a float32: copies of them in a given order, the
+// pieces of row r at r * row_stride, piece_stride apart. Of bytes each is the number itself.
 struct SplitArgs {
-  const float* x;  // [rows, D]
+  Rows x;  // [rows, D], float32 or uint8
   int64_t rows, D;
-  void* pieces;
-  int64_t piece_stride, row_stride, width;  // a row's piece has `width` elements, those beyond D 0
+  uint32_t order;  // two bits a piece, the first lowest: 0 high, 1 middle, 2 low
+  int pieces;
+  void* to;
+  int64_t piece_stride, row_stride, height, width;  // with zeros beyond rows and D
 };
 
 // The loss of a step, beta KL - log p(x|z) on average, the mean KL, and loss + ELBO.

@@ -55,27 +55,28 @@ struct LayerOps {
   static std::tuple<Tensor, Tensor> activation_backward(const Tensor& out, const Tensor& grad, int64_t activation) {
     const char* op = "activation_backward";
     if (sizes_of(grad) != sizes_of(out)) fail(op, "grad has shape ", shape_text(grad), "; expected ", shape_text(out));
-    const Tensor g = dense(grad);
-    check_rows(op, "grad", g);
+    if (grad.scalar_type() != ScalarType::Float)
+      fail(op, "grad is ", dtype_text(grad.scalar_type()), "; expected float32");
+    const Matrix g = matrix(grad, std::max<int64_t>(check_rows(op, "out", out).second, 1));
     const bool same = check_activation(op, activation) == Activation::none;
     Device device(out);
     Tensor grad_input = device.empty(same ? Sizes{0} : sizes_of(out), ScalarType::Float);
-    Tensor grad_bias = gradients(op, device, out, g, activation, grad_input);
+    Tensor grad_bias = gradients(op, device, out, g.rows, activation, grad_input);
     return {grad_input, grad_bias};
   }
 
   static Tensor activation_backward_(const Tensor& out, Tensor grad, int64_t activation) {
     const char* op = "activation_backward_";
     if (sizes_of(grad) != sizes_of(out)) fail(op, "grad has shape ", shape_text(grad), "; expected ", shape_text(out));
-    check_rows(op, "grad", grad);
+    const auto [rows, D] = check_rows(op, "grad", grad);
     Device device(out);
-    return gradients(op, device, out, grad, activation, grad);
+    return gradients(op, device, out, {grad.const_data_ptr(), D, Dtype::float32}, activation, grad);
   }
 
  private:
   // Writes the gradient of what was activated to `grad_input`, which may be grad, and for no activation is not touched;
   // gives that of the bias.
-  static Tensor gradients(const char* op, Device& device, const Tensor& out, const Tensor& grad, int64_t activation,
+  static Tensor gradients(const char* op, Device& device, const Tensor& out, const Rows& grad, int64_t activation,
                           Tensor& grad_input) {
     const auto [rows, D] = check_rows(op, "out", out);
     ActivationArgs a{};
@@ -83,7 +84,8 @@ struct LayerOps {
     a.D = D;
     a.activation = check_activation(op, activation);
     a.out = const_cast<float*>(out.const_data_ptr<float>());
-    a.grad = grad.const_data_ptr<float>();
+    a.grad = static_cast<const float*>(grad.data);
+    a.grad_stride = grad.stride;
     a.grad_input = grad_input.mutable_data_ptr<float>();
     Tensor grad_bias = device.empty({D}, ScalarType::Float);
     a.grad_bias = grad_bias.mutable_data_ptr<float>();

@@ -107,10 +107,11 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("sparse_linear(Tensor x, float? x_scale, Tensor weight, Tensor? bias, int activation) -> Tensor out");
   m.def("sparse_linear_weight_grad(Tensor x, float? x_scale, Tensor grad) -> Tensor grad_weight");
   m.def("density(Tensor x) -> float");
-  // On a GPU, for products whose operands tensor cores take, or which are taken in pieces: x (rows, D) as three
-  // bfloat16 tensors whose sum it is, (3, rows, D) or by columns (rows, 3, D rounded up to 8); and activation(scale *
-  // the sum of pieces (count, rows, D) over the first dimension + bias).
-  m.def("split_bfloat16(Tensor x, bool by_columns) -> Tensor");
+  // On a GPU, for products that tensor cores take, or which are taken in pieces: x (rows, D), float32 or bytes, as the
+  // bfloat16 numbers whose sum it is, high, middle and low, in the order that `pieces` spells with h, m and l: (rows,
+  // pieces, D), or by rows (pieces, rows, D), rounded up to 8; and activation(scale * the sum of pieces (count, rows,
+  // D) over the first dimension + bias).
+  m.def("split_bfloat16(Tensor x, str pieces, bool by_rows) -> Tensor");
   m.def("add_pieces(Tensor pieces, float scale, Tensor? bias, int activation) -> Tensor");
   // On a GPU: beta KL - log p(x|z) on average, the mean KL, and loss + ELBO, (3,).
   m.def("elbo_terms(Tensor log_prob, Tensor kl, Tensor? beta, float beta_scale) -> Tensor");

@@ -45,20 +45,32 @@ def test_bias_and_activation_have_the_cpus_bits(size, activation, here):
     assert_same(here_over, over)
 
 
-@pytest.mark.parametrize("by_columns", [False, True])
+def test_a_gradient_whose_rows_lie_apart(here):
+    device_ops, to = here
+    out, wide = randn(1, 70, 33), randn(2, 70, 40)
+    for activation in range(3):
+        expected = ops.activation_backward(out, wide[:, :33].contiguous(), activation)
+        assert_same(ops.activation_backward(out, wide[:, :33], activation), expected)
+        assert_same(device_ops.activation_backward(to(out), to(wide)[:, :33], activation), expected)
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (5, 8), (40, 500), (33, 784), (0, 3)])
-def test_three_pieces_are_the_number(size, by_columns, here):
+def test_three_pieces_are_the_number(size, by_rows, here):
     device_ops, to = here
     x = randn(1, *size) * torch.exp(20 * randn(2, *size))
     if x.numel() > 20:
         x.view(-1)[:6] = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 3.4e38])
-    pieces = device_ops.split_bfloat16(to(x), by_columns).cpu()
-    width = -(-size[1] // 8) * 8
-    assert pieces.shape == ((size[0], 3, width) if by_columns else (3, *size))
+    wide = torch.cat([to(x), to(x)], 1)[:, : size[1]]
+    pieces = device_ops.split_bfloat16(to(x), "lmh", by_rows).cpu()
+    assert_same(device_ops.split_bfloat16(wide, "lmh", by_rows), pieces)
+    height, width = (-(-n // 8) * 8 for n in size)
+    assert pieces.shape == ((3, height, width) if by_rows else (size[0], 3, width))
     assert pieces.dtype == torch.bfloat16
-    if by_columns:
-        assert not pieces[..., size[1] :].any()
-        pieces = pieces[..., : size[1]].transpose(0, 1)
+    pieces = pieces if by_rows else pieces.transpose(0, 1)
+    assert not pieces[..., size[1] :].any()
+    assert not pieces[:, size[0] :].any()
+    pieces = pieces[:, : size[0], : size[1]]
     total = pieces.double().sum(0)
     finite = x.abs() < 3.38e38
     exact = finite & ((x == 0) | (x.abs() > 2.0**-109))  # below, the last piece is smaller than any bfloat16
@@ -66,6 +78,20 @@ def test_three_pieces_are_the_number(size, by_columns, here):
     assert ((total - x.double())[finite].abs() <= 2.0**-134).all()
     assert torch.equal(total[~finite & ~x.isnan()].float().isinf(), x[~finite & ~x.isnan()].abs() > 3.38e38)
     assert total[x.isnan()].isnan().all()
+    low, middle, high = pieces
+    again = device_ops.split_bfloat16(to(x), "hmhl", by_rows).cpu()
+    again = (again if by_rows else again.transpose(0, 1))[:, : size[0], : size[1]]
+    assert all(map(same_bits, again, (high, middle, high, low)))
+
+
+def test_bytes_are_their_pieces(here):
+    device_ops, to = here
+    pixels = (256 * rand(1, 9, 33)).to(torch.uint8)
+    for x in (pixels, pixels > 100):
+        found = device_ops.split_bfloat16(to(x), "hhh", False).cpu()
+        assert found.shape == (9, 3, 40)
+        assert torch.equal(found[..., :33].double(), x.double().unsqueeze(1).expand(9, 3, 33))
+        assert not found[..., 33:].any()
 
 
 @pytest.mark.parametrize("activation", [0, 1])
@@ -98,8 +124,9 @@ def test_what_does_not_fit_gets_a_sentence(here):
     device_ops, to = here
     x = to(randn(1, 4, 6))
     for call in (
-        lambda: device_ops.split_bfloat16(x.double(), False),
-        lambda: device_ops.split_bfloat16(x[0], False),
+        lambda: device_ops.split_bfloat16(x.double(), "hml", False),
+        lambda: device_ops.split_bfloat16(x[0], "hml", False),
+        lambda: device_ops.split_bfloat16(x, "hmx", False),
         lambda: device_ops.add_pieces(x, 1.0, None, 0),
         lambda: device_ops.add_pieces(x[None].transpose(1, 2), 1.0, None, 0),
         lambda: device_ops.add_pieces(x[None], 1.0, to(randn(1, 5)), 0),

@@ -50,55 +50,82 @@ def test_without_autograd_are_the_same_bits(estimator, num_samples, hidden_dims,
 
 def on_an_emulated_gpu(monkeypatch):
     """Direct steps of tensors on a CPU go as on a GPU, by its kernels."""
-    emulated = emulated_ops()
-    for name in ("bias_activation", "activation_backward", "split", "add_pieces", "elbo_terms"):
-        op = {"split": "split_bfloat16"}.get(name, name + "_" * ("activation" in name))
-        at = f"_{name}" if name in ("split", "add_pieces") else name
-        monkeypatch.setattr(cuda_products, at, getattr(emulated, op).default)
-    monkeypatch.setattr(cuda_products, "_activation_backward", emulated.activation_backward.default)
-    mm = torch.mm
+    emulated, mm = emulated_ops(), torch.mm
 
     def with_out_dtype(a, b, out_dtype=None, **options):
         return mm(a, b, **options) if out_dtype is None else mm(a.to(out_dtype), b.to(out_dtype), **options)
 
+    names = {"_split": "split_bfloat16", "_add_pieces": "add_pieces", "bias_activation": "bias_activation_"}
+    names |= {"activation_backward": "activation_backward", "elbo_terms": "elbo_terms"}
+    for name, op in names.items():
+        monkeypatch.setattr(cuda_products, name, getattr(emulated, op).default)
+    monkeypatch.setattr(cuda_products, "_is_faster_in_pieces", lambda device: True)
     monkeypatch.setattr(torch, "mm", with_out_dtype)
     monkeypatch.setattr(steps, "_on_gpu", lambda t: True)
 
 
+@pytest.mark.parametrize("fewest", [(1, 1, 1), (1, 60, 60), (10**6,) * 3])
 @pytest.mark.parametrize("how", ["dynamic", "none"])
-@pytest.mark.parametrize("hidden_dims", [(500,), (100, 96)])
+@pytest.mark.parametrize("hidden_dims", [(500,), (100, 93)])
 @pytest.mark.parametrize(("estimator", "num_samples"), [("sgvb-b", None), ("sgvb-b", 3), ("stl", 3), ("iwae", 3)])
-def test_as_on_a_gpu_are_the_same_but_for_rounding(estimator, num_samples, hidden_dims, how, monkeypatch):
+def test_as_on_a_gpu_are_the_same_but_for_rounding(estimator, num_samples, hidden_dims, how, fewest, monkeypatch):
+    """With all, some and no products in pieces."""
     options = {"how": how, "hidden_dims": hidden_dims, "estimator": estimator, "num_samples": num_samples}
+
+    def gradients(cls, beta):
+        made = step(cls, beta=beta, **options)
+        index = torch.arange(60)
+        outcome = made.gradients(made.batch(index, SEEDS[0]), made.noise_seeds(SEEDS[1], index))
+        return [outcome.numbers, *(p.grad for p in made.model.parameters())]
+
     for beta in (0.7, torch.tensor(0.7)):  # a tensor where a graph holds the step
-        plain = after(step(AutogradStep, beta=beta, **options))
+        plain = gradients(AutogradStep, beta)
         with monkeypatch.context() as patched:
             on_an_emulated_gpu(patched)
-            found = after(step(DirectStep, beta=beta, **options))
+            patched.setattr(cuda_products, "FEWEST", fewest)
+            found = gradients(DirectStep, beta)
         for a, b in zip(found, plain, strict=True):
-            torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-5)
+            assert a.shape == b.shape
+            assert relative(a, b.double()) < 3e-6
 
 
-def test_products_in_slices_are_the_products(monkeypatch):
+def relative(found, expected):
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def test_products_in_slices_and_in_pieces_are_as_exact_as_float32s(monkeypatch):
     on_an_emulated_gpu(monkeypatch)
-    for rows, columns, terms in ((100, 500, 784), (100, 40, 500), (100, 20, 500), (7, 9, 11), (4096, 500, 784)):
+    p = cuda_products
+    for rows, columns, terms in ((100, 500, 784), (100, 40, 500), (100, 20, 500), (7, 9, 11), (1024, 500, 784)):
         a, b, bias = randn(1, rows, terms), randn(2, columns, terms), randn(3, columns)
-        expected = a.double() @ b.double().t()
-        torch.testing.assert_close(cuda_products.linear(a, b).double(), expected, rtol=1e-5, atol=1e-4)
-        found = cuda_products.linear(a, b, bias, "tanh").double()
-        torch.testing.assert_close(found, torch.tanh(expected + bias), rtol=1e-4, atol=1e-4)
-        found = cuda_products.rows_product(a.t().contiguous(), b.t().contiguous()).double()
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-        x, scale = (256 * rand(4, rows, terms)).to(torch.uint8), 1 / 255
-        exact = torch.tanh(scale * x.double() @ b.double().t() + bias)
-        found = cuda_products.bytes_linear(x.bfloat16(), scale, b, bias, "tanh").double()
-        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
-        grad = randn(5, rows, columns)
-        found = cuda_products.bytes_rows_product(grad, x.bfloat16(), scale).double()
-        torch.testing.assert_close(found, scale * grad.double().t() @ x.double(), rtol=1e-5, atol=1e-3)
+        expected, plain = a.double() @ b.double().t(), relative(a @ b.t(), a.double() @ b.double().t())
+        bound = max(2 * plain, 2e-7)
+        assert relative(p.linear(a, b), expected) < bound
+        assert relative(p.linear(a, b, bias, "tanh"), torch.tanh(expected + bias)) < 1e-5
+        assert relative(p.rows_product(a.t().contiguous(), b.t().contiguous()), expected) < bound
+        left, right = p.pieces(a, p.LEFT), p.pieces(b, p.RIGHT)
+        assert relative(p.product_of_pieces(left, right), expected) < bound
+        assert relative(p.product_with_weight(p.pieces(a, p.RIGHT), b.t().contiguous(), p.LEFT), expected) < bound
+        down, along = p.pieces(a.t().contiguous(), p.RIGHT), p.pieces(b.t().contiguous(), p.LEFT)
+        assert relative(p.rows_product_of_pieces(down, along, (rows, columns)), expected) < bound
+        x = (256 * rand(4, rows, terms)).to(torch.uint8)
+        found = p.product_of_pieces(p.pieces(x, p.BYTES), p.pieces(b, p.BESIDE_BYTES))
+        assert relative(found, x.double() @ b.double().t()) < bound
+        found = p.activate(found, 1 / 255, bias, "tanh")
+        assert relative(found, torch.tanh(x.double() @ b.double().t() / 255 + bias)) < 1e-5
+
+
+def test_which_products_are_cut_how(monkeypatch):
     assert cuda_products.slices(100, 500, 784) == 7
     assert cuda_products.slices(4096, 500, 784) == 1
     assert cuda_products.slices(1, 1, 47) == 1
+    monkeypatch.setattr(cuda_products, "_is_faster_in_pieces", lambda device: True)
+    weight = torch.empty(784, 500)
+    assert cuda_products.in_pieces(1000, weight)
+    assert not cuda_products.in_pieces(100, weight)
+    assert not cuda_products.in_pieces(1000, weight[:40])
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert not cuda_products.in_pieces(1000, weight)
 
 
 def test_dense_images_too():

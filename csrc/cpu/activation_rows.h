@@ -47,7 +47,7 @@ inline void activation_backward_rows(const ActivationArgs& a, int64_t begin, int
     for (int64_t i = 0; i < a.D; ++i) sum[i] = 0.0f;
     const int64_t last = (block + 1) * kActivationBlock < a.rows ? (block + 1) * kActivationBlock : a.rows;
     for (int64_t row = block * kActivationBlock; row < last; ++row) {
-      const float *out = a.out + row * a.D, *grad = a.grad + row * a.D;
+      const float *out = a.out + row * a.D, *grad = a.grad + row * a.grad_stride;
       float* grad_input = a.grad_input + row * a.D;
       switch (a.activation) {
         case Activation::none: add_gradients<Activation::none>(out, grad, grad_input, sum, a.D); break;

@@ -9,6 +9,12 @@ namespace aevb::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kResident = 4;  // blocks on a multiprocessor at once: 64 registers a thread
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 1000
+constexpr int kResidentHalf = 3;  // which half precision runs out of there
+#else
+constexpr int kResidentHalf = 4;
+#endif
 constexpr int kTile = 4096;       // elements of a tile: whole rows, or a part of one long row
 constexpr int kSmallTile = 1024;  // of a tensor too small to fill the GPU with the other
 
@@ -30,7 +36,8 @@ struct ForwardArgs {
 };
 
 template <class T, bool kSample, bool kPlain>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) gaussian_tile(const ForwardArgs<T> a) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kResidentHalf)
+    gaussian_tile(const ForwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   AEVB_SHARED(float4, tile_vectors, kTile / 4 + V / 2);  // twice the KL of each element
   AEVB_SHARED(float, group_sum, 2 * kTile / kGroup);
@@ -61,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) gaussian_til
   };
 
   if constexpr (kPlain) {
-    constexpr int kAtOnce = 2;
+    constexpr int kAtOnce = sizeof(T) == 4 ? 2 : 1;  // runs of 4, or one of 8, as registers allow
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(kSample ? *a.seeds.seeds : 0));
     const int n = tile.rows * tile.columns;
     for (int k0 = threadIdx.x * V; k0 < n; k0 += kAtOnce * kThreads * V) {
@@ -162,7 +169,7 @@ AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, const PhiloxKeys& keys, i
 }
 
 template <class T, bool kManySamples, bool kPlain>
-__global__ void __launch_bounds__(kThreads, kManySamples && sizeof(T) < 4 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, kManySamples && sizeof(T) < 4 ? 2 : kResident)
     gaussian_gradient(const BackwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   const int64_t D = a.D.divisor(), count = a.B * D;

@@ -4,22 +4,38 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <string>
+
 #include "gpu.h"
 
 namespace aevb::cuda {
 namespace {
 
-// x [rows, D] as three bfloat16 tensors whose sum it is: [3, rows, D], or by columns [rows, 3, D rounded up to 8].
-Tensor split_in_bfloat16(const Tensor& x, bool by_columns) {
+// x (rows, D), float32 or bytes, as bfloat16 pieces in the order of `pieces`, letters of "hml" for high, middle and
+// low: by columns (rows, pieces, D), by rows (pieces, rows, D); D, or the rows, are rounded up to 8 with zeros.
+Tensor split_in_bfloat16(const Tensor& x, std::string pieces, bool by_rows) {
   const char* op = "split_bfloat16";
-  const auto [rows, D] = check_rows(op, "x", x);
-  if (sizes_of(x).size() != 2) fail(op, "x has shape ", shape_text(x), "; expected (rows, D)");
-  const int64_t width = by_columns ? (D + 7) / 8 * 8 : D;
+  const ScalarType dtype = x.scalar_type();
+  const bool bytes = dtype == ScalarType::Bool || dtype == ScalarType::Byte;
+  const Sizes sizes = sizes_of(x);
+  if ((dtype != ScalarType::Float && !bytes) || sizes.size() != 2)
+    fail(op, "x has shape ", shape_text(x), " and dtype ", dtype_text(dtype), "; expected float32 or bytes, (rows, D)");
+  const std::string names = "hml";
+  uint32_t order = 0;
+  for (size_t p = 0; p < pieces.size(); ++p) {
+    const size_t which = names.find(pieces[p]);
+    if (which == std::string::npos || pieces.size() > 16) fail(op, "pieces is ", pieces, "; expected letters of hml");
+    order |= static_cast<uint32_t>(which) << (2 * p);
+  }
+  const auto rounded = [](int64_t n) { return (n + 7) / 8 * 8; };
+  const int64_t count = static_cast<int64_t>(pieces.size()), rows = sizes[0], D = sizes[1], width = rounded(D);
+  const int64_t height = by_rows ? rounded(rows) : rows;
   Gpu gpu(x);
-  Tensor pieces = gpu.empty(by_columns ? Sizes{rows, 3, width} : Sizes{3, rows, width}, ScalarType::BFloat16);
-  gpu.split_bfloat16({x.const_data_ptr<float>(), rows, D, pieces.mutable_data_ptr(), by_columns ? width : rows * width,
-                      by_columns ? 3 * width : width, width});
-  return pieces;
+  const Matrix from = matrix(x, D);
+  Tensor to = gpu.empty(by_rows ? Sizes{count, height, width} : Sizes{rows, count, width}, ScalarType::BFloat16);
+  gpu.split_bfloat16({from.rows, rows, D, order, static_cast<int>(count), to.mutable_data_ptr(),
+                      by_rows ? height * width : width, by_rows ? width : count * width, height, width});
+  return to;
 }
 
 // activation(scale * the sum of pieces [count, rows, D] over their first dimension + bias): [rows, D].

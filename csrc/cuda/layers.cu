@@ -77,7 +77,7 @@ struct ActivationKernelArgs {
 template <Activation kActivation>
 __global__ void __launch_bounds__(kThreads) activation_gradients(const ActivationKernelArgs k) {
   AEVB_SHARED(float, sums, kThreads);
-  constexpr int kAtOnce = 8;  // rows under way
+  constexpr int kAtOnce = 16;  // rows under way
   const ActivationArgs& a = k.activation;
   const int64_t D = a.D, group = k.column_blocks.divide(blockIdx.x);
   const int64_t column = (blockIdx.x - group * k.column_blocks.divisor()) * kColumns + threadIdx.x % kColumns;
@@ -98,12 +98,12 @@ __global__ void __launch_bounds__(kThreads) activation_gradients(const Activatio
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         y[j] = value((row + j) * D + column);
-        grad[j] = a.grad[(row + j) * D + column];
+        grad[j] = a.grad[(row + j) * a.grad_stride + column];
       }
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) add((row + j) * D + column, y[j], grad[j]);
     }
-    for (; row < last; ++row) add(row * D + column, value(row * D + column), a.grad[row * D + column]);
+    for (; row < last; ++row) add(row * D + column, value(row * D + column), a.grad[row * a.grad_stride + column]);
     if (k.row_blocks > kBlocksOfRows) a.partial_sum[block * D + column] = sum;
   }
   if (k.row_blocks > kBlocksOfRows) return;  // the same for the whole grid
@@ -128,28 +128,47 @@ __global__ void __launch_bounds__(kThreads) join_row_blocks(const ActivationKern
 
 int64_t row_blocks_of(const ActivationArgs& a) { return (a.rows + kActivationBlock - 1) / kActivationBlock; }
 
-// ---- float32 as three bfloat16 --------------------------------------------------------------------------------------
-
-constexpr int kPieces = 3;
+// ---- float32 as bfloat16 pieces -------------------------------------------------------------------------------------
 
 struct SplitKernelArgs {
   SplitArgs split;
-  Divider width;
-  int64_t elements;  // rows * width
+  Divider row_vectors;  // width / V
+  int64_t vectors;      // height * width / V
 };
 
-__global__ void __launch_bounds__(kThreads) split_elements(const SplitKernelArgs k) {
-  const SplitArgs& a = k.split;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= k.elements) return;
-  const int64_t row = k.width.divide(i), column = i - row * k.width.divisor();
-  float left = column < a.D ? a.x[row * a.D + column] : 0.0f;
-  BFloat16* to = static_cast<BFloat16*>(a.pieces) + row * a.row_stride + column;
+// Elements [column, column + V) of a row, zeros beyond D.
+template <int V, class T>
+AEVB_DEVICE void read_padded(const T* row, int64_t column, int64_t D, bool wide, float* x) {
+  if (wide && column + V <= D) return load<V>(row + column).unpack_to(x);
 #pragma unroll
-  for (int p = 0; p < kPieces; ++p, to += a.piece_stride) {
-    store_one(left, to);
-    const float rest = left - round_to<BFloat16>(left);  // exact
-    left = abs_of(rest) < infinity() ? rest : 0.0f;      // nothing is left of what is not finite
+  for (int i = 0; i < V; ++i) x[i] = column + i < D ? load_one(row + column + i) : 0.0f;
+}
+
+// A thread takes V neighbouring elements of a row.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) split_rows(const SplitKernelArgs k, bool wide) {
+  const SplitArgs& a = k.split;
+  const int64_t vector = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (vector >= k.vectors) return;
+  const int64_t row = k.row_vectors.divide(vector), column = (vector - row * k.row_vectors.divisor()) * V;
+  float high[V] = {}, middle[V] = {}, low[V] = {};
+  if (row < a.rows) read_padded<V>(static_cast<const T*>(a.x.data) + row * a.x.stride, column, a.D, wide, high);
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      // What is left of x after a piece is exact; of what is not finite, nothing is.
+      const auto rest = [](float x) {
+        const float left = x - round_to<BFloat16>(x);
+        return abs_of(left) < infinity() ? left : 0.0f;
+      };
+      middle[i] = rest(high[i]);
+      low[i] = rest(middle[i]);
+    }
+  }
+  BFloat16* to = static_cast<BFloat16*>(a.to) + row * a.row_stride + column;
+  for (int p = 0; p < a.pieces; ++p, to += a.piece_stride) {
+    const uint32_t which = a.order >> (2 * p) & 3u;
+    store<V>(which == 0 ? high : which == 1 ? middle : low, to);
   }
 }
 
@@ -225,10 +244,16 @@ const char* activation_backward(const ActivationArgs& a, float* scratch, void* s
 }
 
 const char* split_bfloat16(const SplitArgs& a, void* stream) {
-  const int64_t elements = a.rows * a.width;
-  if (elements == 0) return nullptr;
-  const SplitKernelArgs args{a, Divider(a.width), elements};
-  AEVB_LAUNCH(split_elements, blocks(elements, kThreads), kThreads, static_cast<cudaStream_t>(stream), args);
+  constexpr int V = 4;
+  if (a.height == 0 || a.width == 0) return nullptr;
+  const SplitKernelArgs args{a, Divider(a.width / V), a.height * (a.width / V)};
+  const bool bytes = a.x.dtype == Dtype::uint8;
+  const bool wide = a.x.stride % V == 0 && is_aligned(a.x.data, V * size_of(a.x.dtype));
+  const auto on = static_cast<cudaStream_t>(stream);
+  if (bytes)
+    AEVB_LAUNCH((split_rows<uint8_t, V>), blocks(args.vectors, kThreads), kThreads, on, args, wide);
+  else
+    AEVB_LAUNCH((split_rows<float, V>), blocks(args.vectors, kThreads), kThreads, on, args, wide);
   return status();
 }
 

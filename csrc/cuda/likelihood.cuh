@@ -147,9 +147,19 @@ struct ForwardArgs {
   T* grad_output;  // [R, D]; may be `output`; with kLogvar may be null
 };
 
-// Blocks on a multiprocessor at once, as registers allow: 128 a thread, or 80.
+// Blocks on a multiprocessor at once, as registers allow: 128 a thread, 80, or 64; from sm_100 on it takes more of
+// them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 template <class L, bool kGrad, int V>
-constexpr int kResident = V > 4 || (kGrad && !L::kProduct) ? 2 : 3;
+constexpr int kResident = L::kLogvar                         ? (kGrad && V > 4 ? 1 : 2)
+                          : V > 4 || (kGrad && !L::kProduct) ? 2
+                                                             : 3;
+#else
+template <class L, bool kGrad, int V>
+constexpr int kResident = V > 4 || (kGrad && !L::kProduct) ? 2
+                          : V > 2 || L::kLogvar            ? 3
+                                                           : 4;
+#endif
 
 // kLanes / V threads share a unit: each adds up V neighbouring lanes of every group.
 template <class L, bool kGrad, int V, class T, class X>
@@ -237,7 +247,6 @@ struct BackwardArgs {
   Divider x_rows;
   int64_t vectors, D;  // R * D / V
   bool by_rows;        // rows matter: strides, samples, or a gradient for each
-  bool done_for_1;     // what there is to do is done if grad[0] is 1
   float grad_scale;
   const float* grad;
   int64_t grad_sample_stride, grad_stride;
@@ -290,10 +299,20 @@ AEVB_DEVICE void gradient_vectors(const BackwardArgs<L, T, X>& a, int64_t first)
 template <class L, int V, class T, class X>
 __global__ void __launch_bounds__(kThreads) log_prob_gradient(const BackwardArgs<L, T, X> a) {
   constexpr int kVectors = kVectorsAtOnce * kThreads;  // of a block
-  if (a.done_for_1 && *a.grad == 1.0f) return;
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kVectors + threadIdx.x; first < a.vectors;
-       first += static_cast<int64_t>(gridDim.x) * kVectors)
+  gradient_vectors<L, V>(a, static_cast<int64_t>(blockIdx.x) * kVectors + threadIdx.x);
+}
+
+// The same where it is done already if grad[0] is 1, which it mostly is: so the grid is no larger than fills the GPU,
+// but where elements are read one by one.
+template <class L, int V, class T, class X>
+__global__ void __launch_bounds__(kThreads) log_prob_gradient_unless_1(const BackwardArgs<L, T, X> a) {
+  constexpr int kVectors = kVectorsAtOnce * kThreads;
+  if (*a.grad == 1.0f) return;
+  int64_t first = static_cast<int64_t>(blockIdx.x) * kVectors + threadIdx.x;
+  if constexpr (Beside<X>::kAtRunTime)
     gradient_vectors<L, V>(a, first);
+  else
+    for (; first < a.vectors; first += static_cast<int64_t>(gridDim.x) * kVectors) gradient_vectors<L, V>(a, first);
 }
 
 // ---- which kernel ---------------------------------------------------------------------------------------------------
@@ -366,16 +385,20 @@ const char* launch_gradient(const LikelihoodArgs& a, int multiprocessors, void* 
                                      vectors,
                                      a.D,
                                      by_rows,
-                                     a.done_for_1,
                                      a.grad_scale,
                                      a.grad,
                                      a.grad_sample_stride,
                                      a.grad_stride,
                                      static_cast<T*>(a.grad_output)};
-    unsigned grid = blocks(vectors, kVectorsAtOnce * kThreads);
-    // Mostly it has nothing to do then, and is no larger than fills the GPU.
-    if (a.done_for_1) grid = std::min(grid, 8 * static_cast<unsigned>(multiprocessors));
-    AEVB_LAUNCH((log_prob_gradient<L, V, T, X>), grid, kThreads, static_cast<cudaStream_t>(stream), args);
+    const unsigned grid = blocks(vectors, kVectorsAtOnce * kThreads);
+    const auto on = static_cast<cudaStream_t>(stream);
+    if (!a.done_for_1) {
+      AEVB_LAUNCH((log_prob_gradient<L, V, T, X>), grid, kThreads, on, args);
+    } else if constexpr (L::kLoss) {
+      const unsigned filling =
+          Beside<X>::kAtRunTime ? grid : std::min(grid, 8u * static_cast<unsigned>(multiprocessors));
+      AEVB_LAUNCH((log_prob_gradient_unless_1<L, V, T, X>), filling, kThreads, on, args);
+    }
     return status();
   });
 }

@@ -13,17 +13,17 @@ struct SigmoidResidual {
 AEVB_FORMULA SigmoidResidual sigmoid_residual(float logit, float x, float x_scale) {
   const float e = exp_minus(abs_of(logit));
   const float tail = e * rcp_in_range(1.0f + e);
-  const uint32_t sign = bits_of(logit) & 0x80000000u,
-                 negative = static_cast<uint32_t>(-static_cast<int32_t>(sign >> 31));
+  const uint32_t sign = bits_of(logit) & 0x80000000u;
   // -0 where the logit is negative, else -1: as bits, since ptxas 13.0 takes a choice between the two for one between
   // the integers 0 and -1, and loses the sign of 0.
-  const float minus_nearest = float_of(0x80000000u | (0x3f800000u & ~negative));
+  const float nearest = static_cast<int32_t>(bits_of(logit)) < 0 ? 0.0f : 1.0f;
+  const float minus_nearest = float_of(bits_of(nearest) | 0x80000000u);
   return {fmadd(x_scale, x, minus_nearest) + float_of(bits_of(tail) | sign), tail};
 }
 
 // The decoder's output is the logit: -log p = max(l, 0) - x l + log(1 + exp(-|l|)).
 struct BernoulliLogits {
-  static constexpr bool kProduct = true, kLogvar = false;
+  static constexpr bool kProduct = true, kLogvar = false, kLoss = true;
   float x_scale;
 
   AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float logit, float, float x) const {
@@ -39,7 +39,7 @@ struct BernoulliLogits {
 
 // The decoder's output is the probability, as in F.binary_cross_entropy: each logarithm is clamped at -100.
 struct BernoulliProbs {
-  static constexpr bool kProduct = false, kLogvar = false;
+  static constexpr bool kProduct = false, kLogvar = false, kLoss = true;
   float x_scale;
 
   AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float p, float, float x) const {

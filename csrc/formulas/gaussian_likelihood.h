@@ -45,7 +45,7 @@ AEVB_FORMULA LikelihoodGradient gaussian_gradient(float output, float x, float x
 // One logvar for all elements.
 template <bool kSigmoid>
 struct GaussianMeans {
-  static constexpr bool kProduct = false, kLogvar = false;
+  static constexpr bool kProduct = false, kLogvar = false, kLoss = false;
   float x_scale, inverse_sd, normaliser;
 
   static AEVB_FORMULA GaussianMeans with_logvar(float logvar, float x_scale) {
@@ -63,7 +63,7 @@ struct GaussianMeans {
 // A logvar for each element.
 template <bool kSigmoid>
 struct GaussianMeansAndLogvars {
-  static constexpr bool kProduct = false, kLogvar = true;
+  static constexpr bool kProduct = false, kLogvar = true, kLoss = false;
   float x_scale;
 
   AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float output, float logvar, float x) const {

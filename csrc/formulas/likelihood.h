@@ -4,7 +4,7 @@
 //   add_neg_log_prob -> {sum + linear, excess}   -log p(x|z) = linear + log(1 + excess), excess >= 0
 //   grad             -> d log p(x|z) / d output, and d logvar
 // kProduct: whether it has an excess. A row is summed as sum(linear) + log(prod(1 + excess)): one logarithm serves many
-// elements.
+// elements. kLoss: whether there is a negative ELBO with it, in one op.
 #pragma once
 #include "elementary.h"
 
