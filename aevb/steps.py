@@ -7,7 +7,6 @@ CPU. `DistributedStep` is that of several processes; `GraphStep` is any of them 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from . import cuda_products
+from . import cuda_graphs, cuda_products
 from .chunks import FEWEST_ROWS, both_kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
@@ -430,17 +429,12 @@ class GraphStep:
         self.inputs.set(index, batch_seed, noise_seed, self.step.criterion.beta)
         if self.warm_up > 0:
             self.warm_up -= 1
-            return self._beside()
+            return cuda_graphs.beside(self._take)
         if self.graph is None and not self._capture():
             return self.step(index, batch_seed, noise_seed)
         assert self.graph is not None
         self.graph.replay()
         return Outcome(self.outcome.numbers.clone())
-
-    @functools.cached_property
-    def stream(self) -> torch.cuda.Stream:
-        """The stream that is captured."""
-        return torch.cuda.Stream()
 
     def _take(self) -> Outcome:
         """A step of the inputs, which the graph reads. A beta that is a number is read where it is too."""
@@ -452,28 +446,13 @@ class GraphStep:
         finally:
             criterion.beta = beta
 
-    def _beside(self) -> Outcome:
-        """A step as it is, on the stream that will be captured, as capturing wants it."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            outcome = self._take()
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return outcome
-
     def _capture(self) -> bool:
         self.step.optimizer.zero_grad(set_to_none=True)
-        current = None
         try:
-            graph = torch.cuda.CUDAGraph()
-            current = torch.cuda.current_stream()
-            with torch.cuda.graph(graph, stream=self.stream):
-                self.outcome = self._take()
-            self.graph = graph
+            self.graph, self.outcome = cuda_graphs.capture(self._take)
         except RuntimeError as error:
             self.given_up = True
-            if current is not None:  # where ending the capture failed too, nobody came back from its stream
-                torch.cuda.set_stream(current)
-            first: BaseException = error  # ... and this is of the ending; what went wrong before says why
+            first: BaseException = error  # where ending the capture failed too, what went wrong before says why
             while first.__context__ is not None:
                 first = first.__context__
             reason = str(first).splitlines()[0] if str(first) else type(first).__name__

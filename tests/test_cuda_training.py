@@ -175,6 +175,40 @@ def test_a_replay_does_not_wait_for_the_gpu():
         torch.cuda.synchronize()
 
 
+@pytest.mark.skipif(DRY > 0, reason="a dry run: needs CUDA's run-time")
+@pytest.mark.parametrize("criterion", [{}, {"free_bits": 0.5}], ids=["direct", "with autograd"])
+def test_a_graph_survives_those_of_torch_compile(criterion):
+    """Which give back cuBLAS's workspaces, to which a captured product writes; and the end of other graphs."""
+
+    def index(i):
+        return torch.arange(i, i + 20, device=GPU)
+
+    first, kept, plain = (graph_step("adam", **criterion) for _ in range(3))
+    plain.warm_up = 10**9
+    seeds = torch.tensor(1, device=GPU), torch.tensor(2, device=GPU)
+    for i in range(5):
+        for step in (first, kept, plain):
+            step(index(i), *seeds)
+    del first, step
+    torch._dynamo.reset()
+    weight = torch.randn(300, 300, device=GPU, requires_grad=True)
+    compiled = torch.compile(lambda w: torch.tanh(w @ w @ w).sum(), mode="reduce-overhead")
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        torch.autograd.grad(compiled(weight), weight)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    poison = [torch.full((2**k,), float("nan"), device=GPU) for k in range(4, 26)]
+    third = graph_step("adam", **criterion)
+    for i in range(5, 40):
+        third(index(i), *seeds)
+        assert torch.equal(kept(index(i), *seeds).numbers, plain(index(i), *seeds).numbers)
+    assert all(t.isnan().all() for t in poison)
+    for a, b in zip(kept.step.model.parameters(), plain.step.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    torch._dynamo.reset()
+
+
 def test_the_capturable_adagrad_is_torchs():
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(7, 5, device=GPU)) for _ in range(2)]

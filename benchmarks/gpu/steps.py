@@ -211,15 +211,14 @@ class StepCase:
 
     def providers(self) -> dict[str, Callable[[], Step]]:
         """The most wanted first."""
-        found: dict[str, Callable[[], Step]] = {
-            "eager": lambda: Step(self, plain_loss),
-            "aevb, trainer": lambda: TrainerStep(self),
-        }
+        found: dict[str, Callable[[], Step]] = {"eager": lambda: Step(self, plain_loss)}
         if self.device != "cpu":
+            # Before anything is captured: as it records its graphs, it gives back the workspaces that others' write to.
             overhead: Any = {"mode": "reduce-overhead"}
             found["compile, reduce-overhead"] = lambda: Step(
                 self, plain_loss, self.compiled(**overhead), marks_steps=True
             )
+        found["aevb, trainer"] = lambda: TrainerStep(self)
         if has_jax():
             found["jax"] = lambda: JaxStep(self, "tensorfloat32" if self.tf32 else "highest")
         if self.tf32:
