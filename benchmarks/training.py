@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from . import cases
@@ -23,9 +23,9 @@ TARGET_ELBO = -103.0  # nats
 SCRIPTS = Path(__file__).parent / "scripts"
 PROVIDERS = {  # what a run is called, and its script; none for `aevb train`
     "aevb train": None,
-    "a script in the style of pytorch/examples": "vae_pytorch.py",
-    "a lean PyTorch script": "vae_pytorch_lean.py",
     "a JAX and Optax script": "vae_jax.py",
+    "a lean PyTorch script": "vae_pytorch_lean.py",
+    "a script in the style of pytorch/examples": "vae_pytorch.py",
 }
 TARGETS = {"a script in the style of pytorch/examples": 2.0, "a JAX and Optax script": 1.0}  # times aevb's wall time
 
@@ -81,23 +81,29 @@ def reached(points: list[Json]) -> float | None:
     return next((point["seconds"] for point in points if point["test_elbo"] >= TARGET_ELBO), None)
 
 
-def learn(data: str, runs: int, epochs: int, device: str = "cpu") -> Json:
-    """Each provider's runs, by turns, and when they reach the target."""
+def learn(
+    data: str, runs: int, epochs: int, device: str = "cpu", save: Callable[[Json], None] = lambda found: None
+) -> Json:
+    """Each provider's runs, by turns, and when they reach the target; `save` is called with what there is after each
+    run."""
     data = str(Path(data).resolve())  # "mnist" is a folder here, and not the data set of that name
     names = [name for name, script in PROVIDERS.items() if script != "vae_jax.py" or has_jax()]
     found: dict[str, list[list[Json]]] = {name: [] for name in names}
+    about: Json = {"target_elbo": TARGET_ELBO, "targets": TARGETS, "epochs": epochs}
     for seed in range(runs):
         turn = seed % len(names)
         for name in (*names[turn:], *names[:turn]):
             print(f"  seed {seed}, {name} ...", flush=True)
             found[name].append(run(PROVIDERS[name], data, epochs, seed, device))
-    providers: Json = {}
-    for name in names:
-        seconds = [reached(points) for points in found[name]]
-        whole = [s for s in seconds if s is not None]
-        providers[name] = {
-            "runs": found[name],
-            "reached": len(whole),
-            "seconds": quartiles(whole) if whole else None,  # of those that reached it
-        }
-    return {"target_elbo": TARGET_ELBO, "targets": TARGETS, "epochs": epochs, "providers": providers}
+            save(about | {"providers": {name: _summary(points) for name, points in found.items() if points}})
+    return about | {"providers": {name: _summary(points) for name, points in found.items()}}
+
+
+def _summary(runs: list[list[Json]]) -> Json:
+    seconds = [reached(points) for points in runs]
+    whole = [s for s in seconds if s is not None]
+    return {
+        "runs": runs,
+        "reached": len(whole),
+        "seconds": quartiles(whole) if whole else None,  # of those that reached it
+    }

@@ -241,7 +241,12 @@ class Session:
     def commands(self, runs: int) -> None:
         """From a command to a trained model, by `aevb train` and by scripts."""
         assert self.data, "the commands need MNIST: --data DIR"
-        self.found["commands"] = learn(self.data, runs, 30, self.device)
+
+        def save(found: Json) -> None:
+            self.found["commands"] = found
+            self.save()
+
+        learn(self.data, runs, 30, self.device, save)
 
 
 def _marking_steps(function: Function) -> Function:
