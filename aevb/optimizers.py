@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _C  # noqa: F401  registers the ops
+
+_adam_step = torch.ops.aevb.adam_.default
+
 
 class _Light(torch.optim.Optimizer):
     """PyTorch wraps these in something that imports torch._dynamo: a second that training does not need."""
@@ -19,6 +23,46 @@ class _Light(torch.optim.Optimizer):
 
 class _Adam(_Light, torch.optim.Adam):
     pass
+
+
+class _GpuAdam(_Adam):
+    """With a kernel of our own where the weights are float32. PyTorch's leaves most of a GPU idle for a model of less
+    than ten million weights: of a captured step of 100 images it took 71 of 182 us on an H100."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None or not all(map(self._is_plain, self.param_groups)):
+            return inspect.unwrap(torch.optim.Adam.step)(self, closure)
+        for group in self.param_groups:
+            weights: list[Tensor] = []
+            kept: tuple[list[Tensor], ...] = [], [], [], [], []  # grads, means, squares, largest squares, steps
+            self._init_group(group, weights, *kept)
+            grads, means, squares, _, steps = kept
+            if not weights:
+                continue
+            torch._foreach_add_(steps, 1)
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            rate = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
+            _adam_step(
+                weights, [g.contiguous() for g in grads], means, squares, steps, *rate, beta1, beta2, group["eps"]
+            )
+        return None
+
+    @staticmethod
+    def _is_plain(group: dict[str, Any]) -> bool:
+        """Whether the kernel knows the group: plain Adam, of float32 on a GPU."""
+        options = (
+            group["amsgrad"] or group["maximize"] or group["differentiable"] or group.get("decoupled_weight_decay")
+        )
+        plain = not options and group["weight_decay"] == 0 and all(0 < beta < 1 for beta in group["betas"])
+        rate = group["lr"]
+        on_gpu = not isinstance(rate, Tensor) or (rate.is_cuda and rate.dtype == torch.float32)
+        weights = (p for p in group["params"] if p.grad is not None)
+        return plain and on_gpu and all(_is_float32_on_gpu(p) and not p.grad.is_sparse for p in weights)
+
+
+def _is_float32_on_gpu(t: Tensor) -> bool:
+    return t.is_cuda and t.dtype == torch.float32 and t.is_contiguous()
 
 
 class _Adagrad(_Light, torch.optim.Adagrad):
@@ -44,7 +88,8 @@ class _CapturableAdagrad(_Adagrad):
 
 
 def _adam(parameters, lr: float | Tensor, device: torch.device) -> torch.optim.Optimizer:
-    adam = _Adam(parameters, lr=lr, fused=True, capturable=device.type == "cuda")
+    on_gpu = device.type == "cuda"
+    adam = (_GpuAdam if on_gpu else _Adam)(parameters, lr=lr, fused=True, capturable=on_gpu)
     adam._warned_capturable_if_run_uncaptured = True  # the steps before the captured one are meant
     return adam
 

@@ -168,6 +168,25 @@ struct SparseArgs {
   float* grad_weight;  // [H, D]
 };
 
+constexpr int kAdamTensors = 32;  // of a launch
+
+// A model's weights, and what Adam keeps of their gradients.
+struct AdamTensor {
+  float* weight;  // [size], as are the next
+  const float* grad;
+  float *mean, *square;
+  const float* step;  // [], how many there were with this one
+  int64_t size;
+  bool in_vectors;  // they are aligned to 16 bytes
+};
+struct AdamArgs {
+  AdamTensor tensor[kAdamTensors];
+  int64_t first_block[kAdamTensors];  // of a tensor
+  int count;
+  const float* lr;  // [], or null: fixed_lr
+  float fixed_lr, beta1, beta2, log_beta1, log_beta2, eps;
+};
+
 // Functions that the tests run over all of float; the names are those that Python sees.
 enum class Elementary {
   exp,

@@ -116,6 +116,12 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   // On a GPU: beta KL - log p(x|z) on average, the mean KL, and loss + ELBO, (3,).
   m.def("elbo_terms(Tensor log_prob, Tensor kl, Tensor? beta, float beta_scale) -> Tensor");
 
+  // On a GPU, a step of Adam over all weights: weights, means and squares are written over; lr is a tensor or a number.
+  m.def(
+      "adam_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] means, Tensor(c!)[] squares, Tensor[] steps, Tensor? "
+      "lr,"
+      " float fixed_lr, float beta1, float beta2, float eps) -> ()");
+
   // Uninitialised memory for a large result of Python's own making, from where kernels' results come.
   m.def("empty(Tensor like, int[] size) -> Tensor");
 

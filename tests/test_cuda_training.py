@@ -11,11 +11,12 @@ import pytest
 import torch
 from conftest import DRY, GPU, HAS_CUDA
 from safetensors.torch import load_file
+from test_cuda import assert_returns_while_the_gpu_sleeps
 
 import aevb
 from aevb import pictures
 from aevb.data import Targets
-from aevb.optimizers import OPTIMIZERS, _CapturableAdagrad
+from aevb.optimizers import OPTIMIZERS
 from aevb.steps import GraphStep, training_step
 
 pytestmark = [
@@ -163,16 +164,7 @@ def test_a_replay_does_not_wait_for_the_gpu():
         index, seeds = torch.arange(20, device=GPU), (torch.tensor(1, device=GPU), torch.tensor(2, device=GPU))
         for _ in range(5):
             step(index, *seeds)
-        torch.cuda.synchronize()
-        torch.cuda._sleep(400_000_000)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for _ in range(3):
-                step(index, *seeds)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert not torch.cuda.current_stream().query()
-        torch.cuda.synchronize()
+        assert_returns_while_the_gpu_sleeps(lambda step=step, args=(index, *seeds): [step(*args) for _ in range(3)])
 
 
 @pytest.mark.skipif(DRY > 0, reason="a dry run: needs CUDA's run-time")
@@ -207,18 +199,3 @@ def test_a_graph_survives_those_of_torch_compile(criterion):
     for a, b in zip(kept.step.model.parameters(), plain.step.model.parameters(), strict=True):
         assert torch.equal(a, b)
     torch._dynamo.reset()
-
-
-def test_the_capturable_adagrad_is_torchs():
-    torch.manual_seed(0)
-    weights = [torch.nn.Parameter(torch.randn(7, 5, device=GPU)) for _ in range(2)]
-    twins = [torch.nn.Parameter(w.detach().clone()) for w in weights]
-    ours, theirs = _CapturableAdagrad(weights, lr=0.1), torch.optim.Adagrad(twins, lr=0.1)
-    for _ in range(20):
-        for a, b in zip(weights, twins, strict=True):
-            a.grad = torch.randn(7, 5, device=GPU)
-            b.grad = a.grad.clone()
-        ours.step()
-        theirs.step()
-    for a, b in zip(weights, twins, strict=True):
-        torch.testing.assert_close(a, b)

@@ -40,7 +40,7 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/build/jax} JA
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 # What has a test for a GPU. Not `tests`: others' imports may be missing on a machine that is bare but for torch.
 tests=(tests/test_cuda.py tests/test_cuda_training.py)
-for name in accuracy binarize estimators linear noise shapes steps; do tests+=("tests/test_$name.py"); done
+for name in accuracy binarize estimators gpu_layers linear noise optimizers shapes steps; do tests+=("tests/test_$name.py"); done
 
 summary=()
 failures=0

@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     session.file = folder / f"{session.found['machine']}.json" if folder else None
     if options.commands and session.file and session.file.exists():
         session.found = json.loads(session.file.read_text())
+        session.seconds_before = session.found["seconds"]
     try:
         if options.commands:
             session.attempt("commands", functools.partial(session.commands, options.commands))

@@ -80,7 +80,8 @@ def table(results: Json) -> str:
     if copy := results.get("copy_bytes_per_second"):
         lines += [f"A copy moves {copy['median'] / 1e9:.0f} GB/s ({copy['q1'] / 1e9:.0f} - {copy['q3'] / 1e9:.0f})."]
     lines += [f"torch {results['torch']}; kernels {results['kernels']}; {results['date']}; {results['seconds']:.0f} s."]
-    lines += [f"Skipped: {text}" for text in results["skipped"]]
+    lines += [f"Skipped: {text}" for text in results["skipped"][:5]]
+    lines += [f"... and {more} more" for more in [len(results["skipped"]) - 5] if more > 0]
     lines += [f"WRONG: {text}" for text in results["wrong"]]
     lines += markdown(["of the copy bandwidth", "", *(_size(s) for s in _sizes(results))], _fractions(results))
     lines += markdown(["forward + backward, 64M", "", "median", "aevb is faster by"], _races(results["ops"], "peers"))

@@ -113,6 +113,7 @@ class Gpu {
   void add_pieces(const PiecesArgs& a) { check(cuda::add_pieces(a, place_.stream())); }
   void split_bfloat16(const SplitArgs& a) { check(cuda::split_bfloat16(a, place_.stream())); }
   void terms(const TermsArgs& a) { check(cuda::terms(a, place_.stream())); }
+  void adam(AdamArgs& a) { check(cuda::adam(a, place_.stream())); }
 
  private:
   // Memory for the length of an op. The allocator gives it out again only to work that comes later on this stream.

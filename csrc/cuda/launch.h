@@ -29,6 +29,7 @@ const char* add_pieces(const PiecesArgs& a, void* stream);
 const char* activation_backward(const ActivationArgs& a, float* scratch, void* stream);
 const char* split_bfloat16(const SplitArgs& a, void* stream);
 const char* terms(const TermsArgs& a, void* stream);
+const char* adam(AdamArgs& a, void* stream);
 
 // out[row] = factor * the sum of the row whose parts, [rows, parts], are nodes of its tree.
 const char* join(const float* partial, int64_t rows, int64_t parts, float factor, float* out, void* stream);
