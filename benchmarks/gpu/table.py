@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from ..measure import Json, duration
 from .work import TARGET_SIZE, M, Work
 
-# instructions that the kernels spend on an element (csrc/README.md), by which sampling is bound
 LIKELIHOODS = (
     ("gaussian_kl", None),
     ("bernoulli_log_prob", "float32"),
