@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import ops, reference
+from .plain_modules import is_plain
 from .products import ACTIVATIONS, activation_grads, product, rows_product
 
 # Of x that is not 0, up to which the sums of weights beat a dense product: on Zen 3 two to three times at a fifth, and
 # not at all at a half.
 SPARSE = 0.35
+FUSED = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 sparse_linear = torch.ops.aevb.sparse_linear.default
 sparse_weight_grad = torch.ops.aevb.sparse_linear_weight_grad.default
@@ -70,9 +72,36 @@ def _has_kernels(weight: Tensor, x: Tensor) -> bool:
     )
 
 
-def floating(x: Tensor, x_scale: float | None, weight: Tensor) -> Tensor:
-    x = x if x.is_floating_point() else x.to(weight.dtype)
+def floating(x: Tensor, x_scale: float | None, weight: Tensor | None) -> Tensor:
+    """``x_scale * x``; integers first become floating, in weight's dtype."""
+    x = x if x.is_floating_point() or weight is None else x.to(weight.dtype)
     return x if x_scale is None else x * x_scale
+
+
+def call(module: nn.Module, x: Tensor, x_scale: float | None = None, weight: Tensor | None = None) -> Tensor:
+    """``module(x_scale * x)``, where an `nn.Sequential`'s layers are `linear` if that is what they seem to be. x of
+    integers becomes floating in weight's dtype."""
+    if not is_plain(module, nn.Sequential):
+        return module(floating(x, x_scale, weight))
+    return call_all(list(module), x, x_scale, weight)
+
+
+def call_all(
+    layers: Sequence[nn.Module], x: Tensor, x_scale: float | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """`call` of one layer after the other."""
+    done = 0
+    while done < len(layers):
+        layer, *after = layers[done : done + 2]
+        activation = "none"
+        if is_plain(layer, nn.Linear):
+            activation = next((name for name, kind in FUSED.items() if after and is_plain(after[0], kind)), "none")
+            x = linear(x, layer.weight, layer.bias, activation, x_scale)
+        else:
+            x = layer(floating(x, x_scale, weight))
+        done += 1 if activation == "none" else 2
+        x_scale = None
+    return x if layers else floating(x, x_scale, weight)
 
 
 def is_sparse(x: Tensor) -> bool:

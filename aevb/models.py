@@ -7,17 +7,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .gaussian_likelihood import GaussianOutput
-from .layers import floating, linear
+from .layers import call, call_all, floating
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .loss import LIKELIHOODS
 from .ops import bernoulli_log_prob, gaussian_log_prob, sample_gaussian
+from .plain_modules import inherits, is_plain
 from .questions import Questions
 
 INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
@@ -39,8 +40,8 @@ class BaseVAE(Questions, nn.Module):
             1 / (12 * 255^2): below it a density says more than the data do, and has no bound where a pixel is constant.
     """
 
-    encoder: nn.Sequential
-    decoder: nn.Sequential
+    encoder: nn.Module
+    decoder: nn.Module
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class BaseVAE(Questions, nn.Module):
                 f"x is {x.dtype}; expected values in [0, 1], floating or bool: for pixels, x_scale=1/255, or x / 255"
             )
         if x.is_floating_point():
-            x = x.to(next(self.parameters()).dtype)
+            x = x.to(self._weight().dtype)
         mu, logvar = self._encoded(x, x_scale).chunk(2, dim=-1)
         return mu, logvar
 
@@ -110,16 +111,18 @@ class BaseVAE(Questions, nn.Module):
         return self._output(self._decoded(z))
 
     def recon(self, z: Tensor) -> Tensor | LinearLogits | GaussianOutput:
-        """What `FusedELBO` takes as `recon`: `decode(z)`, or what saves its memory."""
+        """What `FusedELBO` takes as `recon`: `decode(z)`, or what saves its memory, as `VAE`'s does."""
         return self.decode(z)
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), in nats, z's leading dimensions: x (..., data_dim), z (..., latent_dim) or (L, ..., latent_dim)
         for L samples."""
-        output = self.decode(z)
-        if isinstance(output, GaussianOutput):
-            return gaussian_log_prob(output.mean, x, output.logvar, sigmoid=True)
-        return bernoulli_log_prob(output, x)
+        recon = self.recon(z)
+        if isinstance(recon, LinearLogits):
+            return linear_bernoulli_log_prob(*recon, x)
+        if isinstance(recon, GaussianOutput):
+            return gaussian_log_prob(recon.mean, x, recon.logvar, sigmoid=True)
+        return bernoulli_log_prob(recon, x)
 
     def mean(self, z: Tensor) -> Tensor:
         """E[x|z], (..., data_dim): of bits the probability of each."""
@@ -149,7 +152,7 @@ class BaseVAE(Questions, nn.Module):
         """The pixel means, (n, data_dim), at n draws of z from the prior; no gradient."""
         if n < 0:
             raise ValueError(f"n is {n}; expected the number of samples")
-        weight = next(self.parameters())
+        weight = self._weight()
         z = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
         return self.mean(z)
 
@@ -188,6 +191,11 @@ class BaseVAE(Questions, nn.Module):
         if not isinstance(model, cls):
             raise ValueError(f"{path} holds a {kind.__name__}; expected a {cls.__name__}")
         return model
+
+    def _weight(self) -> Tensor:
+        """A tensor of the model's dtype and device."""
+        tensors = itertools.chain(self.parameters(), self.buffers())  # of a quantized model no parameters may be left
+        return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
 
     # ---- what a model has of its own ----
 
@@ -261,34 +269,46 @@ class VAE(BaseVAE):
             raise ValueError(f"hidden_dims is {min(hidden)}; expected at least 1")
         self.hidden_dims = hidden
         self.encoder = _mlp([data_dim, *hidden, 2 * latent_dim], generator)
-        self.decoder = _mlp([latent_dim, *reversed(hidden), self._outputs * data_dim], generator)
-        _set_logvar_bias(self.decoder[-1], self._outputs)
+        self.decoder = decoder = _mlp([latent_dim, *reversed(hidden), self._outputs * data_dim], generator)
+        _set_logvar_bias(decoder[-1], self._outputs)
 
     def options(self) -> dict[str, Any]:
         return {"data_dim": self.data_dim, "hidden_dims": self.hidden_dims, **super().options()}
 
     def recon(self, z: Tensor) -> Tensor | LinearLogits | GaussianOutput:
         """What `FusedELBO` takes as `recon`: of a Bernoulli the logits that nobody has computed yet."""
-        return self.linear_logits(z) if self.likelihood == "bernoulli" else self.decode(z)
+        return self.decode(z) if self._why_not_linear() else self.linear_logits(z)
 
     def linear_logits(self, z: Tensor) -> LinearLogits:
-        """The logits of a Bernoulli p(x|z) that nobody has computed yet, for `FusedELBO` in place of `decode(z)`."""
-        _check_last(z, "z", self.latent_dim)
-        last = self.decoder[-1]
-        assert isinstance(last, nn.Linear)
-        return LinearLogits(_hidden(self.decoder, z), last.weight, last.bias)
+        """The logits of a Bernoulli p(x|z) that nobody has computed yet, for `FusedELBO` in place of `decode(z)`.
 
-    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z), in nats, z's leading dimensions: x (..., data_dim), z (..., latent_dim) or (L, ..., latent_dim)
-        for L samples. A Bernoulli's logits are never in memory."""
-        recon = self.recon(z)
-        return linear_bernoulli_log_prob(*recon, x) if isinstance(recon, LinearLogits) else super().log_prob(x, z)
+        Raises ValueError where the last layer is more than a product with its weight: then `recon` is `decode`.
+        """
+        _check_last(z, "z", self.latent_dim)
+        if reason := self._why_not_linear():
+            raise ValueError(f"{reason}; expected a plain nn.Linear at the end: use recon(z), which calls it")
+        hidden: list[nn.Module]
+        last: nn.Linear
+        *hidden, last = self.decoder.children()  # type: ignore[assignment]
+        return LinearLogits(call_all(hidden, z), last.weight, last.bias)
+
+    def _why_not_linear(self) -> str | None:
+        """What `decode` does other than a product with the last layer's weight."""
+        if self.likelihood != "bernoulli":
+            return f"likelihood is {self.likelihood!r}"
+        if not inherits(self, VAE, "decode", "_decoded", "_output"):
+            return f"{type(self).__name__} decodes in its own way"
+        if not is_plain(self.decoder, nn.Sequential):
+            return f"the decoder, a {type(self.decoder).__name__}, does something of its own"
+        if len(self.decoder) == 0 or not is_plain(self.decoder[-1], nn.Linear):
+            return "the decoder's last layer does something of its own"
+        return None
 
     def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
-        return _last(self.encoder, _hidden(self.encoder, x, x_scale))
+        return call(self.encoder, x, x_scale, None if x.is_floating_point() else self._weight())
 
     def _decoded(self, z: Tensor) -> Tensor:
-        return _last(self.decoder, _hidden(self.decoder, z))
+        return call(self.decoder, z)
 
 
 class ConvVAE(BaseVAE):
@@ -343,13 +363,13 @@ class ConvVAE(BaseVAE):
             layer = _convolution(nn.ConvTranspose2d, before, after, generator, output_padding=padding)
             decoder += [nn.ReLU(), layer]
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder, nn.Flatten())
-        _set_logvar_bias(self.decoder[-2], self._outputs)
+        _set_logvar_bias(decoder[-1], self._outputs)
 
     def options(self) -> dict[str, Any]:
         return {"image_shape": self.image_shape, "channels": self.channels, **super().options()}
 
     def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
-        x = floating(x, x_scale, next(self.parameters()))
+        x = floating(x, x_scale, self._weight())
         return self.encoder(x.reshape(-1, self.data_dim)).view(*x.shape[:-1], 2 * self.latent_dim)
 
     def _decoded(self, z: Tensor) -> Tensor:
@@ -402,30 +422,6 @@ def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequenti
     for inputs, outputs in itertools.pairwise(sizes):
         layers += [_dense(inputs, outputs, generator), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
-
-
-def _hidden(mlp: nn.Sequential, x: Tensor, x_scale: float | None = None) -> Tensor:
-    """What the last hidden layer gives."""
-    *hidden, _ = mlp
-    for layer, activation in zip(hidden[::2], hidden[1::2], strict=True):
-        if is_plain(layer, nn.Linear) and is_plain(activation, nn.Tanh):
-            x = linear(x, layer.weight, layer.bias, "tanh", x_scale)
-        else:
-            x = activation(layer(floating(x, x_scale, next(layer.parameters()))))
-        x_scale = None
-    return x
-
-
-def _last(mlp: nn.Sequential, hidden: Tensor) -> Tensor:
-    last = mlp[-1]
-    return linear(hidden, last.weight, last.bias) if is_plain(last, nn.Linear) else last(hidden)
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> TypeGuard[Any]:
-    """Whether a call of the module is that of its class and no more: neither parametrized, nor with hooks, as pruning
-    and spectral norm have them."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) is kind and not hooks
 
 
 def _check_last(t: Tensor, name: str, size: int, hint: str = "") -> None:

@@ -21,8 +21,9 @@ from .chunks import FEWEST_ROWS, both_kernel, rows_of_chunk, sum_of_bounds, sum_
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
 from .loss import ESTIMATORS, FusedELBO
-from .models import VAE, BaseVAE, is_plain
+from .models import VAE, BaseVAE
 from .ops import GRADIENTS, mix_seed, on_reference, weigh_samples
+from .plain_modules import has_hooks, inherits, is_hooked, is_plain
 from .processes import Alone, Several
 from .products import ACTIVATIONS, activation_backward_, bias_activation, product, rows_product
 
@@ -70,13 +71,7 @@ class AutogradStep:
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         optimizer = self.optimizer
-        hooks = (
-            optimizer._optimizer_step_pre_hooks
-            or optimizer._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-        )
-        if hooks or "step" in vars(optimizer):  # a scheduler's
+        if _has_own_step(optimizer):
             optimizer.step()
         else:
             with torch.no_grad():
@@ -118,6 +113,23 @@ class AutogradStep:
     def of_whole_batch(self, kl: Tensor) -> Tensor:
         """kl so that its mean is that of the whole batch, which free bits and a capacity go by."""
         return kl
+
+
+def _has_own_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's step is more than that of a class of PyTorch's or of aevb's."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or "step" in vars(optimizer)  # a scheduler's
+        or not type(optimizer).__module__.startswith(("torch.optim.", "aevb."))
+    )
+
+
+def _calls_others(model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step runs somebody's Python, which a graph would leave out."""
+    return is_hooked(model) or has_hooks(criterion) or _has_own_step(optimizer)
 
 
 class _Objective(nn.Module):
@@ -166,24 +178,23 @@ class DistributedStep(AutogradStep):
         return kl + (self.processes.sum(self.share * mean).to(kl) - mean)
 
 
-def _is_plain(parameter: Tensor) -> bool:
-    hooks = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
-    return parameter.requires_grad and parameter.dtype == torch.float32 and parameter.is_leaf and not hooks
-
-
 def _is_known(model: nn.Module) -> bool:
-    """Whether the model is a Bernoulli VAE as `VAE` makes it, no layer replaced, frozen, shared, parametrized or
-    hooked."""
-    if not is_plain(model, VAE) or model.likelihood != "bernoulli":
+    """Whether the model is a Bernoulli VAE as `VAE` makes it, no layer replaced, frozen or shared, and each of them
+    plain."""
+    if not (is_plain(model, VAE) and inherits(model, VAE, "encode", "decode", "recon")):
+        return False
+    if model.likelihood != "bernoulli":
         return False
     mlps = [model.encoder, model.decoder]
+    if not all(is_plain(mlp, nn.Sequential) and len(mlp) % 2 for mlp in mlps):
+        return False
     layers = [layer for mlp in mlps for layer in mlp[::2]]
     return (
-        all(is_plain(mlp, nn.Sequential) for mlp in mlps)
-        and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
+        all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
         and all(is_plain(activation, nn.Tanh) for mlp in mlps for activation in mlp[1::2])
         and len(list(model.parameters())) == 2 * len(layers)
-        and all(map(_is_plain, model.parameters()))
+        and all(p.requires_grad and p.dtype == torch.float32 and p.is_leaf for p in model.parameters())
+        and not is_hooked(model)
     )
 
 
@@ -198,6 +209,7 @@ class DirectStep(AutogradStep):
         """Whether the model is one that this knows, and the kernels are there."""
         return (
             _is_known(model)
+            and is_plain(criterion, FusedELBO)
             and criterion.likelihood == model.likelihood
             and criterion.reduction == "mean"
             and not criterion.from_probs
@@ -298,8 +310,8 @@ class _Plan:
         def made(layer: nn.Linear, rows: int, activation: str) -> _Layer | _GpuLayer:
             return (_GpuLayer if self.on_gpu else _Layer)(layer, rows, activation)
 
-        self.first = made(encoder[0], B, "tanh" if len(encoder) > 1 else "none")
-        self.encoder = [made(layer, B, "tanh") for layer in encoder[1:-1]] + [made(encoder[-1], B, "none")]
+        activations = ["tanh"] * (len(encoder) - 1) + ["none"]
+        self.first, *self.encoder = (made(layer, B, a) for layer, a in zip(encoder, activations, strict=True))
         self.decoder = [made(layer, self.rows, "tanh") for layer in decoder]
         self.known_kl: tuple[float, Tensor] = (0.0, torch.empty(0))
         self.in_chunks = not 0 < self.rows <= rows_of_chunk(last.weight)
@@ -490,7 +502,8 @@ def made_of(model: nn.Module, criterion: FusedELBO, optimizer: torch.optim.Optim
     hyperparameters in it."""
     parameters = list(model.parameters())
     options = [value for name, value in vars(criterion).items() if name != "beta" and not name.startswith("_")]
-    found: list = [criterion, *options, optimizer, *model.modules(), *parameters, _is_known(model)]
+    found: list = [criterion, *options, optimizer, *model.modules(), *parameters]
+    found += [_is_known(model), is_plain(criterion, FusedELBO), _calls_others(model, criterion, optimizer)]
     if any(p.is_cuda for p in parameters):
         states = [t for p in parameters for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
         found += [t.data_ptr() for t in (*parameters, *states)]
@@ -520,4 +533,5 @@ def training_step(
     direct = DirectStep.fits(model, criterion, batch.images, bf16)
     step = (DirectStep if direct else AutogradStep)(*parts)
     # What is gathered from the disk comes from the CPU, where no graph reaches.
-    return GraphStep(step, batch_size) if batch.images.is_cuda and not batch.streamed else step
+    in_graph = batch.images.is_cuda and not batch.streamed and not _calls_others(model, criterion, optimizer)
+    return GraphStep(step, batch_size) if in_graph else step

@@ -1,0 +1,60 @@
+"""Whether a module does what its class says and no more. Only then may its weights be read instead of calling it."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+_CALL = nn.Module.__call__
+# As PyTorch has them: of classes whose forward somebody had replaced before, none is.
+_FORWARD: dict[Any, Any] = {
+    kind: kind.forward
+    for kind in (nn.Linear, nn.Tanh, nn.ReLU, nn.Sequential)
+    if kind.forward.__module__ == kind.__module__ and not hasattr(kind.forward, "__wrapped__")
+}
+_ORDINARY = (Tensor, nn.Parameter, nn.Buffer)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> TypeGuard[Any]:
+    """Whether a call of the module is ``kind.forward`` of its own parameters.
+
+    It is not where the module is of another class, as after LoRA, quantization or a parametrization; where it has
+    hooks, as pruning, offloading, profilers and `register_module_forward_hook` set them; where a method was replaced
+    or the module compiled; or where a weight is a tensor with operations of its own, as a DTensor is.
+    """
+    own = vars(module)
+    return (
+        type(module) is kind
+        and _FORWARD.get(kind, kind.forward) is kind.forward
+        and nn.Module.__call__ is _CALL
+        and not has_hooks(module)
+        and not ("forward" in own or "_call_impl" in own or "_compiled_call_impl" in own)
+        and (kind is not nn.Linear or (_is_ordinary(module.weight) and _is_ordinary(module.bias)))
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module, or of any, calls somebody else's function too, forward or backward."""
+    of_all = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    of_all = of_all or torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
+    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(of_all or own)
+
+
+def is_hooked(model: nn.Module) -> bool:
+    """Whether a training step of the model calls somebody else's function: a hook of a module or of a parameter."""
+    of_parameters = (p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
+    return any(map(has_hooks, model.modules())) or any(of_parameters)
+
+
+def inherits(module: nn.Module, kind: type[nn.Module], *methods: str) -> bool:
+    """Whether the module, of a subclass of `kind`, has these methods from it."""
+    own, cls = vars(module), type(module)
+    return all(name not in own and getattr(cls, name) is getattr(kind, name) for name in methods)
+
+
+def _is_ordinary(t: Any) -> bool:
+    # PyTorch traces with its own fake tensors.
+    return t is None or type(t) in _ORDINARY or type(t).__module__.startswith("torch._subclasses.")
