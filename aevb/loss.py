@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import bounds, gaussian_likelihood, linear_likelihood, ops
 from .gaussian_likelihood import GaussianOutput
 from .linear_likelihood import LinearLogits
+from .shapes import checked_batch_dims, latents, say_one_datapoint
 
 
 class Estimator(NamedTuple):
@@ -47,10 +48,10 @@ class FusedELBO(nn.Module):
         z, kl = criterion.sample(mu, logvar)
         criterion(decoder(z), x, kl=kl)     # the KL comes from the pass that samples; every estimator
 
-    Shapes. mu's leading dimensions (all but its last) are the batch. x is (*batch, *datapoint) and recon (*samples,
-    *batch, *datapoint): everything after the batch is the datapoint, and may be laid out differently in the two (recon
-    (B, 784) goes with x (B, 1, 28, 28)). Extra leading dimensions of recon are samples. recon may be a `LinearLogits`:
-    then the logits of a decoder with a linear last layer are never in memory.
+    Shapes. mu's leading dimensions (all but its last, or `batch_dims`) are the batch. x is (*batch, *datapoint) and
+    recon (*samples, *batch, *datapoint): everything after the batch is the datapoint, and may be laid out differently
+    in the two (recon (B, 784) goes with x (B, 1, 28, 28)). Extra leading dimensions of recon are samples. recon may be
+    a `LinearLogits`: then the logits of a decoder with a linear last layer are never in memory.
 
     Likelihoods. With likelihood="bernoulli" recon holds logits (`bernoulli_log_prob`). With likelihood="gaussian" it is
     the means of N(mean, variance), or a `GaussianOutput`, whose variance may be learned (`gaussian_log_prob`); the loss
@@ -84,13 +85,17 @@ class FusedELBO(nn.Module):
         free_bits: nats that are free in each group of latent dimensions (see `aevb.free_bits`); "sgvb-b" only.
         groups: how many groups; by default each latent dimension is one.
         capacity: nats of KL to aim for: the loss has ``beta |KL - capacity|`` (see `aevb.capacity`); "sgvb-b" only.
+        batch_dims: how many leading dimensions are the batch; those of mu that follow are latent: 1 for mu (B, C, H,
+            W). By default all but the last; of more than two, a warning says so once. 0: one datapoint, whose kl is
+            0-d, as in a function that `torch.func.vmap` maps, where nothing needs to be said.
 
     The result is float32, in nats. recon, mu and logvar may be float32, bfloat16 or float16; x may be soft (in [0, 1];
     for likelihood="gaussian" anything finite), bool, or uint8 with x_scale; the arithmetic is float32.
 
     Raises:
         ValueError: an unknown reduction, estimator or likelihood, options that do not go together, or with recon,
-            neither or both of (mu, logvar) and kl, targets outside [0, 1] or not finite when validated.
+            neither or both of (mu, logvar) and kl, a kl that is not one number a datapoint, targets outside [0, 1] or
+            not finite when validated.
         RuntimeError: shapes, dtypes or devices that do not fit.
     """
 
@@ -112,6 +117,7 @@ class FusedELBO(nn.Module):
         free_bits: float | None = None,
         groups: int | None = None,
         capacity: Tensor | float | None = None,
+        batch_dims: int | None = None,
     ):
         super().__init__()
         if reduction not in ops.REDUCTIONS:
@@ -158,6 +164,7 @@ class FusedELBO(nn.Module):
         self.num_samples = num_samples
         self.free_bits = free_bits
         self.groups = groups
+        self.batch_dims = checked_batch_dims(batch_dims)
         self.capacity: Tensor | float | None
         if isinstance(capacity, Tensor):
             self.register_buffer("capacity", capacity, persistent=False)
@@ -202,12 +209,10 @@ class FusedELBO(nn.Module):
         `seed` and `generator` are those of `aevb.sample_gaussian`.
         """
         gradient = ESTIMATORS[self.estimator].gradient
-        if gradient is not None:
-            return ops.sample_gaussian_log_ratio(
-                mu, logvar, self.num_samples, gradient=gradient, seed=seed, generator=generator
-            )
-        z, kl = ops.sample_gaussian(mu, logvar, self.num_samples, seed=seed, generator=generator)
-        return z, kl if self.free_bits is None else self._closed_form_kl(mu, logvar)
+        z, kl = ops.sampled(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO")
+        if gradient is not None or self.free_bits is None:
+            return z, kl
+        return z, self._closed_form_kl(*latents(mu, logvar, self.batch_dims, "FusedELBO", 2))
 
     def forward(
         self,
@@ -228,6 +233,10 @@ class FusedELBO(nn.Module):
                 )
         elif mu is not None or logvar is not None:
             raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
+        if mu is not None and logvar is not None:
+            if mu.dim() == 1 and self.batch_dims is None and x.dim() > 1 and x.shape[0] == mu.shape[0]:
+                say_one_datapoint(mu, x, 5)
+            mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO", 5)
         recon = self._checked_recon(recon)
         if self.validate_args:
             (ops.check_finite if self.likelihood == "gaussian" else ops.check_targets)(x, self.x_scale)
@@ -267,15 +276,27 @@ class FusedELBO(nn.Module):
     def _check_kl(self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor, kl: Tensor) -> None:
         """That kl is what `sample` gives, and recon of as many samples: where L = B, shapes alone would not tell."""
         per_sample, groups = self._per_sample_kl(), self.free_bits is not None
-        if per_sample and (kl.dim() < 2 or kl.shape[0] != self.num_samples):
+        inner = per_sample or groups  # a dimension that is none of the batch
+        fewest = inner + (self.batch_dims is None and not ops.is_batched())
+        if per_sample and (kl.dim() < fewest or kl.shape[0] != self.num_samples):
             expected = f"(num_samples={self.num_samples}, *batch), log q(z|x) - log p(z) of each sample"
-        elif groups and (kl.dim() < 2 or self.groups not in (None, kl.shape[-1])):
+        elif groups and (kl.dim() < fewest or self.groups not in (None, kl.shape[-1])):
             expected = f"(*batch, groups{'' if self.groups is None else f'={self.groups}'}), for free_bits"
+        elif kl.dim() < fewest:
+            raise ValueError(
+                "kl is 0-d, which makes all of x one datapoint; expected one number for each, as aevb.sample_gaussian "
+                "and aevb.gaussian_kl give it, no mean or sum of them. Of a single datapoint: FusedELBO(batch_dims=0)"
+            )
         else:
             expected = None
         if expected:
             raise ValueError(
                 f"kl has shape {tuple(kl.shape)}; expected {expected}, as z, kl = criterion.sample(mu, logvar) gives it"
+            )
+        if self.batch_dims is not None and kl.dim() - inner != self.batch_dims:
+            raise ValueError(
+                f"kl has shape {tuple(kl.shape)} and batch_dims is {self.batch_dims}; expected one number for each "
+                f"datapoint, {self.batch_dims + inner} dimensions"
             )
         if kl.numel() == 0 or (self.num_samples is None and ESTIMATORS[self.estimator].gradient is None):
             return
@@ -312,8 +333,8 @@ class FusedELBO(nn.Module):
 
     def _closed_form_kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         if self.free_bits is None:
-            return ops.gaussian_kl(mu, logvar)
-        return ops.gaussian_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
+            return ops.latent_kl(mu, logvar)
+        return ops.latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
 
     def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
         return ops.negative_elbo(
@@ -386,7 +407,7 @@ class FusedELBO(nn.Module):
         text += f", variance={self.variance}" if self.variance != 1.0 else ""
         text += ", sigmoid_means=True" if self.sigmoid_means else ""
         text += f", estimator={self.estimator!r}" if self.estimator != "sgvb-b" else ""
-        for name in ("num_samples", "free_bits", "groups", "capacity"):
+        for name in ("num_samples", "free_bits", "groups", "capacity", "batch_dims"):
             value = getattr(self, name)
             text += f", {name}={value}" if value is not None else ""
         return text

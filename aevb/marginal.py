@@ -139,7 +139,7 @@ def log_marginal_likelihood(
             for first in range(0, num_samples, samples):
                 k = torch.arange(first, min(first + samples, num_samples), device=mu.device)
                 z, log_ratio = sample_gaussian_log_ratio(
-                    mu, logvar, len(k), seed=mix_seed(batch_seeds, k.unsqueeze(-1))
+                    mu, logvar, len(k), batch_dims=1, seed=mix_seed(batch_seeds, k.unsqueeze(-1))
                 )
                 log_prob = model.log_prob(batch, z)
                 if log_prob.shape != log_ratio.shape:

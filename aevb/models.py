@@ -88,7 +88,8 @@ class BaseVAE(Questions, nn.Module):
         Returns what `decode` gives, (..., data_dim) or (num_samples, ..., data_dim), and the KL of the posterior from
         N(0, I), (...,), in nats. `seed` is that of `aevb.sample_gaussian`.
         """
-        z, kl = sample_gaussian(*self.encode(x), num_samples, seed=seed)
+        mu, logvar = self.encode(x)
+        z, kl = sample_gaussian(mu, logvar, num_samples, batch_dims=mu.dim() - 1, seed=seed)
         return self.decode(z), kl
 
     def encode(self, x: Tensor, x_scale: float | None = None) -> tuple[Tensor, Tensor]:

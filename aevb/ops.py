@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from . import _C, reference  # importing _C registers the ops
+from .shapes import check_seed, latents, shaped
 
 _ops = torch.ops.aevb
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -399,6 +400,7 @@ def sample_gaussian(
     logvar: Tensor,
     num_samples: int | None = None,
     *,
+    batch_dims: int | None = None,
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -413,19 +415,43 @@ def sample_gaussian(
     Args:
         mu, logvar: (..., D), float32, bfloat16 or float16, of one dtype; the arithmetic is float32. Any strides.
         num_samples: None, or the number L of samples for each posterior.
+        batch_dims: how many leading dimensions are the batch; all that follow are latent ones, over which the KL is
+            summed: 1 for mu (B, C, H, W). By default all but the last; of more than two, a warning says so once.
         seed: an int, or an int64 tensor of shape () or of the first dimensions of z: then each seed numbers its own
             part of z from 0, so that noise can belong to a datapoint (see `mix_seed`). Without it one is drawn from
             `generator`, or from PyTorch's default generator, which `torch.manual_seed` governs.
         generator: where to draw the seed from; on the device of mu.
 
     Returns:
-        z: (..., D), or (L, ..., D) with num_samples=L, in mu's dtype; kl: (...,), float32, in nats.
+        z: (..., D), or (L, ..., D) with num_samples=L, in mu's dtype; kl: (...,), or (*batch,), float32, in nats.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.
-        ValueError: a generator on another device, or together with a seed.
+        ValueError: a generator on another device, or together with a seed; batch_dims that leave no latent dimension.
     """
-    return _sample_gaussian(mu, logvar, _seed(mu, seed, generator), num_samples)
+    return sampled(mu, logvar, num_samples, None, batch_dims, seed, generator, "sample_gaussian")
+
+
+def sampled(
+    mu: Tensor,
+    logvar: Tensor,
+    num_samples: int | None,
+    gradient: str | None,
+    batch_dims: int | None,
+    seed: Tensor | int | None,
+    generator: torch.Generator | None,
+    reader: str,
+) -> tuple[Tensor, Tensor]:
+    """`sample_gaussian`, or `sample_gaussian_log_ratio` with that gradient, for `reader`."""
+    flat_mu, flat_logvar = latents(mu, logvar, batch_dims, reader, 4)
+    check_seed(seed, batch_dims, num_samples)
+    seed = _seed(mu, seed, generator)
+    if gradient is None:
+        z, found = _sample_gaussian(flat_mu, flat_logvar, seed, num_samples)
+    else:
+        code = GRADIENTS.index(gradient)
+        z, found = _sample_gaussian_log_ratio(flat_mu, flat_logvar, seed, num_samples, code)
+    return shaped(z, mu, flat_mu), found
 
 
 def _seed(mu: Tensor, seed: Tensor | int | None, generator: torch.Generator | None) -> Tensor:
@@ -442,6 +468,7 @@ def sample_gaussian_log_ratio(
     num_samples: int | None = None,
     *,
     gradient: str = "total",
+    batch_dims: int | None = None,
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -453,7 +480,7 @@ def sample_gaussian_log_ratio(
     eq. 6), and with log p(x|z) the logarithm of an importance weight, ``log p(x|z) - log_ratio`` (Burda et al. 2015).
 
     Args:
-        mu, logvar, num_samples, seed, generator: as for `sample_gaussian`.
+        mu, logvar, num_samples, batch_dims, seed, generator: as for `sample_gaussian`.
         gradient: what flows back to mu and logvar.
 
             * "total": all of it.
@@ -465,8 +492,8 @@ def sample_gaussian_log_ratio(
               that of the bound is; where it is 0 for all samples of a datapoint, nothing flows back.
 
     Returns:
-        z: (..., D), or (L, ..., D) with num_samples=L, in mu's dtype; log_ratio: z's shape without D, float32, in nats.
-        It belongs to the z of float32 arithmetic, before a half-precision z is rounded.
+        z: (..., D), or (L, ..., D) with num_samples=L, in mu's dtype; log_ratio: z's shape without the latent
+        dimensions, float32, in nats. It belongs to the z of float32 arithmetic, before a half-precision z is rounded.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.
@@ -476,11 +503,11 @@ def sample_gaussian_log_ratio(
         raise ValueError(f"gradient is {gradient!r}; expected one of {', '.join(map(repr, GRADIENTS))}")
     if gradient == "doubly_reparameterized" and num_samples is None:
         raise ValueError("the doubly reparameterized gradient weighs samples against each other; give num_samples")
-    return _sample_gaussian_log_ratio(mu, logvar, _seed(mu, seed, generator), num_samples, GRADIENTS.index(gradient))
+    return sampled(mu, logvar, num_samples, gradient, batch_dims, seed, generator, "sample_gaussian_log_ratio")
 
 
-def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, I)), summed over the last dimension, or over groups of it.
+def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_dims: int | None = None) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, I)), summed over the latent dimensions, or over groups of them.
 
     ``0.5 * sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)`` (Kingma & Welling 2013, appendix B), computed so that
     nothing cancels where the posterior is close to the prior.
@@ -488,13 +515,22 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor
     Args:
         mu, logvar: (..., D), float32, bfloat16 or float16, of one dtype.
         groups: None, or into how many groups of neighbouring dimensions D is divided; D for the KL of each dimension.
+        batch_dims: how many leading dimensions are the batch; all that follow are latent ones, flattened: 1 for mu
+            (B, C, H, W). By default all but the last; of more than two, a warning says so once.
 
     Returns:
         (...,), or (..., groups), float32, in nats.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: groups that do not divide D.
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: groups that do not divide D; batch_dims
+        that leave no latent dimension.
     """
+    mu, logvar = latents(mu, logvar, batch_dims, "gaussian_kl", 3)
+    return latent_kl(mu, logvar, groups)
+
+
+def latent_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
+    """`gaussian_kl` of the last dimension, whatever the others are."""
     if groups is not None:
         D = mu.shape[-1] if mu.dim() else 0
         if groups < 1 or D % groups:

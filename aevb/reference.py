@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import bounds
+from .shapes import latents, shaped
 
 _WORD = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -102,6 +103,7 @@ def sample_gaussian(
     logvar: Tensor,
     num_samples: int | None = None,
     *,
+    batch_dims: int | None = None,
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
     eps: Tensor | None = None,
@@ -109,7 +111,7 @@ def sample_gaussian(
     """As `aevb.sample_gaussian`; with `eps`, of z's shape, that noise."""
     m, v = _compute(mu), _compute(logvar)
     z = m + torch.exp(0.5 * v) * (_noise(m, num_samples, seed, generator) if eps is None else eps.to(m.dtype))
-    return z.to(mu.dtype), gaussian_kl(mu, logvar)
+    return z.to(mu.dtype), gaussian_kl(mu, logvar, batch_dims=batch_dims)
 
 
 def sample_gaussian_log_ratio(
@@ -118,13 +120,16 @@ def sample_gaussian_log_ratio(
     num_samples: int | None = None,
     *,
     gradient: str = "total",
+    batch_dims: int | None = None,
     seed: Tensor | int | None = None,
     generator: torch.Generator | None = None,
     eps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `aevb.sample_gaussian_log_ratio`: log N(z; mu, exp(logvar)) - log N(z; 0, I)."""
-    m, v = _compute(mu), _compute(logvar)
-    eps = _noise(m, num_samples, seed, generator) if eps is None else eps.to(m.dtype)
+    m, v = _latents(_compute(mu), _compute(logvar), batch_dims)
+    eps = _noise(_compute(mu), num_samples, seed, generator) if eps is None else eps.to(m.dtype)
+    if m.dim() < mu.dim():
+        eps = eps.reshape(*eps.shape[: eps.dim() - mu.dim()], *m.shape)
     z = m + torch.exp(0.5 * v) * eps
     if gradient == "total":
         two_log_q = -(eps * eps) - v
@@ -135,7 +140,11 @@ def sample_gaussian_log_ratio(
     log_ratio = 0.5 * (two_log_q + z * z).sum(-1)
     if gradient == "doubly_reparameterized":
         z, log_ratio = _DoublyReparameterized.apply(z, log_ratio)
-    return z.to(mu.dtype), log_ratio
+    return shaped(z, mu, m).to(mu.dtype), log_ratio
+
+
+def _latents(mu: Tensor, logvar: Tensor, batch_dims: int | None) -> tuple[Tensor, Tensor]:
+    return (mu, logvar) if batch_dims is None else latents(mu, logvar, batch_dims)
 
 
 def sample_weights(grad: Tensor) -> Tensor:
@@ -184,9 +193,9 @@ class _Final(torch.autograd.Function):
         )
 
 
-def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
+def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_dims: int | None = None) -> Tensor:
     """As `aevb.gaussian_kl`: 0.5 sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)."""
-    m, v = _compute(mu), _compute(logvar)
+    m, v = _latents(_compute(mu), _compute(logvar), batch_dims)
     kl = 0.5 * (m * m + (torch.expm1(v) - v))
     return (kl if groups is None else kl.unflatten(-1, (groups, kl.shape[-1] // groups))).sum(-1)
 
@@ -323,8 +332,10 @@ class FusedELBO(nn.Module):
         free_bits: float | None = None,
         groups: int | None = None,
         capacity: Tensor | float | None = None,
+        batch_dims: int | None = None,
     ):
         super().__init__()
+        self.batch_dims = batch_dims
         self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
         self.likelihood, self.variance, self.sigmoid_means = likelihood, variance, sigmoid_means
         self.estimator, self.num_samples = estimator, num_samples
@@ -333,6 +344,7 @@ class FusedELBO(nn.Module):
     def sample(self, mu: Tensor, logvar: Tensor, **noise) -> tuple[Tensor, Tensor]:
         """As `aevb.FusedELBO.sample`; `noise` is seed, generator or eps."""
         gradient = ESTIMATORS[self.estimator]
+        noise["batch_dims"] = self.batch_dims
         if gradient is not None:
             return sample_gaussian_log_ratio(mu, logvar, self.num_samples, gradient=gradient, **noise)
         return sample_gaussian(mu, logvar, self.num_samples, **noise)[0], self._kl(mu, logvar)
@@ -377,6 +389,7 @@ class FusedELBO(nn.Module):
         )
 
     def _kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        mu, logvar = _latents(mu, logvar, self.batch_dims)
         if self.free_bits is None:
             return gaussian_kl(mu, logvar)
         return gaussian_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)

@@ -415,7 +415,8 @@ def check_elbo(batch, samples, datapoint, latent, *, with_kl, reduction, from_pr
     recon = leaf(torch.sigmoid(recon) if from_probs else recon, device, dtype)
     mu, logvar = leaf(randn(1, *batch, latent), device, dtype), leaf(randn(2, *batch, latent), device, dtype)
     options = {"beta": beta, "reduction": reduction, "from_probs": from_probs, "x_scale": x_scale}
-    fused, plain = aevb.FusedELBO(**options).to(device), reference.FusedELBO(**options)
+    fused = aevb.FusedELBO(**options, batch_dims=len(batch)).to(device)
+    plain = reference.FusedELBO(**options)
     r, m, v = double(recon), double(mu), double(logvar)
     if with_kl:
         kl = leaf(5 * rand(16, *batch), device)

@@ -521,6 +521,7 @@ def check_loss(estimator, reduction, recon, kind, *, num_samples, beta, batch, d
     mu, logvar = leaf(randn(35, *batch, latent_dim), device), leaf(0.5 * randn(36, *batch, latent_dim), device)
     decoder, from_probs = Decoder(latent_dim, device), recon == "probs"
     options = {"num_samples": num_samples, "from_probs": from_probs, "x_scale": x_scale, "estimator": estimator}
+    options |= {} if batch else {"batch_dims": 0}
     criterion = FusedELBO(beta, reduction, **options, validate_args=kind == "soft").to(device)
     twin = reference.FusedELBO(float(beta), reduction, **options)
 
@@ -611,11 +612,10 @@ def check_batch_loss(penalty, kl_groups, device, **options):
         expected = 0.6 * penalty64 - log_prob.mean()
         logits = LinearLogits(h.to(device), weight.to(device), bias.to(device))
         for reduction in ("none", "mean", "sum"):
-            criterion = FusedELBO(0.6, reduction, num_samples=5, **options)
+            criterion = FusedELBO(0.6, reduction, num_samples=5, batch_dims=len(batch), **options)
             _, kl = criterion.sample(mu, logvar, seed=SEED)
             for recon in (logits, logits.materialize()):
-                of_kl = [{"kl": kl}] if batch or "free_bits" not in options else []  # which needs a batch
-                for given in (*of_kl, {"mu": mu, "logvar": logvar}):
+                for given in ({"kl": kl}, {"mu": mu, "logvar": logvar}):
                     loss = criterion(recon, x.to(device), **given)
                     assert loss.shape == (batch if reduction == "none" else ())
                     loss = loss.sum() / math.prod(batch) if reduction == "sum" else loss.mean()
