@@ -58,6 +58,7 @@ def compiler_flags(include_dirs):
     # No path of the machine that compiled it in the binary or in its messages.
     flags += [f"-ffile-prefix-map={path}/=" for path in (*include_dirs, os.path.dirname(os.path.abspath(__file__)))]
     flags += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
+    flags += ["-Werror=switch"]  # a likelihood, dtype or activation that a switch leaves out is none of those it names
     if flag("AEVB_SANITIZE"):
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
         return [*flags, "-O1", "-g", *sanitizers], sanitizers

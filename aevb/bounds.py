@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from .ranges import check_beta
+
 
 def _check_samples(log_prob: Tensor, kl: Tensor, name: str, *, per_sample: bool) -> None:
     expected = [tuple(log_prob.shape)] if per_sample else [tuple(log_prob.shape[1:]), tuple(log_prob.shape)]
@@ -34,8 +36,10 @@ def elbo(log_prob: Tensor, kl: Tensor, beta: Tensor | float = 1.0) -> Tensor:
         kl: (...), as `sample_gaussian` returns it, or (L, ...), the log_ratio of `sample_gaussian_log_ratio`.
         beta: weight of the KL: a number or a tensor.
 
-    Returns (...), in nats. Raises ValueError for shapes that do not fit.
+    Returns (...), in nats. Raises ValueError for shapes that do not fit, or a negative number for beta.
     """
+    if not isinstance(beta, Tensor):
+        check_beta(beta)
     _check_samples(log_prob, kl, "kl", per_sample=False)
     per_sample = kl.dim() == log_prob.dim()
     return log_prob.mean(0) - beta * (kl.mean(0) if per_sample else kl)
@@ -52,8 +56,10 @@ def importance_weighted_bound(log_prob: Tensor, log_ratio: Tensor, beta: Tensor 
         log_ratio: (L, ...), log q(z|x) - log p(z) of each, from `sample_gaussian_log_ratio`.
         beta: weight of the ratio.
 
-    Returns (...), in nats. Raises ValueError for shapes that do not fit.
+    Returns (...), in nats. Raises ValueError for shapes that do not fit, or a negative number for beta.
     """
+    if not isinstance(beta, Tensor):
+        check_beta(beta)
     _check_samples(log_prob, log_ratio, "log_ratio", per_sample=True)
     return torch.logsumexp(log_prob - beta * log_ratio, 0) - math.log(log_prob.shape[0])
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import reference
 from .ops import mix_seed, sample_gaussian
+from .ranges import check_pixels
 
 QUADRATIC_BLOCK = 1 << 20  # entries of the (samples, datapoints) matrix at a time: 8 MB of float64
 TABLE_ROWS = 20
@@ -371,6 +372,7 @@ def annealed_importance_sampling(
     )
     if start not in ("prior", "posterior"):
         raise ValueError(f"start is {start!r}; expected 'prior' or 'posterior'")
+    check_pixels(model, {"x": x})
     temperatures = _temperatures(num_temperatures)
     log_weights, acceptances = [], []
     # A caller's inference mode would leave nothing to differentiate.
@@ -487,7 +489,7 @@ def _anneal(
 def normals(seeds: Tensor, *size: int) -> Tensor:
     """Standard normals (*seeds.shape, *size), float32, of seeds: a sample of the prior."""
     zero = torch.zeros((), device=seeds.device).expand(*seeds.shape, *size)
-    return sample_gaussian(zero, zero, seed=seeds)[0]
+    return sample_gaussian(zero, zero, batch_dims=zero.dim() - 1, seed=seeds)[0]
 
 
 def _batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
@@ -501,6 +503,7 @@ def _batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
 
 def _encode(model: Encoder, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """mu and logvar, (N, D), float64, of all datapoints."""
+    check_pixels(model, {"x": x})
     encoded = [_encoded(model, batch, first) for first, batch in _batches(x, batch_size)]
     mu, logvar = (torch.cat([t.double() for t in parts]) for parts in zip(*encoded, strict=True))
     return mu, logvar

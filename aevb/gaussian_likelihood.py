@@ -63,7 +63,7 @@ def log_prob_of(
     """log p(x|z), (*samples, *batch), of x (*batch, *datapoint). The datapoint may be laid out differently in the
     two."""
     mean, x, logvar = _rows(output, x, batch)
-    return ops.gaussian_log_prob(mean, x, logvar, x_scale, sigmoid=sigmoid_means)
+    return ops.gaussian_log_prob(mean, x, logvar, x_scale, sigmoid=sigmoid_means, validate_args=False)
 
 
 class _Sum(torch.autograd.Function):
@@ -106,4 +106,4 @@ def sum_log_prob(
     arguments = ops.gaussian_arguments(mean, x, logvar, x_scale, sigmoid_means)
     if ops.gaussian_goes_ahead(*arguments):
         return _Sum.apply(*arguments[:3], arguments[3:], factor)
-    return factor * ops.gaussian_log_prob(mean, x, logvar, x_scale, sigmoid=sigmoid_means).sum()
+    return factor * ops.gaussian_log_prob(mean, x, logvar, x_scale, sigmoid=sigmoid_means, validate_args=False).sum()

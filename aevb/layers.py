@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from . import ops, reference
+from .choices import ACTIVATIONS, unknown
 from .plain_modules import is_plain
-from .products import ACTIVATIONS, activation_grads, product, rows_product
+from .products import activation_grads, product, rows_product
 
 # Of x that is not 0, up to which the sums of weights beat a dense product: on Zen 3 two to three times at a fifth, and
 # not at all at a half.
@@ -43,7 +44,7 @@ def linear(
     Raises ValueError for an unknown activation, uint8 without x_scale, or shapes that do not fit.
     """
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; expected one of {', '.join(map(repr, ACTIVATIONS))}")
+        raise unknown("activation", activation, ACTIVATIONS)
     if x.dtype == torch.uint8 and x_scale is None:
         raise ValueError("x is uint8 and x_scale is not given; pass x_scale=1/255 for pixels in 0..255")
     if x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:

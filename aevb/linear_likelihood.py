@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import ops, reference
 from .bounds import importance_weighted_bound
+from .choices import REDUCTIONS, unknown
 from .chunks import (
     Gradients,
     both_kernel,
@@ -32,6 +33,7 @@ from .chunks import (
     take,
 )
 from .products import product
+from .ranges import check_bernoulli, look_once
 
 
 class LinearLogits(NamedTuple):
@@ -216,7 +218,7 @@ def linear_bernoulli_log_prob(
     x_scale: float | None = None,
     *,
     reduction: str = "none",
-    validate_args: bool = False,
+    validate_args: bool | None = None,
 ) -> Tensor:
     """log p(x|z) of a Bernoulli decoder whose last layer is linear, without its logits ever being in memory.
 
@@ -235,7 +237,7 @@ def linear_bernoulli_log_prob(
             logits again, where there is more than one. "mean" or "sum" over rows: all gradients are computed in the
             forward pass, where one may flow back, and the backward pass only multiplies (but in a compiled graph, and
             in float16, whose gradients need a loss scale first).
-        validate_args: check that the targets lie in [0, 1]; it costs a pass over x.
+        validate_args: look at the targets, as `FusedELBO` does; None: at the first call in a process.
 
     Returns:
         h's leading dimensions, or a number; float32, in nats.
@@ -244,8 +246,8 @@ def linear_bernoulli_log_prob(
         ValueError: shapes, dtypes or devices that do not fit, an unknown reduction, targets outside [0, 1] when
         validated. RuntimeError: dtypes that no kernel takes.
     """
-    if validate_args:
-        ops.check_targets(x, x_scale)
+    if validate_args is not False:
+        look_once("linear_bernoulli_log_prob", validate_args, check_bernoulli, None, x, x_scale, False)
     logits = LinearLogits(h, weight, bias)
     rows = h.shape[:-1].numel()
     if reduction == "none":
@@ -253,8 +255,8 @@ def linear_bernoulli_log_prob(
         plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or ops.on_reference(h)
         apply = _linear_bernoulli_log_prob if plain or not 0 < rows <= rows_in_cache(weight) else _OneChunk.apply
         return apply(h, weight, bias, x, x_scale)
-    if reduction not in ops.REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(map(repr, ops.REDUCTIONS))}")
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
     return sum_log_prob(logits, x, x_scale, 1.0 if reduction == "sum" else 1.0 / rows if rows else math.nan)
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import bounds, gaussian_likelihood, linear_likelihood, ops
+from . import bounds, gaussian_likelihood, linear_likelihood, ops, ranges
+from .choices import LIKELIHOODS, REDUCTIONS, unknown
 from .gaussian_likelihood import GaussianOutput
 from .linear_likelihood import LinearLogits
 from .shapes import checked_batch_dims, latents, say_one_datapoint
@@ -28,7 +29,6 @@ ESTIMATORS = {
     "iwae": Estimator("total", True),
     "dreg": Estimator("doubly_reparameterized", True),
 }
-LIKELIHOODS = ("bernoulli", "gaussian")
 # DReG reads the samples' weights from what flows back into the KL: not nothing, also where a warm-up begins with 0.
 SMALLEST_BETA = 1e-20
 
@@ -75,8 +75,11 @@ class FusedELBO(nn.Module):
             and the gradient is that of `F.binary_cross_entropy`; with reduction="sum" this is the loss of
             pytorch/examples' VAE.
         x_scale: multiplies x: 1/255 for uint8 pixels, 1 for uint8 in {0, 1}. uint8 targets need it.
-        validate_args: check at each call that the targets lie in [0, 1], or for likelihood="gaussian" are finite; it
-            costs a pass over x.
+        validate_args: look at the values: that targets and probabilities lie in [0, 1], logits not all (which warns:
+            they may be probabilities), that a Gaussian's x is finite and not far from means of a sigmoid, that beta is
+            not negative. None: at the first call that is eager and on a CPU. True: at each, and that recon is finite;
+            it costs passes over x and recon, and on a GPU a wait. False: at none. Nothing is looked at under
+            `torch.compile` and `torch.func`.
         likelihood: "bernoulli" or "gaussian".
         variance: of the Gaussian likelihood where recon is a tensor of means: a fixed number.
         sigmoid_means: the Gaussian's means are the sigmoid of what recon holds, as in section 5 of the paper.
@@ -94,8 +97,8 @@ class FusedELBO(nn.Module):
 
     Raises:
         ValueError: an unknown reduction, estimator or likelihood, options that do not go together, or with recon,
-            neither or both of (mu, logvar) and kl, a kl that is not one number a datapoint, targets outside [0, 1] or
-            not finite when validated.
+            neither or both of (mu, logvar) and kl, a kl that is not one number a datapoint, a negative beta, and
+            values that are not what they are taken for, where they are looked at.
         RuntimeError: shapes, dtypes or devices that do not fit.
     """
 
@@ -108,7 +111,7 @@ class FusedELBO(nn.Module):
         from_probs: bool = False,
         x_scale: float | None = None,
         *,
-        validate_args: bool = False,
+        validate_args: bool | None = None,
         likelihood: str = "bernoulli",
         variance: float = 1.0,
         sigmoid_means: bool = False,
@@ -120,10 +123,10 @@ class FusedELBO(nn.Module):
         batch_dims: int | None = None,
     ):
         super().__init__()
-        if reduction not in ops.REDUCTIONS:
-            raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(map(repr, ops.REDUCTIONS))}")
+        if reduction not in REDUCTIONS:
+            raise unknown("reduction", reduction, REDUCTIONS)
         if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(map(repr, ESTIMATORS))}")
+            raise unknown("estimator", estimator, ESTIMATORS)
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; expected None or at least 1")
         if ESTIMATORS[estimator].importance_weighted and num_samples is None:
@@ -139,7 +142,7 @@ class FusedELBO(nn.Module):
         if free_bits is not None and not free_bits >= 0:
             raise ValueError(f"free_bits is {free_bits}; expected nats from 0 up")
         if likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood is {likelihood!r}; expected one of {', '.join(map(repr, LIKELIHOODS))}")
+            raise unknown("likelihood", likelihood, LIKELIHOODS)
         if likelihood == "gaussian" and from_probs:
             raise ValueError(
                 "from_probs is of the Bernoulli likelihood; a Gaussian's recon holds its means, or with "
@@ -157,6 +160,7 @@ class FusedELBO(nn.Module):
         self.from_probs = from_probs
         self.x_scale = x_scale
         self.validate_args = validate_args
+        self._looked = False
         self.likelihood = likelihood
         self.variance = variance
         self.sigmoid_means = sigmoid_means
@@ -188,6 +192,7 @@ class FusedELBO(nn.Module):
         if isinstance(value, Tensor):
             self.register_buffer("_beta", value, persistent=False)
         else:
+            ranges.check_beta(value)
             self._beta = float(value)
 
     def sample(
@@ -238,8 +243,10 @@ class FusedELBO(nn.Module):
                 say_one_datapoint(mu, x, 5)
             mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO", 5)
         recon = self._checked_recon(recon)
-        if self.validate_args:
-            (ops.check_finite if self.likelihood == "gaussian" else ops.check_targets)(x, self.x_scale)
+        if self.reduction not in REDUCTIONS:
+            raise unknown("reduction", self.reduction, REDUCTIONS)
+        if self.validate_args is not False and not torch.compiler.is_compiling():
+            self._look(recon, x)
         if kl is not None:
             self._check_kl(recon, x, kl)
         if ESTIMATORS[self.estimator].importance_weighted:
@@ -256,13 +263,30 @@ class FusedELBO(nn.Module):
             return self._loss(recon, x, None, None, kl)
         return self._of_linear(recon, x, kl) if isinstance(recon, LinearLogits) else self._of_gaussian(recon, x, kl)
 
+    def _look(self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor) -> None:
+        """At the values, where `validate_args` says so. What was found wrong is looked for again."""
+        output = recon if isinstance(recon, Tensor) else recon.mean if isinstance(recon, GaussianOutput) else None
+        if not ranges.look(self.validate_args, self._looked, x, *([] if output is None else [output])):
+            return
+        strict = self.validate_args is True
+        if isinstance(self._beta, Tensor) and (strict or self._beta.device.type == "cpu"):
+            ranges.check_beta(self._beta.item())
+        if self.likelihood == "gaussian":
+            assert output is not None
+            ranges.check_gaussian(output, x, self.x_scale, self.sigmoid_means, strict)
+        else:
+            ranges.check_bernoulli(output, x, self.x_scale, self.from_probs, strict)
+        self._looked = True
+
     def _checked_recon(self, recon: Tensor | LinearLogits | GaussianOutput) -> Tensor | LinearLogits | GaussianOutput:
         """recon, of a kind that goes with the likelihood: a Gaussian's is a GaussianOutput from here on."""
         kind = type(recon).__name__
-        if self.likelihood != "gaussian":
+        if self.likelihood == "bernoulli":
             if isinstance(recon, GaussianOutput):
                 raise ValueError(f"recon is a {kind}; expected likelihood='gaussian' with it, not {self.likelihood!r}")
             return recon
+        if self.likelihood != "gaussian":
+            raise unknown("likelihood", self.likelihood, LIKELIHOODS)
         if isinstance(recon, Tensor):
             return GaussianOutput(recon, math.log(self.variance))
         if isinstance(recon, LinearLogits):
@@ -338,14 +362,14 @@ class FusedELBO(nn.Module):
 
     def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
         return ops.negative_elbo(
-            recon, x, mu, logvar, kl, self._weight(), ops.REDUCTIONS[self.reduction], self.from_probs, self.x_scale
+            recon, x, mu, logvar, kl, self._weight(), REDUCTIONS[self.reduction], self.from_probs, self.x_scale
         )
 
     def _of_linear(self, logits: LinearLogits, x: Tensor, kl: Tensor) -> Tensor:
         x = self._rows(x, kl.shape)
         samples = _samples(logits, x, kl.dim())
         if self.reduction == "none" or kl.numel() == 0:
-            log_prob = linear_likelihood.linear_bernoulli_log_prob(*logits, x, self.x_scale)
+            log_prob = linear_likelihood.linear_bernoulli_log_prob(*logits, x, self.x_scale, validate_args=False)
             loss = self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0)
             return self._reduced(loss)
         datapoints, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
@@ -381,7 +405,7 @@ class FusedELBO(nn.Module):
             if self.reduction != "none" and count:
                 factor = -1.0 / (count if self.reduction == "mean" else 1)
                 return linear_likelihood.sum_importance_weighted_bound(recon, x, self.x_scale, log_ratio, beta, factor)
-            log_prob = linear_likelihood.linear_bernoulli_log_prob(*recon, x, self.x_scale)
+            log_prob = linear_likelihood.linear_bernoulli_log_prob(*recon, x, self.x_scale, validate_args=False)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         return self._reduced(loss)
 

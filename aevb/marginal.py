@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .ops import mix_seed, sample_gaussian_log_ratio
+from .ranges import check_pixels
 
 if TYPE_CHECKING:
     from .diagnostics import LatentVariableModel
@@ -114,6 +115,7 @@ def log_marginal_likelihood(
             raise ValueError(f"{name} is {value}; expected at least 1")
     if x.dim() < 1:
         raise ValueError("x has no dimensions; expected datapoints in its first")
+    check_pixels(model, {"x": x})
     count = len(x)
     if index is None:
         index = torch.arange(count, device=x.device)

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .choices import LIKELIHOODS, unknown
 from .gaussian_likelihood import GaussianOutput
 from .layers import call, call_all, floating
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
-from .loss import LIKELIHOODS
 from .ops import bernoulli_log_prob, gaussian_log_prob, sample_gaussian
 from .plain_modules import inherits, is_plain
 from .questions import Questions
+from .ranges import check_pixels
 
 INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
 
@@ -42,6 +43,7 @@ class BaseVAE(Questions, nn.Module):
 
     encoder: nn.Module
     decoder: nn.Module
+    sigmoid_means = True  # of a Gaussian p(x|z): as `FusedELBO` has it
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class BaseVAE(Questions, nn.Module):
             if size < 1:
                 raise ValueError(f"{name} is {size}; expected at least 1")
         if likelihood not in LIKELIHOODS:
-            raise ValueError(f"likelihood is {likelihood!r}; expected one of {', '.join(map(repr, LIKELIHOODS))}")
+            raise unknown("likelihood", likelihood, LIKELIHOODS)
         if variance not in ("learned", "shared") and (isinstance(variance, str) or not 0 < variance < math.inf):
             raise ValueError(f"variance is {variance!r}; expected 'learned', 'shared' or a positive number")
         if not 0 < min_variance < math.inf:
@@ -159,7 +161,11 @@ class BaseVAE(Questions, nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The pixel means, (..., data_dim), at the posterior mean of x; no gradient."""
+        """The pixel means, (..., data_dim), at the posterior mean of x; no gradient.
+
+        Raises ValueError where x of a Bernoulli model is not of [0, 1].
+        """
+        check_pixels(self, {"x": x})
         return self.mean(self.encode(x)[0])
 
     def metadata(self) -> dict[str, str]:
@@ -213,6 +219,8 @@ class BaseVAE(Questions, nn.Module):
     def _output(self, decoded: Tensor) -> Tensor | GaussianOutput:
         if self.likelihood == "bernoulli":
             return decoded
+        if self.likelihood != "gaussian":
+            raise unknown("likelihood", self.likelihood, LIKELIHOODS)
         if self.variance == "learned":
             mean, logvar = decoded.chunk(2, dim=-1)
             return GaussianOutput(mean, self._above_floor(logvar))

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from . import _C, reference  # importing _C registers the ops
-from .shapes import check_seed, latents, shaped
+from .choices import GRADIENTS, REDUCTIONS, unknown
+from .ranges import check_bernoulli, check_gaussian, look_once
+from .shapes import check_seed, int64, latents, shaped
 
 _ops = torch.ops.aevb
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -270,14 +272,6 @@ def _(info, in_dims, seed, index):
     return _ops.mix_seed(seed, index), 0
 
 
-def _int64(value, name: str, device) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name} is {value}; expected a 64-bit signed integer")
-    return torch.full((), value, dtype=torch.int64, device=device)  # a fill: a copy would wait for a GPU
-
-
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """A fresh seed from PyTorch's generator: a 0-d int64 tensor on `device`."""
     if generator is not None and generator.device.type != device.type:
@@ -302,7 +296,7 @@ def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
         z, kl = aevb.sample_gaussian(mu, logvar, seed=seeds)       # noise that belongs to the datapoint
     """
     device = next((t.device for t in (index, seed) if isinstance(t, Tensor)), None)
-    seeds, indices = torch.broadcast_tensors(_int64(seed, "seed", device), _int64(index, "index", device))
+    seeds, indices = torch.broadcast_tensors(int64(seed, "seed", device), int64(index, "index", device))
     if seeds.is_cuda and "cuda" in _reference_on:
         return reference.mix_seed(seeds, indices)
     return _ops.mix_seed.default(seeds, indices)
@@ -332,7 +326,7 @@ def binarize(images: Tensor, index: Tensor | None = None, *, seed: Tensor | int,
 
     Raises RuntimeError for shapes, dtypes or devices that do not fit, and on a CPU an index out of range.
     """
-    seed = _int64(seed, "seed", images.device)
+    seed = int64(seed, "seed", images.device)
     if images.is_cuda and "cuda" in _reference_on:
         return reference.binarize(images, index, seed, max_value)
     return _ops.binarize.default(images, index, seed, max_value)
@@ -382,7 +376,6 @@ def weigh_samples(options, grads):
     return grad_z, weight * grad_log_ratio, weight
 
 
-GRADIENTS = ("total", "path", "doubly_reparameterized")  # by the op's code
 _sample_gaussian_log_ratio = differentiable(
     "sample_gaussian_log_ratio", 3, (0, 1), _log_ratio_formula, _log_ratio_fake, weigh_samples
 )
@@ -459,7 +452,7 @@ def _seed(mu: Tensor, seed: Tensor | int | None, generator: torch.Generator | No
         return draw_seed(mu.device, generator)
     if generator is not None:
         raise ValueError("seed and generator are both given; the seed is all the noise depends on, so pass one of them")
-    return seed if isinstance(seed, Tensor) else _int64(seed, "seed", mu.device)
+    return seed if isinstance(seed, Tensor) else int64(seed, "seed", mu.device)
 
 
 def sample_gaussian_log_ratio(
@@ -500,7 +493,7 @@ def sample_gaussian_log_ratio(
         ValueError: another gradient, "doubly_reparameterized" without num_samples, or what `sample_gaussian` raises.
     """
     if gradient not in GRADIENTS:
-        raise ValueError(f"gradient is {gradient!r}; expected one of {', '.join(map(repr, GRADIENTS))}")
+        raise unknown("gradient", gradient, GRADIENTS)
     if gradient == "doubly_reparameterized" and num_samples is None:
         raise ValueError("the doubly reparameterized gradient weighs samples against each other; give num_samples")
     return sampled(mu, logvar, num_samples, gradient, batch_dims, seed, generator, "sample_gaussian_log_ratio")
@@ -588,28 +581,8 @@ def on_reference(t: Tensor) -> bool:
     return False
 
 
-def check_targets(x: Tensor, x_scale: float | None = None) -> None:
-    """Raises ValueError, naming the first offender, unless x (times x_scale) lies in [0, 1]. Costs a pass over x."""
-    _check_each(x, x_scale, lambda scaled: (scaled >= 0) & (scaled <= 1), "a Bernoulli target lies in [0, 1]")
-
-
-def check_finite(x: Tensor, x_scale: float | None = None) -> None:
-    """The same unless x (times x_scale) is finite."""
-    _check_each(x, x_scale, torch.isfinite, "a Gaussian target is finite")
-
-
-def _check_each(x: Tensor, x_scale: float | None, is_right: Callable[[Tensor], Tensor], expected: str) -> None:
-    if x.dtype == torch.uint8 and x_scale is None:
-        return  # the op says what is missing
-    wrong = ~is_right(x.float() if x_scale is None else x.float() * x_scale)
-    if wrong.any():
-        where = tuple(wrong.nonzero()[0].tolist())
-        scale = "" if x_scale is None else f", times x_scale={x_scale}"
-        raise ValueError(f"x{list(where)} is {x[where].item()}{scale}; {expected}")
-
-
 def bernoulli_log_prob(
-    logits: Tensor, x: Tensor, x_scale: float | None = None, *, validate_args: bool = False
+    logits: Tensor, x: Tensor, x_scale: float | None = None, *, validate_args: bool | None = None
 ) -> Tensor:
     """log p(x|z) of a Bernoulli decoder, from its logits, summed over the last dimension.
 
@@ -620,7 +593,7 @@ def bernoulli_log_prob(
             of samples: x is used again for each, never expanded.
         x: (..., D): targets in [0, 1], soft ones too; bool or floating, or uint8 with x_scale.
         x_scale: multiplies x: 1/255 for pixels in 0..255, 1 for uint8 in {0, 1}.
-        validate_args: check that the targets lie in [0, 1]; it costs a pass over x.
+        validate_args: look at the values, as `FusedELBO` does; None: at the first call in a process.
 
     Returns:
         (...,), logits' leading dimensions, float32, in nats.
@@ -628,8 +601,8 @@ def bernoulli_log_prob(
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit. ValueError: targets outside [0, 1], when validated.
     """
-    if validate_args:
-        check_targets(x, x_scale)
+    if validate_args is not False:
+        look_once("bernoulli_log_prob", validate_args, check_bernoulli, logits, x, x_scale, False)
     return _bernoulli_log_prob(logits, x, x_scale, False)
 
 
@@ -697,7 +670,7 @@ def gaussian_log_prob(
     x_scale: float | None = None,
     *,
     sigmoid: bool = False,
-    validate_args: bool = False,
+    validate_args: bool | None = None,
 ) -> Tensor:
     """log p(x|z) of a Gaussian decoder, log N(x; m, exp(logvar)), summed over the last dimension.
 
@@ -714,7 +687,7 @@ def gaussian_log_prob(
             float16, whatever mean is. Below -176 the residual is divided by a standard deviation of e^-88.
         x_scale: multiplies x: 1/255 for pixels in 0..255, 1 for uint8 in {0, 1}.
         sigmoid: mean holds the logits of m.
-        validate_args: check that x is finite; it costs a pass over x.
+        validate_args: look at the values, as `FusedELBO` does; None: at the first call in a process.
 
     Returns:
         (...,), mean's leading dimensions, float32, in nats: the logarithm of a density, which may be above 0.
@@ -723,8 +696,8 @@ def gaussian_log_prob(
         RuntimeError: shapes, dtypes or devices that do not fit. ValueError: a number for logvar that is not finite; an
         x that is not, when validated.
     """
-    if validate_args:
-        check_finite(x, x_scale)
+    if validate_args is not False:
+        look_once("gaussian_log_prob", validate_args, check_gaussian, mean, x, x_scale, sigmoid)
     return _gaussian_log_prob(*gaussian_arguments(mean, x, logvar, x_scale, sigmoid))
 
 
@@ -759,7 +732,6 @@ def _(mean, x, logvar, fixed_logvar, x_scale, sigmoid, grad_scale, needs):
 
 # ---- the negative ELBO ----------------------------------------------------------------------------------------------
 
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _REDUCTION_NAMES = {code: name for name, code in REDUCTIONS.items()}
 
 

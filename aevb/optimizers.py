@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _C  # noqa: F401  registers the ops
+from .choices import unknown
 
 _adam_step = torch.ops.aevb.adam_.default
 
@@ -112,7 +113,11 @@ def schedule_factor(kind: str, step: int, steps: int, warmup: int) -> float:
     if kind == "constant":
         return 1.0
     done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return 1.0 - done if kind == "linear" else (1 + math.cos(math.pi * done)) / 2
+    if kind == "linear":
+        return 1.0 - done
+    if kind == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    raise unknown("schedule", kind, ("constant", "linear", "cosine"))
 
 
 class Schedule:

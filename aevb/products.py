@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = ("none", "tanh", "relu")  # by the kernels' code
+from .choices import ACTIVATIONS, unknown
 
 CACHED = 32768  # elements of a result, from which on its memory comes from the kernels' cache of buffers
 
@@ -144,7 +144,13 @@ def activate_(out: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         return out
     if bias is not None:
         out = out.add_(bias)
-    return out if activation == "none" else out.tanh_() if activation == "tanh" else out.relu_()
+    if activation == "tanh":
+        return out.tanh_()
+    if activation == "relu":
+        return out.relu_()
+    if activation != "none":
+        raise unknown("activation", activation, ACTIVATIONS)
+    return out
 
 
 def activation_grads(out: Tensor, grad: Tensor, activation: str) -> tuple[Tensor, Tensor]:
@@ -156,4 +162,6 @@ def activation_grads(out: Tensor, grad: Tensor, activation: str) -> tuple[Tensor
         grad = torch.ops.aten.tanh_backward(grad, out)
     elif activation == "relu":
         grad = torch.ops.aten.threshold_backward(grad, out, 0)
+    elif activation != "none":
+        raise unknown("activation", activation, ACTIVATIONS)
     return grad, grad.sum(0)

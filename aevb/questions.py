@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from .choices import LIKELIHOODS, unknown
 from .diagnostics import kl_per_dimension
 from .observations import NoisyBits, NoisyValues, Observation, Seen
 from .ops import mix_seed, sample_gaussian
+from .ranges import check_pixels
 from .restoration import Method, Restoration, restore
 
 BATCH = 1000  # datapoints encoded at a time
@@ -67,6 +69,7 @@ class Questions:
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; expected at least 1")
         _check(self, x=x)
+        check_pixels(self, {"x": x})
         mu, logvar = (torch.cat(t) for t in zip(*(self.encode(part) for part in x.split(BATCH)), strict=True))
         if num_samples is None:
             return Embedding(mu, logvar, None)
@@ -105,6 +108,7 @@ class Questions:
         Raises ValueError for shapes that do not fit, pixels that are observed but NaN, or numbers that are too small.
         """
         observed = _observed(self, x, observed)
+        check_pixels(self, {"x": torch.where(observed, x, 0.5), "clean": clean})
 
         def observe(rows: slice) -> Observation:
             return Seen(self, x[rows].float(), observed[rows], fill)
@@ -160,6 +164,8 @@ class Questions:
         if flip is not None and self.likelihood != "bernoulli":
             raise ValueError(f"flip is {flip}, but the model's pixels are {self.likelihood}, no bits; expected sigma")
         observed = _observed(self, x, torch.ones_like(x, dtype=torch.bool) if observed is None else observed)
+        check_pixels(self, {"x": torch.where(observed, x, 0.5)}, sigma or 0.0)
+        check_pixels(self, {"clean": clean})
         if flip is not None and not ((x == 0) | (x == 1) | ~observed).all():
             raise ValueError("x holds values other than 0 and 1; expected bits, since bits are what flip changes")
 
@@ -176,6 +182,8 @@ class Questions:
             assert sigma is not None
             if self.likelihood == "bernoulli":
                 return NoisyBits.with_gaussian(self, y, observed[rows], fill, sigma)
+            if self.likelihood != "gaussian":
+                raise unknown("likelihood", self.likelihood, LIKELIHOODS)
             return NoisyValues(self, y, observed[rows], fill, sigma)
 
         index = torch.arange(len(x), device=x.device)
@@ -213,6 +221,7 @@ class Questions:
         Raises ValueError for a dimension that the model has not, or steps below 1.
         """
         _check(self, x=x)
+        check_pixels(self, {"x": x})
         if dims is None:
             dims = kl_per_dimension(self, x).argsort(descending=True, stable=True).tolist()
         if wrong := [j for j in dims if not 0 <= j < self.latent_dim]:
@@ -236,6 +245,7 @@ class Questions:
         Raises ValueError for shapes that differ, or steps below 2.
         """
         _check(self, a=a, b=b)
+        check_pixels(self, {"a": a, "b": b})
         if a.shape != b.shape:
             raise ValueError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; expected one shape: pairs")
         if steps < 2:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import bounds
-from .shapes import latents, shaped
+from .choices import ACTIVATIONS, GRADIENTS, LIKELIHOODS, REDUCTIONS, unknown
+from .shapes import int64, latents, shaped
 
 _WORD = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -41,7 +42,7 @@ def normal(seed: Tensor | int, size: tuple[int, ...], dtype: torch.dtype = torch
 
     Element i of a seed's block is output i % 4 of counter i // 4; outputs (0, 1) and (2, 3) are Box-Muller pairs.
     """
-    seed = torch.as_tensor(seed, dtype=torch.int64)
+    seed = int64(seed, "seed")
     n = math.prod(size[seed.dim() :])
     index = torch.arange((n + 3) // 4, dtype=torch.int64, device=seed.device)
     zero = torch.zeros_like(index)
@@ -58,9 +59,7 @@ def normal(seed: Tensor | int, size: tuple[int, ...], dtype: torch.dtype = torch
 def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
     """As `aevb.mix_seed`: the first two Philox words of counter (index, 1, 0) under the key `seed`, as an int64."""
     device = next((t.device for t in (index, seed) if isinstance(t, Tensor)), None)
-    keys, counters = torch.broadcast_tensors(
-        *(torch.as_tensor(t, dtype=torch.int64, device=device) for t in (seed, index))
-    )
+    keys, counters = torch.broadcast_tensors(int64(seed, "seed", device), int64(index, "index", device))
     zero = torch.zeros_like(counters)
     low, high, _, _ = philox([*_words(counters), zero + 1, zero], _words(keys))
     return low | (high << 32)
@@ -83,6 +82,8 @@ def linear(
     """As `aevb.linear`."""
     x = x if x.is_floating_point() else x.to(weight.dtype)
     out = F.linear(x if x_scale is None else x * x_scale, weight, bias)
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
     return out if activation == "none" else torch.tanh(out) if activation == "tanh" else torch.relu(out)
 
 
@@ -95,7 +96,7 @@ def _noise(mu: Tensor, num_samples: int | None, seed: Tensor | int | None, gener
     size = mu.shape if num_samples is None else (num_samples, *mu.shape)
     if seed is None:
         return torch.randn(size, dtype=mu.dtype, device=mu.device, generator=generator)
-    return normal(torch.as_tensor(seed, dtype=torch.int64, device=mu.device), size, mu.dtype)
+    return normal(int64(seed, "seed", mu.device).to(mu.device), size, mu.dtype)
 
 
 def sample_gaussian(
@@ -131,6 +132,8 @@ def sample_gaussian_log_ratio(
     if m.dim() < mu.dim():
         eps = eps.reshape(*eps.shape[: eps.dim() - mu.dim()], *m.shape)
     z = m + torch.exp(0.5 * v) * eps
+    if gradient not in GRADIENTS:
+        raise unknown("gradient", gradient, GRADIENTS)
     if gradient == "total":
         two_log_q = -(eps * eps) - v
     else:  # mu and logvar in log q(z), but not in z, are constants
@@ -276,11 +279,20 @@ def negative_elbo(
         assert mu is not None
         assert logvar is not None
         kl = gaussian_kl(mu, logvar)
-    if likelihood == "gaussian":
-        log_prob = _gaussian_log_prob(recon, x, kl.dim(), x_scale, variance, sigmoid_means)
-    else:
-        log_prob = _log_prob(recon, x, kl.dim(), from_probs, x_scale)
+    options = likelihood, from_probs, x_scale, variance, sigmoid_means
+    log_prob = _log_likelihood(recon, x, kl.dim(), *options)
     return _reduced(beta * kl - log_prob.mean(0), reduction)
+
+
+def _log_likelihood(
+    recon, x: Tensor, batch: int, likelihood: str, from_probs: bool, x_scale: float | None, variance: float, sigmoid
+) -> Tensor:
+    """log p(x|z), (samples, *batch)."""
+    if likelihood == "bernoulli":
+        return _log_prob(recon, x, batch, from_probs, x_scale)
+    if likelihood == "gaussian":
+        return _gaussian_log_prob(recon, x, batch, x_scale, variance, sigmoid)
+    raise unknown("likelihood", likelihood, LIKELIHOODS)
 
 
 def _flat(recon: Tensor, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -308,6 +320,8 @@ def _log_prob(recon: Tensor, x: Tensor, batch: int, from_probs: bool, x_scale: f
 
 
 def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
@@ -335,6 +349,13 @@ class FusedELBO(nn.Module):
         batch_dims: int | None = None,
     ):
         super().__init__()
+        for name, value, choices in (
+            ("reduction", reduction, REDUCTIONS),
+            ("likelihood", likelihood, LIKELIHOODS),
+            ("estimator", estimator, ESTIMATORS),
+        ):
+            if value not in choices:
+                raise unknown(name, value, choices)
         self.batch_dims = batch_dims
         self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
         self.likelihood, self.variance, self.sigmoid_means = likelihood, variance, sigmoid_means
@@ -363,11 +384,8 @@ class FusedELBO(nn.Module):
             assert logvar is not None
             kl = self._kl(mu, logvar)
         if self.estimator in ("iwae", "dreg"):
-            if self.likelihood == "gaussian":
-                options = self.x_scale, self.variance, self.sigmoid_means
-                log_prob = _gaussian_log_prob(recon, x, kl.dim() - 1, *options)
-            else:
-                log_prob = _log_prob(recon, x, kl.dim() - 1, self.from_probs, self.x_scale)
+            options = self.likelihood, self.from_probs, self.x_scale, self.variance, self.sigmoid_means
+            log_prob = _log_likelihood(recon, x, kl.dim() - 1, *options)
             return _reduced(-importance_weighted_bound(log_prob, kl, self.beta), self.reduction)
         if ESTIMATORS[self.estimator] is not None and self.num_samples is not None:
             kl = kl.mean(0)

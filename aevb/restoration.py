@@ -29,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .choices import LIKELIHOODS, unknown
 from .diagnostics import normals
 from .observations import Observation, PixelModel
 from .ops import mix_seed, sample_gaussian, sample_gaussian_log_ratio
@@ -227,6 +228,8 @@ def _draw(model: PixelModel, observation: Observation, z: Tensor, seeds: Tensor)
     noise = normals(seeds, model.data_dim)
     if model.likelihood == "gaussian":
         return mean + variance.sqrt() * noise
+    if model.likelihood != "bernoulli":
+        raise unknown("likelihood", model.likelihood, LIKELIHOODS)
     certain = variance == 0  # a pixel that was seen, perhaps grey
     return torch.where(certain, mean, (torch.special.ndtr(noise) < mean).to(mean.dtype))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -53,6 +54,22 @@ def latents(
 def shaped(z: Tensor, mu: Tensor, flat: Tensor) -> Tensor:
     """Samples (*samples, *batch, D) of flat latents, in the shape of mu."""
     return z if flat.dim() == mu.dim() else z.reshape(*z.shape[: z.dim() - flat.dim()], *mu.shape)
+
+
+def int64(value: Tensor | SupportsIndex, name: str, device: torch.device | None = None) -> Tensor:
+    """An int or a tensor of int64, as a tensor: what is no whole number is not cut to one."""
+    if isinstance(value, Tensor):
+        if value.dtype != torch.int64:
+            raise RuntimeError(f"{name} has dtype {str(value.dtype)[6:]}; expected an int or an int64 tensor")
+        return value
+    if not isinstance(value, int):
+        try:
+            value = operator.index(value)  # numpy's integers too
+        except TypeError:
+            raise ValueError(f"{name} is {value!r}; expected an integer, or an int64 tensor") from None
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} is {value}; expected a 64-bit signed integer")
+    return torch.full((), value, dtype=torch.int64, device=device)  # a fill: a copy would wait for a GPU
 
 
 def check_seed(seed: object, batch_dims: int | None, num_samples: int | None) -> None:

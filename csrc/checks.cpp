@@ -174,6 +174,11 @@ Reduction check_reduction(const char* op, int64_t reduction) {
   return static_cast<Reduction>(reduction);
 }
 
+void check_gradient(const char* op, int64_t gradient) {
+  if (gradient < 0 || gradient > 2)
+    fail(op, "gradient is ", gradient, "; expected 0 (total), 1 (path) or 2 (doubly reparameterized)");
+}
+
 void check_beta(const char* op, const OptionalTensor& beta, const Tensor& like) {
   if (!beta) return;
   if (beta->dim() != 0 || beta->scalar_type() != ScalarType::Float)

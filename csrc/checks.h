@@ -72,6 +72,9 @@ void check_grad(const char* op, const char* name, const Tensor& grad, const Size
 
 Reduction check_reduction(const char* op, int64_t reduction);
 
+// What flows back through log q(z|x) - log p(z): see schemas.h.
+void check_gradient(const char* op, int64_t gradient);
+
 // A 0-d float32 tensor times a number; the tensor may be absent.
 void check_beta(const char* op, const OptionalTensor& beta, const Tensor& like);
 

@@ -68,8 +68,9 @@ struct Ops {
   }
 
   static Pair sample_gaussian_log_ratio(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
-                                        std::optional<int64_t> num_samples, int64_t) {
+                                        std::optional<int64_t> num_samples, int64_t gradient) {
     const LatentShape shape = check_latents("sample_gaussian_log_ratio", mu, logvar);
+    check_gradient("sample_gaussian_log_ratio", gradient);
     const SampleShape samples = check_samples("sample_gaussian_log_ratio", mu, seed, num_samples);
     Device device(mu);
     const Latents latents(mu, logvar, shape);
@@ -89,6 +90,7 @@ struct Ops {
                                                  const OptionalTensor& sample_weight) {
     const char* op = "sample_gaussian_log_ratio_backward";
     const LatentShape shape = check_latents(op, mu, logvar);
+    check_gradient(op, gradient);
     const SampleShape samples = check_samples(op, mu, seed, num_samples);
     const Sizes rows(samples.z.begin(), samples.z.end() - 1);
     if (grad_z) check_grad(op, "grad_z", *grad_z, samples.z, mu.scalar_type(), mu);

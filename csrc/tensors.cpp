@@ -39,7 +39,8 @@ Dtype dtype_of(const Tensor& t) {
     case ScalarType::Half: return Dtype::float16;
     case ScalarType::Byte:
     case ScalarType::Bool: return Dtype::uint8;
-    default: return Dtype::float32;
+    case ScalarType::Float: return Dtype::float32;
+    default: fail("dtype_of", "no kernel takes dtype ", dtype_text(t.scalar_type()));
   }
 }
 
@@ -64,7 +65,8 @@ int32_t dtype_code(ScalarType dtype) {
     case ScalarType::Half: return aoti_torch_dtype_float16();
     case ScalarType::Long: return aoti_torch_dtype_int64();
     case ScalarType::Bool: return aoti_torch_dtype_bool();
-    default: return aoti_torch_dtype_float32();
+    case ScalarType::Float: return aoti_torch_dtype_float32();
+    default: fail("dtype_code", "no result has dtype ", dtype_text(dtype));
   }
 }
 
@@ -74,7 +76,8 @@ int64_t item_size(ScalarType dtype) {
     case ScalarType::Half: return 2;
     case ScalarType::Long: return 8;
     case ScalarType::Bool: return 1;
-    default: return 4;
+    case ScalarType::Float: return 4;
+    default: fail("item_size", "no result has dtype ", dtype_text(dtype));
   }
 }
 

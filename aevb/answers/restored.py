@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import pictures
+from ..choices import LIKELIHOODS, unknown
 from ..observations import add_gaussian, flip_bits
 from ..ops import mix_seed
 from ..restoration import Method, Restoration
@@ -231,6 +232,8 @@ class _Scores:
 
     def __init__(self, trainer: Trainer, clean: Tensor, wanted: Tensor):
         self.model, self.clean, self.wanted = trainer.model, clean, wanted
+        if self.model.likelihood not in LIKELIHOODS:
+            raise unknown("likelihood", self.model.likelihood, LIKELIHOODS)
         self.bernoulli = self.model.likelihood == "bernoulli"
         self.training_images = len(trainer.dataset.train_images)
         self.rows: dict[str, tuple[float, float]] = {}

@@ -42,8 +42,10 @@ inline void write_floats(const float* x, int64_t n, Dtype dtype, void* data) {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) half[i] = to_float16(x[i]);
       break;
-    default:
+    case Dtype::float32:
       if (n > 0) __builtin_memcpy(data, x, n * sizeof(float));
+      break;
+    case Dtype::uint8: break;  // no result is
   }
 }
 

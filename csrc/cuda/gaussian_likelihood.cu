@@ -24,7 +24,11 @@ const char* with_gaussian(const LikelihoodArgs& a, bool narrow, const Use& use) 
     if (a.logvar.data) return with_elements(GaussianMeansAndLogvars<kSigmoid>{a.x_scale}, a, narrow, use);
     return with_elements(GaussianMeans<kSigmoid>::with_logvar(a.fixed_logvar, a.x_scale), a, narrow, use);
   };
-  return a.likelihood == Likelihood::gaussian_sigmoid ? with_means(Constant<true>{}) : with_means(Constant<false>{});
+  switch (a.likelihood) {
+    case Likelihood::gaussian: return with_means(Constant<false>{});
+    case Likelihood::gaussian_sigmoid: return with_means(Constant<true>{});
+    default: return kUnknownLikelihood;
+  }
 }
 
 }  // namespace

@@ -37,7 +37,8 @@ const char* with_dtype(Dtype dtype, const Use& use) {
   switch (dtype) {
     case Dtype::bfloat16: return use(BFloat16{});
     case Dtype::float16: return use(Float16{});
-    default: return use(float{});
+    case Dtype::float32: return use(float{});
+    default: return "aevb has no kernel for this dtype";
   }
 }
 

@@ -19,7 +19,7 @@ void with_activation(Activation activation, const Use& use) {
   switch (activation) {
     case Activation::tanh: return use(Constant<static_cast<int>(Activation::tanh)>{});
     case Activation::relu: return use(Constant<static_cast<int>(Activation::relu)>{});
-    default: use(Constant<static_cast<int>(Activation::none)>{});
+    case Activation::none: return use(Constant<static_cast<int>(Activation::none)>{});
   }
 }
 

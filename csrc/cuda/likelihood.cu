@@ -16,6 +16,7 @@ const char* with_bernoulli(const LikelihoodArgs& a, bool narrow, const Use& use)
       const BernoulliProbs probs{a.x_scale};
       return vectors ? use(probs, t, Constant<V>{}, AnyDtype{}) : use(probs, t, Constant<1>{}, AnyDtype{});
     }
+    if (a.likelihood != Likelihood::bernoulli_logits) return kUnknownLikelihood;
     const BernoulliLogits logits{a.x_scale};
     if (!vectors) return use(logits, t, Constant<1>{}, AnyDtype{});
     if (a.x.dtype == Dtype::uint8) return use(logits, t, Constant<V>{}, uint8_t{});

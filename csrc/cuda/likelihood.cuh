@@ -56,7 +56,7 @@ struct Beside<AnyDtype> {
         case Dtype::float32: r.x[k] = load_one(static_cast<const float*>(data) + i + k); break;
         case Dtype::bfloat16: r.x[k] = load_one(static_cast<const BFloat16*>(data) + i + k); break;
         case Dtype::float16: r.x[k] = load_one(static_cast<const Float16*>(data) + i + k); break;
-        default: r.x[k] = load_one(static_cast<const uint8_t*>(data) + i + k);
+        default: r.x[k] = load_one(static_cast<const uint8_t*>(data) + i + k);  // dtype_of gives no other
       }
     }
     return r;
@@ -93,7 +93,7 @@ struct Logvars<true, AnyDtype> : Beside<AnyDtype> {
     switch (dtype) {
       case Dtype::bfloat16: store<V>(x, static_cast<BFloat16*>(grad) + i); break;
       case Dtype::float16: store<V>(x, static_cast<Float16*>(grad) + i); break;
-      default: store<V>(x, static_cast<float*>(grad) + i);
+      default: store<V>(x, static_cast<float*>(grad) + i);  // no logvar is uint8
     }
   }
 };
@@ -316,6 +316,8 @@ __global__ void __launch_bounds__(kThreads) log_prob_gradient_unless_1(const Bac
 }
 
 // ---- which kernel ---------------------------------------------------------------------------------------------------
+
+constexpr const char* kUnknownLikelihood = "aevb has no kernel for this likelihood";
 
 // Whether rows of `m` can be read V elements at a time.
 template <int V>
