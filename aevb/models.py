@@ -18,7 +18,7 @@ from .gaussian_likelihood import GaussianOutput
 from .layers import call, call_all, floating
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
 from .ops import bernoulli_log_prob, gaussian_log_prob, sample_gaussian
-from .plain_modules import inherits, is_plain
+from .plain_modules import inherits, is_plain, weight_of
 from .questions import Questions
 from .ranges import check_pixels
 
@@ -201,8 +201,7 @@ class BaseVAE(Questions, nn.Module):
 
     def _weight(self) -> Tensor:
         """A tensor of the model's dtype and device."""
-        tensors = itertools.chain(self.parameters(), self.buffers())  # of a quantized model no parameters may be left
-        return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+        return weight_of(self)
 
     # ---- what a model has of its own ----
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .layers import floating
 from .models import BaseVAE
 from .ops import gaussian_kl
+from .plain_modules import weight_of
 from .steps import AutogradStep
 
 
@@ -48,7 +49,7 @@ def first_not_finite(step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor
     def image(place: tuple[int, ...]) -> str:
         return f"{part} image {int(index[place[0]])}"
 
-    x_values = floating(x, step.x_scale, next(model.parameters()))
+    x_values = floating(x, step.x_scale, weight_of(model))
     if place := _place(x_values):
         return Finding(1, f"pixel {place[1]} of {image(place)} is {_at(x_values, place)}")
     with torch.enable_grad():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -58,3 +60,13 @@ def inherits(module: nn.Module, kind: type[nn.Module], *methods: str) -> bool:
 def _is_ordinary(t: Any) -> bool:
     # PyTorch traces with its own fake tensors.
     return t is None or type(t) in _ORDINARY or type(t).__module__.startswith("torch._subclasses.")
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A tensor of the module's dtype and device; an empty float32 one where it has none.
+
+    A quantized module may have no parameters, and a replica of `nn.DataParallel` has none that are called so.
+    """
+    replicas = (t for m in module.modules() for t in getattr(m, "_former_parameters", {}).values())
+    tensors = itertools.chain(module.parameters(), module.buffers(), replicas)
+    return next((t for t in tensors if t is not None and t.is_floating_point()), torch.empty(0))

@@ -14,6 +14,7 @@ from .choices import LIKELIHOODS, unknown
 from .diagnostics import kl_per_dimension
 from .observations import NoisyBits, NoisyValues, Observation, Seen
 from .ops import mix_seed, sample_gaussian
+from .plain_modules import weight_of
 from .ranges import check_pixels
 from .restoration import Method, Restoration, restore
 
@@ -259,7 +260,7 @@ class Questions:
         if n < 1:
             raise ValueError(f"{name} is {n}; expected at least 1")
         p = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        return torch.special.ndtri(p).to(next(cast(nn.Module, self).parameters()))
+        return torch.special.ndtri(p).to(weight_of(cast(nn.Module, self)))
 
 
 def posterior_draws(mu: Tensor, logvar: Tensor, num_samples: int, seed: int) -> Tensor:

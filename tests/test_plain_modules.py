@@ -317,6 +317,37 @@ def test_quantized_layers():
     torch.testing.assert_close(mu, model.encoder(x).chunk(2, -1)[0])
     torch.testing.assert_close(model.log_prob(x, mu), aevb.bernoulli_log_prob(model.decoder(mu), x))
     assert model.sample(3).shape == (3, D)
+    assert model.traverse(x, steps=2).shape == (B, Z, 2, D)
+
+
+def replica_of(model):
+    """As `nn.parallel.replicate` makes it, for one more device of the same kind."""
+    modules = list(model.modules())
+    replicas = [m._replicate_for_data_parallel() for m in modules]
+    for module, replica in zip(modules, replicas, strict=True):
+        replica._former_parameters = {}
+        for name, child in module._modules.items():
+            setattr(replica, name, replicas[modules.index(child)])
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, parameter.clone())
+            replica._former_parameters[name] = getattr(replica, name)
+    return replicas[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_replica_of_data_parallel(dtype):
+    """It has no parameters that `parameters` finds, and the dtype of those it was made of."""
+    model = vae().to(dtype)
+    replica = replica_of(model)
+    assert not list(replica.parameters())
+    x = binary(0, B, D)
+    for given in (x, x.bool()):
+        for a, b in zip(replica.encode(given), model.encode(given), strict=True):
+            assert a.dtype == dtype
+            torch.testing.assert_close(a, b)
+    recon, kl = replica(x.bool(), seed=3)
+    aevb.FusedELBO()(recon, x, kl=kl).backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_a_last_layer_that_learns():
