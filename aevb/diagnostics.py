@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .explain import check_dense
 from .ops import mix_seed, sample_gaussian
 from .ranges import check_pixels
 
@@ -495,6 +496,7 @@ def normals(seeds: Tensor, *size: int) -> Tensor:
 def _batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
     """Batches of x, each with the number of its first datapoint."""
     _check_counts(batch_size=batch_size)
+    check_dense("diagnostics", x=x)
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (N, ...), of at least one datapoint")
     for first in range(0, len(x), batch_size):

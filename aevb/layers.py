@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import ops, reference
 from .choices import ACTIVATIONS, unknown
+from .explain import check_dense, is_dense
 from .plain_modules import is_plain
 from .products import activation_grads, product, rows_product
 
@@ -45,6 +46,8 @@ def linear(
     """
     if activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
+    if not (is_dense(x) and isinstance(weight, Tensor)):
+        check_dense("linear", x=x, weight=weight)
     if x.dtype == torch.uint8 and x_scale is None:
         raise ValueError("x is uint8 and x_scale is not given; pass x_scale=1/255 for pixels in 0..255")
     if x.dim() == 0 or weight.dim() != 2 or x.shape[-1] != weight.shape[1]:

@@ -32,6 +32,7 @@ from .chunks import (
     sum_of_log_prob,
     take,
 )
+from .explain import check_dense, is_dense
 from .products import product
 from .ranges import check_bernoulli, look_once
 
@@ -246,6 +247,8 @@ def linear_bernoulli_log_prob(
         ValueError: shapes, dtypes or devices that do not fit, an unknown reduction, targets outside [0, 1] when
         validated. RuntimeError: dtypes that no kernel takes.
     """
+    if not (is_dense(h) and is_dense(x)):
+        check_dense("linear_bernoulli_log_prob", h=h, weight=weight, x=x)
     if validate_args is not False:
         look_once("linear_bernoulli_log_prob", validate_args, check_bernoulli, None, x, x_scale, False)
     logits = LinearLogits(h, weight, bias)

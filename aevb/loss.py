@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from . import bounds, gaussian_likelihood, linear_likelihood, ops, ranges
 from .choices import LIKELIHOODS, REDUCTIONS, unknown
+from .explain import check_dense, is_dense
 from .gaussian_likelihood import GaussianOutput
 from .linear_likelihood import LinearLogits
-from .shapes import checked_batch_dims, latents, say_one_datapoint
+from .shapes import Generators, checked_batch_dims, latents, say_one_datapoint
 
 
 class Estimator(NamedTuple):
@@ -201,7 +202,7 @@ class FusedELBO(nn.Module):
         logvar: Tensor,
         *,
         seed: Tensor | int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`num_samples` samples of the posterior, and what the estimator needs of its KL: (z, kl), to be passed as
         ``criterion(decoder(z), x, kl=kl)``.
@@ -228,6 +229,8 @@ class FusedELBO(nn.Module):
         *,
         kl: Tensor | None = None,
     ) -> Tensor:
+        if not (is_dense(recon) and is_dense(x)):
+            self._check_given(recon, x, mu, logvar, kl)
         if kl is None:
             if mu is None or logvar is None:
                 raise ValueError("FusedELBO needs mu and logvar, or kl=: criterion(recon, x, mu, logvar)")
@@ -239,6 +242,8 @@ class FusedELBO(nn.Module):
         elif mu is not None or logvar is not None:
             raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
         if mu is not None and logvar is not None:
+            if not (type(mu) is Tensor is type(logvar)):
+                self._check_given(recon, x, mu, logvar, kl)
             if mu.dim() == 1 and self.batch_dims is None and x.dim() > 1 and x.shape[0] == mu.shape[0]:
                 say_one_datapoint(mu, x, 5)
             mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO", 5)
@@ -262,6 +267,12 @@ class FusedELBO(nn.Module):
         if isinstance(recon, Tensor):
             return self._loss(recon, x, None, None, kl)
         return self._of_linear(recon, x, kl) if isinstance(recon, LinearLogits) else self._of_gaussian(recon, x, kl)
+
+    def _check_given(self, recon, x, mu, logvar, kl) -> None:
+        """That what is given are dense tensors, or of such."""
+        parts = recon if isinstance(recon, (LinearLogits, GaussianOutput)) else (recon,)
+        given = {"recon": parts[0], "x": x, "mu": mu, "logvar": logvar, "kl": kl}
+        check_dense("FusedELBO", **{name: t for name, t in given.items() if t is not None or name in ("recon", "x")})
 
     def _look(self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor) -> None:
         """At the values, where `validate_args` says so. What was found wrong is looked for again."""
@@ -299,6 +310,8 @@ class FusedELBO(nn.Module):
 
     def _check_kl(self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor, kl: Tensor) -> None:
         """That kl is what `sample` gives, and recon of as many samples: where L = B, shapes alone would not tell."""
+        if not is_dense(kl):
+            check_dense("FusedELBO", kl=kl)
         per_sample, groups = self._per_sample_kl(), self.free_bits is not None
         inner = per_sample or groups  # a dimension that is none of the batch
         fewest = inner + (self.batch_dims is None and not ops.is_batched())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .explain import check_dense
 from .ops import mix_seed, sample_gaussian_log_ratio
 from .ranges import check_pixels
 
@@ -113,6 +114,7 @@ def log_marginal_likelihood(
     for name, value in (("num_samples", num_samples), ("rows", rows)):
         if value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")
+    check_dense("log_marginal_likelihood", x=x)
     if x.dim() < 1:
         raise ValueError("x has no dimensions; expected datapoints in its first")
     check_pixels(model, {"x": x})

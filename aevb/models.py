@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .choices import LIKELIHOODS, unknown
+from .explain import check_dense, is_dense
 from .gaussian_likelihood import GaussianOutput
 from .layers import call, call_all, floating
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
@@ -433,5 +434,7 @@ def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequenti
 
 
 def _check_last(t: Tensor, name: str, size: int, hint: str = "") -> None:
+    if not is_dense(t):
+        check_dense("VAE", **{name: t})
     if t.dim() == 0 or t.shape[-1] != size:
         raise ValueError(f"{name} has shape {tuple(t.shape)}; expected (..., {size}){hint}")

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from . import _C, reference  # importing _C registers the ops
 from .choices import GRADIENTS, REDUCTIONS, unknown
+from .explain import check_dense, explain
 from .ranges import check_bernoulli, check_gaussian, look_once
-from .shapes import check_seed, int64, latents, shaped
+from .shapes import Generators, check_generators, check_seed, int64, latents, shaped
 
 _ops = torch.ops.aevb
 _functorch_active = torch._C._are_functorch_transforms_active
@@ -104,7 +105,8 @@ def differentiable(
     kernel = getattr(_ops, f"{name}_forward").default
     backward_kernel = getattr(_ops, f"{name}_backward").default
     rare = tuple(i for i in range(num_tensors) if i not in fused)
-    num_arguments = len(kernel._schema.arguments)
+    argument_names = [argument.name for argument in kernel._schema.arguments]
+    num_arguments = len(argument_names)
     # Gradients by position, None where there are none: of the tuple of fused gradients with a None behind them.
     by_position = operator.itemgetter(*(fused.index(i) if i in fused else len(fused) for i in range(num_arguments)))
 
@@ -146,6 +148,9 @@ def differentiable(
         ctx.save_for_backward(*inputs[:num_tensors])
         ctx.options = inputs[num_tensors:]
         ctx.set_materialize_grads(False)
+
+    def meta_results(*args):
+        return fake(*(t.to("meta") if isinstance(t, Tensor) else t for t in args))
 
     names = [argument.name for argument in backward_kernel._schema.arguments]
 
@@ -192,9 +197,13 @@ def differentiable(
             return formula(*args)
         if _is_compiling():
             return op(*args)
-        if ahead is not None and args[0].requires_grad and _grad_enabled() and ahead.takes(*args):
-            return apply_ahead(*args)
-        return apply(*args)
+        try:
+            if ahead is not None and args[0].requires_grad and _grad_enabled() and ahead.takes(*args):
+                return apply_ahead(*args)
+            return apply(*args)
+        except (RuntimeError, MemoryError) as error:
+            explain(error, name, dict(zip(argument_names, args, strict=True)), meta_results)
+            raise
 
     return call
 
@@ -326,6 +335,7 @@ def binarize(images: Tensor, index: Tensor | None = None, *, seed: Tensor | int,
 
     Raises RuntimeError for shapes, dtypes or devices that do not fit, and on a CPU an index out of range.
     """
+    check_dense("binarize", images=images, **({} if index is None else {"index": index}))
     seed = int64(seed, "seed", images.device)
     if images.is_cuda and "cuda" in _reference_on:
         return reference.binarize(images, index, seed, max_value)
@@ -395,7 +405,7 @@ def sample_gaussian(
     *,
     batch_dims: int | None = None,
     seed: Tensor | int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A reparameterised sample of N(mu, exp(logvar)), and its KL divergence from N(0, I), in one pass.
 
@@ -413,7 +423,8 @@ def sample_gaussian(
         seed: an int, or an int64 tensor of shape () or of the first dimensions of z: then each seed numbers its own
             part of z from 0, so that noise can belong to a datapoint (see `mix_seed`). Without it one is drawn from
             `generator`, or from PyTorch's default generator, which `torch.manual_seed` governs.
-        generator: where to draw the seed from; on the device of mu.
+        generator: where to draw the seed from; on the device of mu. Or a list of one for each datapoint, whose noise
+            is then its own.
 
     Returns:
         z: (..., D), or (L, ..., D) with num_samples=L, in mu's dtype; kl: (...,), or (*batch,), float32, in nats.
@@ -432,13 +443,15 @@ def sampled(
     gradient: str | None,
     batch_dims: int | None,
     seed: Tensor | int | None,
-    generator: torch.Generator | None,
+    generator: Generators | None,
     reader: str,
 ) -> tuple[Tensor, Tensor]:
     """`sample_gaussian`, or `sample_gaussian_log_ratio` with that gradient, for `reader`."""
+    if not (type(mu) is Tensor is type(logvar)):
+        check_dense(reader, mu=mu, logvar=logvar)
     flat_mu, flat_logvar = latents(mu, logvar, batch_dims, reader, 4)
     check_seed(seed, batch_dims, num_samples)
-    seed = _seed(mu, seed, generator)
+    seed = _seed(flat_mu, seed, generator, num_samples)
     if gradient is None:
         z, found = _sample_gaussian(flat_mu, flat_logvar, seed, num_samples)
     else:
@@ -447,9 +460,15 @@ def sampled(
     return shaped(z, mu, flat_mu), found
 
 
-def _seed(mu: Tensor, seed: Tensor | int | None, generator: torch.Generator | None) -> Tensor:
+def _seed(mu: Tensor, seed: Tensor | int | None, generator: Generators | None, num_samples: int | None) -> Tensor:
+    if seed is None and isinstance(generator, Sequence):
+        check_generators(generator, mu)
+        seeds = torch.stack([draw_seed(mu.device, g) for g in generator])
+        if num_samples is None:
+            return seeds
+        return mix_seed(seeds, torch.arange(num_samples, device=mu.device).unsqueeze(-1))
     if seed is None:
-        return draw_seed(mu.device, generator)
+        return draw_seed(mu.device, generator)  # type: ignore[arg-type]
     if generator is not None:
         raise ValueError("seed and generator are both given; the seed is all the noise depends on, so pass one of them")
     return seed if isinstance(seed, Tensor) else int64(seed, "seed", mu.device)
@@ -463,7 +482,7 @@ def sample_gaussian_log_ratio(
     gradient: str = "total",
     batch_dims: int | None = None,
     seed: Tensor | int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A reparameterised sample z of q = N(mu, exp(logvar)), and log q(z) - log p(z) for p = N(0, I), in one pass.
 
@@ -518,6 +537,8 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_
         RuntimeError: shapes, dtypes or devices that do not fit. ValueError: groups that do not divide D; batch_dims
         that leave no latent dimension.
     """
+    if not (type(mu) is Tensor is type(logvar)):
+        check_dense("gaussian_kl", mu=mu, logvar=logvar)
     mu, logvar = latents(mu, logvar, batch_dims, "gaussian_kl", 3)
     return latent_kl(mu, logvar, groups)
 
@@ -601,6 +622,8 @@ def bernoulli_log_prob(
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit. ValueError: targets outside [0, 1], when validated.
     """
+    if not (type(logits) is Tensor is type(x)):
+        check_dense("bernoulli_log_prob", logits=logits, x=x)
     if validate_args is not False:
         look_once("bernoulli_log_prob", validate_args, check_bernoulli, logits, x, x_scale, False)
     return _bernoulli_log_prob(logits, x, x_scale, False)
@@ -696,6 +719,8 @@ def gaussian_log_prob(
         RuntimeError: shapes, dtypes or devices that do not fit. ValueError: a number for logvar that is not finite; an
         x that is not, when validated.
     """
+    if not (type(mean) is Tensor is type(x)):
+        check_dense("gaussian_log_prob", mean=mean, x=x)
     if validate_args is not False:
         look_once("gaussian_log_prob", validate_args, check_gaussian, mean, x, x_scale, sigmoid)
     return _gaussian_log_prob(*gaussian_arguments(mean, x, logvar, x_scale, sigmoid))
@@ -705,8 +730,12 @@ def gaussian_arguments(mean: Tensor, x: Tensor, logvar: Tensor | float, x_scale:
     """The arguments of the op: mean, x, logvar for each element or None, and its options."""
     if isinstance(logvar, Tensor):
         return mean, x, _for_each_element(logvar, mean), 0.0, x_scale, sigmoid
-    if not math.isfinite(logvar):
-        raise ValueError(f"logvar is {logvar}; expected a finite number, the logarithm of the variance, or a tensor")
+    try:
+        is_right = math.isfinite(logvar)
+    except TypeError:
+        is_right = False
+    if not is_right:
+        raise ValueError(f"logvar is {logvar!r}; expected a finite number, the logarithm of the variance, or a tensor")
     return mean, x, None, float(logvar), x_scale, sigmoid
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .choices import LIKELIHOODS, unknown
 from .diagnostics import kl_per_dimension
+from .explain import check_dense
 from .observations import NoisyBits, NoisyValues, Observation, Seen
 from .ops import mix_seed, sample_gaussian
 from .plain_modules import weight_of
@@ -164,6 +165,7 @@ class Questions:
             raise ValueError(f"sigma is {sigma}; expected a positive number")
         if flip is not None and self.likelihood != "bernoulli":
             raise ValueError(f"flip is {flip}, but the model's pixels are {self.likelihood}, no bits; expected sigma")
+        _check(self, x=x)
         observed = _observed(self, x, torch.ones_like(x, dtype=torch.bool) if observed is None else observed)
         check_pixels(self, {"x": torch.where(observed, x, 0.5)}, sigma or 0.0)
         check_pixels(self, {"clean": clean})
@@ -284,6 +286,7 @@ def _spherical(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check(model: Questions, **images: Tensor) -> None:
+    check_dense(type(model).__name__, **images)
     for name, x in images.items():
         if x.dim() != 2 or x.shape[1] != model.data_dim or len(x) == 0:
             raise ValueError(

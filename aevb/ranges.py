@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from .explain import check_dense, is_dense
+
 _functorch_active = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
 _looked: set[str] = set()  # functions whose first call was looked at
@@ -32,7 +34,7 @@ def look(validate_args: bool | None, looked: bool, *tensors: Tensor) -> bool:
         return False
     return all(
         type(t) in (Tensor, nn.Parameter)
-        and t.layout == torch.strided
+        and is_dense(t)
         and (t.device.type == "cpu" or (validate_args is True and t.device.type != "meta"))
         for t in tensors
     )
@@ -144,9 +146,12 @@ def check_pixels(model: object, images: Mapping[str, Tensor | None], sigma: floa
     if torch.compiler.is_compiling() or not unit:
         return
     for name, x in images.items():
-        ends = _ends(x) if x is not None and x.is_floating_point() and look(None, False, x) else None
+        if x is None:
+            continue
+        check_dense(type(model).__name__, **{name: x})
+        ends = _ends(x) if x.is_floating_point() and look(None, False, x) else None
         slack = NOISE * sigma + (FAR if likelihood == "gaussian" else 0)
-        if x is None or ends is None or math.isnan(ends[0]) or (-slack <= ends[0] and ends[1] <= 1 + slack):
+        if ends is None or math.isnan(ends[0]) or (-slack <= ends[0] and ends[1] <= 1 + slack):
             continue
         if likelihood == "bernoulli":
             sentence = _first(x, None, _between(-slack, 1 + slack), name)

@@ -8,6 +8,7 @@ from `seed` through this module's own Philox, written in tensor arithmetic, or i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from . import bounds
 from .choices import ACTIVATIONS, GRADIENTS, LIKELIHOODS, REDUCTIONS, unknown
-from .shapes import int64, latents, shaped
+from .shapes import Generators, check_generators, int64, latents, shaped
 
 _WORD = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -91,10 +92,16 @@ def _compute(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
-def _noise(mu: Tensor, num_samples: int | None, seed: Tensor | int | None, generator: torch.Generator | None) -> Tensor:
+def _noise(mu: Tensor, num_samples: int | None, seed: Tensor | int | None, generator: Generators | None) -> Tensor:
     """Standard normals for samples of mu, in its dtype."""
     size = mu.shape if num_samples is None else (num_samples, *mu.shape)
+    if seed is None and isinstance(generator, Sequence):
+        check_generators(generator, mu)
+        each = size[: len(size) - mu.dim()] + mu.shape[1:]
+        noise = [torch.randn(each, dtype=mu.dtype, device=mu.device, generator=g) for g in generator]
+        return torch.stack(noise, len(size) - mu.dim())
     if seed is None:
+        assert not isinstance(generator, Sequence)
         return torch.randn(size, dtype=mu.dtype, device=mu.device, generator=generator)
     return normal(int64(seed, "seed", mu.device).to(mu.device), size, mu.dtype)
 
@@ -106,7 +113,7 @@ def sample_gaussian(
     *,
     batch_dims: int | None = None,
     seed: Tensor | int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     eps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `aevb.sample_gaussian`; with `eps`, of z's shape, that noise."""
@@ -123,7 +130,7 @@ def sample_gaussian_log_ratio(
     gradient: str = "total",
     batch_dims: int | None = None,
     seed: Tensor | int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     eps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `aevb.sample_gaussian_log_ratio`: log N(z; mu, exp(logvar)) - log N(z; 0, I)."""

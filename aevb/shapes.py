@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import operator
 import warnings
-from typing import SupportsIndex
+from collections.abc import Sequence
+from typing import SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
+
+from .explain import check_dense, is_dense
+
+Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator]"  # or one for each datapoint
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _said: set[str] = set()
@@ -61,6 +66,8 @@ def int64(value: Tensor | SupportsIndex, name: str, device: torch.device | None 
     if isinstance(value, Tensor):
         if value.dtype != torch.int64:
             raise RuntimeError(f"{name} has dtype {str(value.dtype)[6:]}; expected an int or an int64 tensor")
+        if not is_dense(value):
+            check_dense("mix_seed", **{name: value})
         return value
     if not isinstance(value, int):
         try:
@@ -70,6 +77,15 @@ def int64(value: Tensor | SupportsIndex, name: str, device: torch.device | None 
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} is {value}; expected a 64-bit signed integer")
     return torch.full((), value, dtype=torch.int64, device=device)  # a fill: a copy would wait for a GPU
+
+
+def check_generators(generators: Sequence[torch.Generator], mu: Tensor) -> None:
+    """That there is one for each datapoint of mu (*batch, D), by its first dimension."""
+    if mu.dim() < 2 or len(generators) != mu.shape[0]:
+        raise ValueError(
+            f"there are {len(generators)} generators for mu of shape {tuple(mu.shape)}; expected one for each of its "
+            "first dimension"
+        )
 
 
 def check_seed(seed: object, batch_dims: int | None, num_samples: int | None) -> None:

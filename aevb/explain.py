@@ -1,0 +1,75 @@
+"""What a call that failed says: which argument was no dense tensor, or how much memory was asked for, and for what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+READERS = {"negative_elbo": "FusedELBO", "negative_elbo_with_kl": "FusedELBO"}  # who calls an op of another name
+_strided = torch.strided
+
+
+def is_dense(t: object) -> bool:
+    """Whether t is a tensor whose elements lie at strides, as kernels read them."""
+    return isinstance(t, Tensor) and t.layout is _strided and not t.is_quantized and not t.is_nested
+
+
+def check_dense(reader: str, **tensors: object) -> None:
+    """Raises, for the first of the arguments of `reader` that is no dense tensor, a TypeError that says what it is."""
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor):
+            kind = type(t).__name__ if type(t).__module__ == "builtins" else f"{type(t).__module__}.{type(t).__name__}"
+            hint = ": torch.from_numpy(...)" if kind == "numpy.ndarray" else ""
+            raise TypeError(f"aevb.{reader}: {name} is a {kind}; expected a torch.Tensor{hint}")
+        if t.is_nested:
+            raise TypeError(f"aevb.{reader}: {name} is a nested tensor; expected a padded one, of one shape for all")
+        if t.layout is not _strided:
+            layout = str(t.layout).removeprefix("torch.").lstrip("_")
+            raise TypeError(f"aevb.{reader}: {name} is a tensor of layout {layout}; expected a dense one: .to_dense()")
+        if t.is_quantized:
+            raise TypeError(f"aevb.{reader}: {name} is a quantized tensor; expected a dense one: .dequantize()")
+
+
+def explain(error: BaseException, op: str, arguments: Mapping[str, Any], fake: Callable) -> None:
+    """Raises what is to be said instead of `error`, of a kernel, if something is; `fake` gives its results' shapes."""
+    reader = READERS.get(op, op)
+    tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
+    check_dense(reader, **tensors)
+    if isinstance(error, torch.OutOfMemoryError):
+        return
+    results = fake(*arguments.values())
+    parts = list(_parts(tensors, results if isinstance(results, Sequence) else [results]))
+    total = sum(size for _, size in parts)
+    device = next(iter(tensors.values())).device
+    if isinstance(error, MemoryError) or "allocat" in str(error) or total > _free(device):
+        what = ", ".join(text for text, _ in parts)
+        raise torch.OutOfMemoryError(
+            f"aevb.{reader}: {total:,} bytes are needed for {what}, and {device} has not so many left"
+        ) from error
+
+
+def _parts(tensors: Mapping[str, Tensor], results: Sequence[Tensor]) -> Iterator[tuple[str, int]]:
+    """What a kernel allocates, and how many bytes: its results, and copies of rows that are not evenly spaced."""
+    for t in results:
+        if t.numel():
+            yield f"a result, {_of(t)}", t.numel() * t.element_size()
+    for name, t in tensors.items():
+        if not t.is_contiguous():
+            yield f"a copy of {name}, {_of(t)}", t.numel() * t.element_size()
+
+
+def _of(t: Tensor) -> str:
+    return f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
+
+
+def _free(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return float("inf")
