@@ -23,6 +23,7 @@ from .plain_modules import inherits, is_plain, weight_of
 from .questions import Questions
 from .ranges import check_pixels
 
+MOST_FEATURES = 4096  # of a convolutional encoder, that its last layer reads as they are
 INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
 
 M = TypeVar("M", bound="BaseVAE")
@@ -360,11 +361,13 @@ class ConvVAE(BaseVAE):
                 f"the image; expected at most {min(height, width).bit_length() - 1}"
             )
         deepest = (self.channels[-1], *sizes[-1])
+        features = math.prod(deepest)
         encoder: list[nn.Module] = [nn.Unflatten(-1, (inputs, height, width))]
         for before, after in itertools.pairwise((inputs, *self.channels)):
             encoder += [_convolution(nn.Conv2d, before, after, generator), nn.ReLU()]
-        encoder += [nn.Flatten(), _dense(math.prod(deepest), 2 * latent_dim, generator)]
-        decoder: list[nn.Module] = [_dense(latent_dim, math.prod(deepest), generator), nn.Unflatten(-1, deepest)]
+        encoder += [_flatten(features), _dense(features, 2 * latent_dim, generator)]
+        _scale_up(encoder[-1], encoder[-2])
+        decoder: list[nn.Module] = [_dense(latent_dim, features, generator), nn.Unflatten(-1, deepest)]
         widths = (*reversed(self.channels), self._outputs * inputs)
         for i, (before, after) in enumerate(itertools.pairwise(widths)):
             small, large = sizes[len(sizes) - 1 - i], sizes[len(sizes) - 2 - i]
@@ -417,6 +420,41 @@ def _convolution(kind: type[Any], inputs: int, outputs: int, generator: torch.Ge
     layer.weight = nn.Parameter(weight.uniform_(-bound, bound, generator=generator))
     layer.bias = nn.Parameter(torch.zeros(outputs))
     return layer
+
+
+class ScaledFlatten(nn.Flatten):
+    """Flattens, and multiplies by a number that belongs to the weights after it."""
+
+    scale: Tensor
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # Weights from before there was a scale go with none.
+        state_dict.setdefault(f"{prefix}scale", torch.ones_like(self.scale))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def _flatten(features: int) -> nn.Flatten:
+    """What flattens so many features for a layer of which each output is a sum over all of them.
+
+    A step of Adam moves every weight by the learning rate, whatever the gradient is, so that it moves logvar in
+    proportion to the features: by 40 for images of 105x105, which makes a variance of exp(40). Smaller features and
+    larger weights are the same function, and a step of it is then no larger than that of MOST_FEATURES.
+    """
+    return nn.Flatten() if features <= MOST_FEATURES else ScaledFlatten(MOST_FEATURES / features)
+
+
+@torch.no_grad()
+def _scale_up(last: nn.Module, before: nn.Module) -> None:
+    if isinstance(before, ScaledFlatten):
+        assert isinstance(last.weight, nn.Parameter)
+        last.weight.div_(before.scale)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import rand, randn
+from conftest import rand, randn, same_bits
 from safetensors.torch import save_file
 from torch.nn.utils.prune import random_unstructured
 
@@ -262,3 +262,44 @@ def test_a_file_says_which_model_it_holds(tmp_path):
             assert torch.equal(a, b)
     with pytest.raises(ValueError, match="holds a ConvVAE; expected a VAE"):
         aevb.VAE.load(path)
+
+
+@pytest.mark.parametrize("size", [28, 64, 105, 256])
+@pytest.mark.parametrize("background", [0, 1])
+def test_a_convolutional_model_starts_well_at_any_size(size, background):
+    """No step of Adam undoes what came before: it moved logvar by its learning rate times the number of features."""
+    model = aevb.ConvVAE((size, size), generator=torch.Generator().manual_seed(0))
+    x = (rand(1, 8, size * size) < 0.1).float()
+    x = 1 - x if background else x
+    optimizer, criterion, losses = torch.optim.Adam(model.parameters(), 1e-3), aevb.FusedELBO(), []
+    for seed in range(5):
+        recon, kl = model(x, seed=seed)
+        loss = criterion(recon, x, kl=kl)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert max(losses) < 1.05 * losses[0]
+    assert losses[-1] < losses[0]
+
+
+def test_weights_of_a_large_convolutional_model_from_before_there_was_a_scale(tmp_path):
+    model = aevb.ConvVAE((64, 64), latent_dim=3)
+    old = {name: t for name, t in model.state_dict().items() if not name.endswith("scale")}
+    assert len(old) == len(model.state_dict()) - 1
+    model.load_state_dict(old)
+    assert model.encoder[5].scale == 1.0
+    save_file(old, tmp_path / "old.safetensors", metadata=model.metadata())
+    x = rand(1, 2, 64 * 64)
+    for loaded in (model, aevb.ConvVAE.load(tmp_path / "old.safetensors")):
+        features = loaded.encoder[:5](x).flatten(1)
+        torch.testing.assert_close(torch.cat(loaded.encode(x), -1), features @ old["encoder.6.weight"].t())
+
+
+def test_a_scale_is_kept_with_the_weights(tmp_path):
+    model = aevb.ConvVAE((64, 64), latent_dim=3)
+    assert model.encoder[5].scale == 4096 / (64 * 16 * 16)
+    save_file(model.state_dict(), tmp_path / "model.safetensors", metadata=model.metadata())
+    x = rand(1, 2, 64 * 64)
+    assert same_bits(aevb.ConvVAE.load(tmp_path / "model.safetensors").encode(x)[0], model.encode(x)[0])
+    assert type(aevb.ConvVAE((32, 32)).encoder[5]) is torch.nn.Flatten
