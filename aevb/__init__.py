@@ -2,6 +2,10 @@
 
 After Kingma & Welling, *Auto-Encoding Variational Bayes* (2013). The ops and `FusedELBO` drop into any PyTorch model;
 `VAE` and `Trainer` are the paper's model and algorithm; `aevb.reference` has every function in plain PyTorch.
+
+* A loss for a model of yours: `FusedELBO`, `sample_gaussian`, `gaussian_kl`, `bernoulli_log_prob`, `gaussian_log_prob`.
+* A model and its training: `VAE`, `ConvVAE`, `TrainConfig`, `Trainer`; `load` gives a run's model.
+* What it is worth: `log_marginal_likelihood`, `diagnostics`.
 """
 
 import torch  # noqa: F401  the kernels link against it, so it comes first
@@ -34,7 +38,7 @@ from .ops import (
     sample_gaussian,
     sample_gaussian_log_ratio,
 )
-from .runs import RunFolderError
+from .runs import RunFolderError, load
 from .train import Trainer
 
 __version__ = "0.1.0"
@@ -65,9 +69,14 @@ __all__ = [
     "linear",
     "linear_bernoulli_log_prob",
     "linear_warmup",
+    "load",
     "log_marginal_likelihood",
     "mix_seed",
     "reference",
     "sample_gaussian",
     "sample_gaussian_log_ratio",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "__doc__", "data"])

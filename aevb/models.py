@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from .plain_modules import inherits, is_plain, weight_of
 from .questions import Questions
 from .ranges import check_pixels
 
+MODEL = "model.safetensors"  # as a run calls its last epoch's
 MOST_FEATURES = 4096  # of a convolutional encoder, that its last layer reads as they are
 INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
 
@@ -178,8 +180,16 @@ class BaseVAE(Questions, nn.Module):
     def load(cls: type[M], path: str | PathLike[str]) -> M:
         """The model in a run's `model.safetensors`, of the class and sizes that the file says.
 
+        Args:
+            path: the file, or the folder that it is in.
+
         Raises FileNotFoundError, or ValueError where the file is damaged or holds another model.
         """
+        path = Path(path)
+        if path.is_dir():
+            path /= MODEL
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}; expected a run's folder, or a {MODEL}")
         import safetensors
 
         try:

@@ -14,9 +14,9 @@ from typing import Any
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .files import replace, saveable
-from .models import BaseVAE
+from .models import MODEL, BaseVAE
 
-CONFIG, METRICS, MODEL, BEST = "config.json", "metrics.jsonl", "model.safetensors", "best.safetensors"
+CONFIG, METRICS, BEST = "config.json", "metrics.jsonl", "best.safetensors"
 EVALUATION = "evaluation.json"
 PICTURES = ("reconstructions.png", "samples.png", "latent.png")
 TENSORBOARD = "events.out.tfevents.*"
@@ -200,6 +200,34 @@ def write_answer(path: Path, data: bytes) -> Path:
         return replace(path, data)
     except OSError as error:
         raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def load(path: str | os.PathLike[str], *, best: bool = False) -> BaseVAE:
+    """The model of a run's folder, or of a file of weights, in `eval()`.
+
+    Args:
+        path: the folder, `runs/digits` say, or a .safetensors file.
+        best: of a folder, the model of the epoch with the best ELBO of the validation images, not the last epoch's.
+
+    Returns:
+        An `aevb.VAE` or `aevb.ConvVAE`, on the CPU: to `reconstruct`, `sample`, `embed`, `impute`, `denoise`.
+
+    Raises:
+        FileNotFoundError: there is no such run or file. ValueError: the file is damaged, or holds something else.
+
+    Example::
+
+        model = aevb.load("runs/digits")
+        digits = model.sample(16)
+    """
+    path = Path(path)
+    if best and path.is_dir():
+        if not (path / BEST).is_file():
+            raise FileNotFoundError(
+                f"{path} has no {BEST}; expected a run that was trained with validation images, or best=False"
+            )
+        path /= BEST
+    return BaseVAE.load(path).eval()
 
 
 def holds_run(path: Path) -> bool:

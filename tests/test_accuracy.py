@@ -585,7 +585,9 @@ def test_a_nan_stays_in_its_row_of_the_likelihood(which, from_probs, width, devi
     results = []
     for inputs in (clean, dirty):
         recon, kl = leaf(inputs["recon"], device), leaf(rand(3, batch), device)
-        losses = aevb.FusedELBO(reduction="none", from_probs=from_probs)(recon, inputs["x"].to(device), kl=kl)
+        losses = aevb.FusedELBO(reduction="none", from_probs=from_probs, validate_args=False)(
+            recon, inputs["x"].to(device), kl=kl
+        )
         results.append([t.detach().cpu() for t in (losses, *gradients(losses, (recon, kl), upstream(4, losses)))])
     for before, after in zip(*results, strict=True):
         assert same_bits(before[others], after[others])

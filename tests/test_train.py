@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
+from conftest import same_bits
 
 import aevb
 from aevb import files, products, runs
@@ -576,3 +577,39 @@ def test_weights_broken_by_the_last_step_are_not_saved(tmp_path, digits):
     ):
         trainer.fit()
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.json", "checkpoints"}
+
+
+def test_a_run_is_loaded_by_its_folder(tmp_path):
+    trainer = aevb.Trainer(options(tmp_path, data="digits", validation=0.2))
+    trainer.fit()
+    path = tmp_path / "run"
+    model = aevb.load(path)
+    assert type(model) is aevb.VAE
+    assert not model.training
+    x = trainer.dataset.test_images[:3] / 16
+    assert same_bits(model.reconstruct(x), aevb.load(str(path / "model.safetensors")).reconstruct(x))
+    assert same_bits(model.reconstruct(x), aevb.VAE.load(path).reconstruct(x))
+    best = aevb.load(path, best=True)
+    assert same_bits(best.reconstruct(x), aevb.VAE.load(path / "best.safetensors").reconstruct(x))
+    (path / "best.safetensors").unlink()
+    for wrong, sentence in [
+        (
+            lambda: aevb.load(path, best=True),
+            r"has no best.safetensors; expected a run that was",
+        ),
+        (
+            lambda: aevb.load(tmp_path / "nothing"),
+            r"there is no file .*nothing; expected a run's folder, or",
+        ),
+        (lambda: aevb.VAE.load(tmp_path), r"there is no file .*model.safetensors; expected a run's folder"),
+    ]:
+        with pytest.raises(FileNotFoundError, match=sentence):
+            wrong()
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        aevb.load(path / "config.json")
+
+
+def test_dir_shows_the_api():
+    assert set(aevb.__all__) | {"__version__", "data"} <= set(dir(aevb))
+    assert not {"ops", "steps", "torch", "ranges", "annotations"} & set(dir(aevb))
+    assert aevb.steps  # what is imported is there all the same
