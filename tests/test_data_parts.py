@@ -1,6 +1,7 @@
-"""Parts by their usual names, in folders, arrays and files."""
+"""Parts by their usual names, in folders, arrays and files; and photographs that a camera says are turned."""
 
 import gzip
+import re
 
 import numpy as np
 import pytest
@@ -401,3 +402,66 @@ def test_images_beside_parts(tmp_path):
     (tmp_path / "val").rmdir()
     write(tmp_path / "train.npy", images("train"))
     refused(tmp_path, "has train.npy, and images in test/, and both name parts; expected one of them")
+
+
+# ---- a camera's orientation ------------------------------------------------------------------------------------------
+
+
+TURNS = (None, "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_images_are_turned_upright(tmp_path, suffix, mode, orientation):
+    if (suffix, mode) == ("jpg", "P"):
+        pytest.skip("JPEG has no palettes")
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    pixels = np.random.RandomState(0).randint(0, 256, (8, 16, 3)).astype(np.uint8)
+    image, options = Image.fromarray(pixels).convert(mode), {"lossless": True} if suffix == "webp" else {}
+    for name in "ab":
+        image.save(tmp_path / f"{name}.{suffix}", exif=exif, **options)
+    image.save(tmp_path / f"plain.{suffix}", **options)
+    with Image.open(tmp_path / f"plain.{suffix}") as plain:
+        plain = plain.convert("L" if plain.mode == "L" else "RGB")
+        turn = TURNS[orientation - 1]
+        upright = np.asarray(plain if turn is None else plain.transpose(Image.Transpose[turn]))
+    (tmp_path / f"plain.{suffix}").unlink()
+    data = load(tmp_path)
+    expected = upright if upright.ndim == 2 else np.moveaxis(upright, -1, 0)
+    assert data.image_shape == expected.shape
+    assert data.image_shape[-2:] == ((8, 16) if orientation < 5 else (16, 8))
+    assert np.array_equal(data.train_images[0].view(expected.shape).numpy(), expected)
+
+
+def test_images_that_turning_makes_of_two_sizes(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    image = Image.fromarray(np.zeros((8, 16), np.uint8))
+    image.save(tmp_path / "a.jpg")
+    image.save(tmp_path / "b.jpg", exif=exif)
+    refused(
+        tmp_path, "b.jpg is 16x8 grey, .*a.jpg 8x16 grey; expected images of one size.*; turned upright, as their EXIF"
+    )
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_that_is_none_is_left_alone(tmp_path, value):
+    exif = Image.Exif()
+    exif[0x112] = value
+    pixels = np.arange(32, dtype=np.uint8).reshape(4, 8)
+    for name in "ab":
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=exif)
+    assert load(tmp_path).train_images[0].tolist() == pixels.flatten().tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_is_left_alone(tmp_path):
+    for name in "ab":
+        Image.fromarray(np.zeros((4, 8), np.uint8)).save(
+            tmp_path / f"{name}.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09garb"
+        )
+    data = load(tmp_path)
+    assert data.image_shape == (4, 8)
+    assert not re.search("EXIF", data.note)

@@ -49,7 +49,7 @@ def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed:
     * a directory of .npy, .npz or .mat files whose names say parts, train.npy and test.npy.
     * a directory of image files (needs Pillow), grey or colour, all of one size; where they are in subdirectories,
       these are the labels, in alphabetical order, or parts, such as train/ and test/, with labels in them or around
-      them. What is transparent is seen on white.
+      them. What is transparent is seen on white, and what a camera's EXIF says is turned is turned upright.
 
     Names of parts are read in every spelling in use (`aevb.data.parts`): train, Training, trX, x_train; test, t10k,
     eval; validation, val, valid, dev. Where two names claim one part, or one stands beside what has none, it is

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,11 @@ from .source import Part, Source, need
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 _FOR_IMAGES = ("images", "image", "imgs", "img")  # folders that are no labels
 _GREY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV", "LAB", "PA", "RGBX", "RGBa")
+_ORIENTATION = 0x112  # EXIF's tag
+_TURNS = {  # what makes an image of each orientation upright
+    **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270"},
+    **{7: "TRANSVERSE", 8: "ROTATE_90"},
+}
 
 Placed = dict[str, dict[PurePath, tuple[str, ...]]]
 """The files of each part, and the folders that each is in, but for those that say the part."""
@@ -37,7 +44,7 @@ def image_folder(root: Path, files: Sequence[PurePath], folders: Sequence[PurePa
     if "train" not in parts:
         raise no_training_part(str(root), {part: str(min(of_part)) for part, of_part in parts.items()})
     found: dict[str, Part] = {}
-    first: list[tuple[Path, tuple[int, ...]]] = []
+    first: list[_Seen] = []
     labelled = _labelled(root, parts)
     for part, (listed, labels) in labelled.items():
         found[part] = Part(_pixels([root / file for file in listed], first), labels, str(_common(root, listed)))
@@ -208,42 +215,68 @@ def _common(root: Path, files: Sequence[PurePath] | dict[PurePath, str | None]) 
 # ---- pixels ----------------------------------------------------------------------------------------------------------
 
 
-def _pixels(files: list[Path], first: list[tuple[Path, tuple[int, ...]]]) -> np.ndarray:
-    """(N, H, W) or (N, 3, H, W), uint8. `first` is the first file of all parts and its shape, once it is known."""
+class _Seen:
+    """An image that was read: its file, pixels, and whether it was turned."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.pixels, self.turned = _read(file)
+
+    def __str__(self) -> str:
+        shape = self.pixels.shape
+        return f"{shape[-2]}x{shape[-1]} {'grey' if len(shape) == 2 else 'in colour'}"
+
+
+def _pixels(files: list[Path], first: list[_Seen]) -> np.ndarray:
+    """(N, H, W) or (N, 3, H, W), uint8. `first` is the first image of all parts, once it is known."""
     pixels = None
     for i, file in enumerate(files):
-        image = _read(file)
+        image = _Seen(file)
         if not first:
-            first.append((file, image.shape))
-        if image.shape != first[0][1]:
+            first.append(image)
+        if image.pixels.shape != first[0].pixels.shape:
+            how = "; turned upright, as their EXIF says" if image.turned or first[0].turned else ""
             raise ValueError(
-                f"{file} is {_described(image.shape)}, {first[0][0]} {_described(first[0][1])}; expected images of one "
-                "size, all grey or all in colour"
+                f"{file} is {image}, {first[0].file} {first[0]}; expected images of one size, all grey or all in "
+                f"colour{how}"
             )
         if pixels is None:
-            pixels = np.empty((len(files), *image.shape), np.uint8)
-        pixels[i] = image
+            pixels = np.empty((len(files), *image.pixels.shape), np.uint8)
+        pixels[i] = image.pixels
     assert pixels is not None
     return pixels
 
 
-def _read(file: Path) -> np.ndarray:
+def _read(file: Path) -> tuple[np.ndarray, bool]:
+    """(H, W) or (3, H, W), upright; and whether it was turned for that."""
     pillow = need("PIL.Image", "pillow", "images", f"{file}, an image,")
     try:
-        with pillow.open(file) as image:
+        # Of a path, Pillow maps some TIFFs into memory, with height and width in the wrong order where they are turned.
+        with file.open("rb") as content, pillow.open(content) as image:
             if image.mode not in (*_GREY_MODES, *_COLOUR_MODES):
                 raise ValueError(
                     f"{file} has pixels of mode {image.mode!r}, more than 8 bits each; expected 8-bit grey or colour"
                 )
             grey = image.mode in _GREY_MODES
+            size = image.size
+            image.load()  # which turns a TIFF
+            turn = _turn(pillow, image)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+            image = image.convert("L" if grey else "RGB")
+            pixels = np.asarray(image if turn is None else image.transpose(turn))
     except (OSError, SyntaxError, pillow.DecompressionBombError) as error:
         raise ValueError(f"{file} is truncated, damaged or no image: {error}") from error
-    return pixels if grey else np.moveaxis(pixels, -1, 0)
+    turned = turn is not None or image.size != size
+    return (pixels if grey else np.moveaxis(pixels, -1, 0)), turned
 
 
-def _described(shape: tuple[int, ...]) -> str:
-    return f"{shape[-2]}x{shape[-1]} {'grey' if len(shape) == 2 else 'in colour'}"
+def _turn(pillow: ModuleType, image: Any) -> Any:
+    """What makes an image upright that a camera, held otherwise, made; or None."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # of many kinds, where EXIF is damaged: viewers show such an image as it is
+        return None
+    name = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return None if name is None else pillow.Transpose[name]
