@@ -34,7 +34,7 @@ MISSING = (0.72, 0.83, 0.95)  # the colour of pixels that are not there
 
 
 class Look(NamedTuple):
-    """How images are shown: their shape, (H, W) or (C, H, W), and whether inverted, 0 as white, or as they are."""
+    """How images are shown: as they are, or inverted, 0 as white."""
 
     shape: Sequence[int]
     invert: bool = False
@@ -80,9 +80,9 @@ def reconstructions(
     what: str = "test images",
     binarized: Tensor | None = None,
 ) -> Figure:
-    """Images, of a data set's name and what they are of it, and below each its reconstruction, both (N, data_dim).
+    """Images, and below each its reconstruction, both (N, data_dim).
 
-    `binarized`: the images that were reconstructed, where they are others than those.
+    `name` is their data set's, `what` they are of it; `binarized`, what was reconstructed, if not the images.
     """
     rows = {"image": x, **({} if binarized is None else {"binarized": binarized}), "reconstruction": reconstructed}
     return mosaic(

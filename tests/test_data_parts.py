@@ -373,6 +373,11 @@ def test_parts_in_the_names_of_images(tmp_path):
             "has train/, which names the training part, and boat/, which names none; .*rename train/ if",
         ),
         ("train val valid", "has val/ and valid/, which both name the validation part; expected one of them"),
+        (
+            "mine_train other_test",
+            "has mine_train/ and other_test/, which differ in more than the part; expected names that",
+        ),
+        ("mine_train test", "has test/ and mine_train/, which differ in more than the part"),
         ("train Train", "has Train/ and train/, which both name the training part"),
         ("trainval test", "has trainval/, which names the training and the validation part"),
         ("test", r"has test/0.png \(the test part\), and no training part"),

@@ -36,12 +36,12 @@ def pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> 
 
 
 def grey_pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
-    """A data set's images as they are, (N, data_dim), float32 in [0, 1], on the trainer's device."""
+    """Images as they are, grey: (N, data_dim), float32 in [0, 1]."""
     return (images * (dataset or trainer.dataset).x_scale).to(trainer.device)
 
 
 def if_another(x: Tensor, grey: Tensor) -> Tensor | None:
-    """What the model is given, to be shown too, where it is not the grey images themselves."""
+    """What a model is given, where that is not the grey images."""
     return None if torch.equal(x, grey) else x
 
 
@@ -75,7 +75,10 @@ def _in_order(images: Tensor | MappedImages) -> Iterator[Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Images to ask about: rows of them, in [0, 1], by `asked[index]`; by `asked.grey(index)` as they are, grey."""
+    """Images to ask about.
+
+    Rows of them, in [0, 1], by `asked[index]`; as they are, grey, by `asked.grey(index)`.
+    """
 
     name: str
     what: str

@@ -176,7 +176,7 @@ class Restored:
         return "\n".join(lines)
 
     def figure(self, count: int = PICTURED, invert: bool = False) -> Figure:
-        """Rows of images as they are, where they are known, binarized, as given, and restored."""
+        """Rows of images as they are, binarized, as given, and restored."""
         given, grey, missing = self.x[:count].nan_to_num(), self.grey[:count].nan_to_num(), ~self.observed[:count]
         hidden = {self.given: missing}
         if self.scores is None:
@@ -202,8 +202,11 @@ def _out(
 def _to_restore(
     trainer: Trainer, data: str | None, images: int, observe: Callable[[int], Tensor], given_clean: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Images, of a file, or of the test part as the run is evaluated on it; which of their pixels are observed; the
-    test images again, since they are clean; and all as they are, grey, before they were binarized."""
+    """Images to restore, which pixels are observed, clean images, and grey ones.
+
+    The images of a file, or of the test part as the run is evaluated on it: these again, since they are clean. All as
+    they are, grey, before they were binarized.
+    """
     if data is None:
         index = pictures.examples(trainer.dataset, images).to(trainer.device)
         x = trainer.held_out["test"].x(index).float()

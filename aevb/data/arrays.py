@@ -40,7 +40,7 @@ def npy_part(path: Path, mapped: bool) -> Part:
 
 
 def npz(path: Path, only: str | None = None) -> Source:
-    """The parts of a file, or the `only` one that its name says."""
+    """The parts of a file, or the one that its name says."""
     arrays = _Npz(path)
     chosen = _chosen(list(arrays), path, only)
     parts = {
@@ -52,7 +52,7 @@ def npz(path: Path, only: str | None = None) -> Source:
 
 
 class _Npz(Mapping[str, np.ndarray]):
-    """The arrays of a .npz file, each read when it is asked for. Python objects are never unpickled."""
+    """The arrays of a .npz file, read when asked for, never unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -133,8 +133,10 @@ def _check_numbers(array: Any, where: str, expected: str = "images") -> None:
 
 
 def _chosen(names: Sequence[str], path: Path, only: str | None, *more: str) -> dict[str, Chosen]:
-    """The names of the images and labels of each part, of a file without parts as "train"; `more`, names that images
-    have as well."""
+    """The names of each part's images and labels, without parts as "train".
+
+    `more`: names that images have as well.
+    """
     if parts := choose(names, str(path), only):
         return parts
     lower = {name.lower(): name for name in names}
@@ -152,7 +154,7 @@ def _chosen(names: Sequence[str], path: Path, only: str | None, *more: str) -> d
 
 
 def note_on_training(chosen: Mapping[str, Chosen]) -> str:
-    """Says so where the training part is what has no part in its name."""
+    """What the training part is, where its name does not say so."""
     if len(chosen) == 1 or read(chosen["train"].images).parts:
         return ""
     return f"{chosen['train'].images} is the training part"
@@ -172,8 +174,10 @@ def _shape_of(arrays: Mapping[str, Any], name: str | None) -> tuple[int, ...]:
 
 
 def _datapoints_are_last(shapes: Sequence[tuple[int, ...]], labels: Sequence[tuple[int, ...]]) -> bool:
-    """Of the images of MATLAB's, which often have them so: as the labels count them, or where the parts differ in one
-    dimension; or by the first part's shape."""
+    """Whether the last dimension counts the images, as MATLAB's often does.
+
+    As the labels count them, or where the parts differ in one dimension; or by the first part's shape.
+    """
     for last, count, other in ((False, 0, -1), (True, -1, 0)):
         counted = [s[count] in y and s[other] not in y for s, y in zip(shapes, labels, strict=True) if y]
         if counted and all(counted):

@@ -35,7 +35,7 @@ def open_path(path: Path) -> Source:
 
 
 def _directory(path: Path) -> Source:
-    """Files of arrays whose names say parts; else images; else such files in subfolders."""
+    """Files whose names say parts; else images; else such files in subfolders."""
     files, folders = _below(path)
     images = [file for file in files if is_image(file)]
     arrays = [file for file in files if not is_image(file) and form(path / file)]
@@ -63,7 +63,7 @@ def _directory(path: Path) -> Source:
 
 
 def _below(root: Path) -> tuple[list[PurePath], list[PurePath]]:
-    """The files of a folder, and its folders, however deep, in order; without what is hidden."""
+    """The files and folders in a folder, however deep, none hidden."""
     files, folders, seen = [], [], set()
     for path, inner, names in os.walk(root, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".")]

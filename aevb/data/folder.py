@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .parts import in_words, named_parts, no_training_part, read, two_names, two_parts
+from .parts import in_words, more_than_the_part, named_parts, no_training_part, read, two_names, two_parts
 from .source import Part, Source, need
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
+_NUMBER = re.compile(r"\d{3,}")
 _FOR_IMAGES = ("images", "image", "imgs", "img")  # folders that are no labels
 _GREY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV", "LAB", "PA", "RGBX", "RGBa")
 _ORIENTATION = 0x112  # EXIF's tag
@@ -31,7 +33,9 @@ def is_image(file: PurePath) -> bool:
 
 
 def image_folder(root: Path, files: Sequence[PurePath], folders: Sequence[PurePath], note: str = "") -> Source:
-    """The images `files`, which are in a folder or in its `folders`, however deep: paths within `root`.
+    """The parts of a folder of images, with labels.
+
+    `files` are its images and `folders` its folders, however deep: paths within `root`.
 
     Folders whose names say parts are these, above those of the labels or below. Else the files' names say them, where
     they say several, as train_1.png and test_1.png do. Of the other folders the highest are labels; one that holds all
@@ -100,31 +104,42 @@ def _folders_of_parts(root: Path, files: Sequence[PurePath], folders: Sequence[P
 def _parts_beside_each_other(
     root: Path, outer: PurePath, inner: Sequence[PurePath], holding: set[PurePath], own: PurePath | None
 ) -> dict[str, str]:
-    """The names of the folders in `outer` that say parts. `holding`: all folders with images; `own`: an image in
-    `outer` itself."""
+    """The names of the folders in `outer` that say parts.
+
+    `holding`: all folders with images; `own`: an image in `outer` itself.
+    """
     where = str(root / outer)
     names = [folder.name for folder in inner if folder in holding]
-    for name in names:
-        if len(said := read(name).parts) > 1 and not read(name).qualifiers:
-            raise two_parts(where, f"{name}/", said)
     named = named_parts(names)
-    for part in dict.fromkeys(named.values()):
-        if len(same := [f"{name}/" for name, other in named.items() if other == part]) > 1:
-            raise two_names(where, same, part)
+    _check_parts(where, names, named)
     if not named:
         return {}
     name, part = next(iter(named.items()))
-    if others := [f"{other}/" for other in names if other not in named] + ([own.name] if own is not None else []):
+    if alone := [f"{other}/" for other in names if other not in named] + ([own.name] if own is not None else []):
         raise ValueError(
-            f"{where} has {name}/, which names the {in_words(part)} part, and {others[0]}, which names none; expected "
+            f"{where} has {name}/, which names the {in_words(part)} part, and {alone[0]}, which names none; expected "
             f"parts alone, such as train/ and test/, or labels alone: rename {name}/ if it is a label, or put "
-            f"{others[0]} elsewhere"
+            f"{alone[0]} elsewhere"
         )
     for folder in inner:
         is_part = folder.name in named_parts([f.name for f in inner]) and read(folder.name).role != "labels"
         if is_part and folder not in holding:
             raise ValueError(f"{root / folder} has no images; expected files such as {', '.join(SUFFIXES[:3])}")
     return named
+
+
+def _check_parts(where: str, names: Sequence[str], named: dict[str, str]) -> None:
+    """That each folder says one part, and another than the rest."""
+    for name in names:
+        if len(said := read(name).parts) > 1 and not read(name).qualifiers:
+            raise two_parts(where, f"{name}/", said)
+    for part in dict.fromkeys(named.values()):
+        if len(same := [f"{name}/" for name, other in named.items() if other == part]) > 1:
+            raise two_names(where, same, part)
+    others = {name: of_name[0] for name in names if name not in named and len(of_name := read(name).parts) == 1}
+    if others and "train" in (both := {*named.values(), *others.values()}) and len(both) > 1:
+        two = [f"{name}/" for name in (*named, *others)]  # such as mine_train/ and other_test/
+        raise more_than_the_part(where, two, "train/ and test/")
 
 
 def _unclear(root: Path, file: PurePath, said: dict[PurePath, str], other: PurePath | None) -> ValueError:
@@ -137,8 +152,10 @@ def _unclear(root: Path, file: PurePath, said: dict[PurePath, str], other: PureP
 
 
 def _placed_by_names(root: Path, files: Sequence[PurePath]) -> Placed:
-    """The parts that the files' names say; {} where they do not say several."""
-    named = named_parts([file.stem for file in files])
+    """The parts that the files' names say; {} where not several."""
+    alike = {file.stem: _NUMBER.sub("000", file.stem) for file in files}  # as many images only differ in their number
+    of_alike = named_parts(sorted(set(alike.values())))
+    named = {stem: of_alike[name] for stem, name in alike.items() if name in of_alike}
     if len(set(named.values())) < 2:
         return {}
     placed: Placed = {}
@@ -154,7 +171,7 @@ def _placed_by_names(root: Path, files: Sequence[PurePath]) -> Placed:
 
 
 def _labelled(root: Path, parts: Placed) -> dict[str, tuple[list[PurePath], np.ndarray | None]]:
-    """The files of each part, in order, and their labels where they are in subfolders."""
+    """The files of each part, in order, and their labels."""
     names = _label_names(parts)
     classes: dict[str, list[str]] = {}
     for part, of_part in names.items():
@@ -183,7 +200,7 @@ def _labelled(root: Path, parts: Placed) -> dict[str, tuple[list[PurePath], np.n
 
 
 def _label_names(parts: Placed) -> dict[str, dict[PurePath, str | None]]:
-    """The name of each file's label, or None: of the folders that it is in the highest that does not hold all."""
+    """Each file's label: its highest folder that does not hold all."""
     parts = {part: _without_images(of_part) for part, of_part in parts.items()}
     inner = [folders for of_part in parts.values() for folders in of_part.values()]
     depth = 0
@@ -198,7 +215,7 @@ def _label_names(parts: Placed) -> dict[str, dict[PurePath, str | None]]:
 
 
 def _without_images(of_part: dict[PurePath, tuple[str, ...]]) -> dict[PurePath, tuple[str, ...]]:
-    """The folders of a part's files, but for one that has them all and is called images."""
+    """The folders of a part's files, without a common one called images."""
     while len(first := {folders[:1] for folders in of_part.values()}) == 1 and any(names := first.pop()):
         said = read(names[0])
         if said.role != "images" or said.qualifiers:
@@ -216,7 +233,7 @@ def _common(root: Path, files: Sequence[PurePath] | dict[PurePath, str | None]) 
 
 
 class _Seen:
-    """An image that was read: its file, pixels, and whether it was turned."""
+    """An image that was read: file, pixels, whether it was turned."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -228,7 +245,10 @@ class _Seen:
 
 
 def _pixels(files: list[Path], first: list[_Seen]) -> np.ndarray:
-    """(N, H, W) or (N, 3, H, W), uint8. `first` is the first image of all parts, once it is known."""
+    """The images' pixels, uint8, (N, H, W) or (N, 3, H, W).
+
+    `first` is the first image of all parts, once it is known.
+    """
     pixels = None
     for i, file in enumerate(files):
         image = _Seen(file)
@@ -248,7 +268,7 @@ def _pixels(files: list[Path], first: list[_Seen]) -> np.ndarray:
 
 
 def _read(file: Path) -> tuple[np.ndarray, bool]:
-    """(H, W) or (3, H, W), upright; and whether it was turned for that."""
+    """Pixels, (H, W) or (3, H, W), upright; whether they were turned."""
     pillow = need("PIL.Image", "pillow", "images", f"{file}, an image,")
     try:
         # Of a path, Pillow maps some TIFFs into memory, with height and width in the wrong order where they are turned.
@@ -273,7 +293,7 @@ def _read(file: Path) -> tuple[np.ndarray, bool]:
 
 
 def _turn(pillow: ModuleType, image: Any) -> Any:
-    """What makes an image upright that a camera, held otherwise, made; or None."""
+    """What makes an image upright, as its EXIF says; or None."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # of many kinds, where EXIF is damaged: viewers show such an image as it is

@@ -21,7 +21,7 @@ _IMAGES = re.compile(r"images([-._]?)idx3", re.IGNORECASE)
 
 
 def is_idx(path: Path) -> bool:
-    """Whether a file is called an IDX file, or has no suffix and is one."""
+    """Whether a file is an IDX file, by its name, or without suffix."""
     if _NAME.search(path.name):
         return True
     if path.suffix not in ("", ".gz"):
@@ -46,7 +46,7 @@ def idx_file(path: Path) -> Source:
 
 
 def _labels_beside(path: Path) -> Path | None:
-    """The file of labels, whose name says "labels-idx1" where that of the images says "images-idx3"."""
+    """The file whose name says "labels-idx1" where this says "images-idx3"."""
     name = path.name.removesuffix(".gz")
     if (said := _IMAGES.search(name)) is None:
         return None

@@ -1,4 +1,7 @@
-"""A folder of files of arrays: train.npy and test.npy, MNIST's four IDX files, binarized MNIST's three .amat files."""
+"""A folder of files of arrays that are parts.
+
+train.npy and test.npy, MNIST's four IDX files, binarized MNIST's three .amat files.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from .text import amat_part, check_amat, is_amat
 
 
 def form(path: Path) -> str | None:
-    """What a file is by its name: ".npy", ".npz", ".mat", ".amat", "IDX"; None for what has no arrays."""
+    """What a file is: ".npy", ".npz", ".mat", ".amat", "IDX", or None."""
     if is_amat(path):
         return ".amat"
     if path.suffix.lower() in (".npy", ".npz", ".mat"):
@@ -25,7 +28,7 @@ def form(path: Path) -> str | None:
 
 
 def part_files(root: Path, files: Sequence[PurePath]) -> Source | None:
-    """The parts that are in `files` of a folder, by their names; or None where these say no parts.
+    """The parts of a folder's `files`, or None where names say none.
 
     Raises ValueError, as `choose`; FileNotFoundError where one of MNIST's IDX files or of three .amat files is missing.
     """
@@ -60,9 +63,9 @@ def part_files(root: Path, files: Sequence[PurePath]) -> Source | None:
 
 
 def _without_copies(forms: dict[PurePath, str]) -> list[PurePath]:
-    """Of an IDX or .amat file that is there twice, packed and not or in a folder of its own, one.
+    """Of an IDX or .amat file that is there twice, one.
 
-    The one that is highest, and unpacked.
+    Of one packed and unpacked, or in a folder of its own as well, the one that is highest, and unpacked.
     """
     kept: dict[tuple, PurePath] = {}
     for file in sorted(forms, key=lambda file: (len(file.parts), file.suffix == ".gz", file)):

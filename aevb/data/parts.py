@@ -1,4 +1,6 @@
-"""What a name says of a data set: the part, and whether images or labels. One table for folders, arrays and files.
+"""What names say: of which part they are, images or labels.
+
+One table for folders, arrays and files.
 
 A name is read word by word: ``X_train``, ``trainX``, ``images/train`` and ``mnist-train-images`` name the training
 part. Upper and lower case, separators, digits and sizes such as 32x32 do not matter. A word that is in no table,
@@ -16,7 +18,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training", "trainings", "trn"),
     "test": ("test", "tests", "testing", "tst", "t10k", "eval", "evals", "evaluation"),
     "validation": (
-        *("validation", "validations", "valid", "valids", "validate", "val", "vals"),
+        *("validation", "validations", "valid", "valids", "validate", "val", "vals", "vld"),
         *("dev", "devs", "development"),
     ),
 }
@@ -44,12 +46,15 @@ _CASED = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 
 
 class NoTrainingPartError(ValueError):
-    """Names say that there is a test or a validation part, but none says which the training part is."""
+    """Names say other parts, and none the training part."""
 
 
 class Name(NamedTuple):
-    """What a name says: the parts, of which there should be one; "images", "labels" or neither; its qualifiers; and its
-    words and numbers, once each, without those that say nothing."""
+    """What a name says.
+
+    The parts, of which there should be one; "images", "labels" or neither; its qualifiers; and its words and numbers,
+    once each, without those that say nothing.
+    """
 
     parts: tuple[str, ...]
     role: str
@@ -90,7 +95,7 @@ def _words(name: str) -> list[str]:
 
 
 def _joined(text: str) -> list[str]:
-    """The known words that a text is put together of, "testdata", "xtrain"; [] where it is not."""
+    """The known words that a text, "testdata", is made of; or []."""
     if text in _KNOWN:
         return [text]
     if text[:1] in ("x", "y") and text[1:] in ABBREVIATED:
@@ -104,8 +109,10 @@ def _joined(text: str) -> list[str]:
 
 
 def named_parts(names: Sequence[str]) -> dict[str, str]:
-    """The parts that names side by side are of, of those that are of one: by themselves, "Train", "val2017"; or since
-    they differ in nothing but the part, "seg_train" and "seg_test"."""
+    """The parts that names side by side say, each one.
+
+    By themselves, "Train", "val2017"; or since they differ in nothing but the part, "seg_train" and "seg_test".
+    """
     said = {name: read(name) for name in names}
     single = {name: n for name, n in said.items() if len(n.parts) == 1}
     families = _families(single)
@@ -125,7 +132,7 @@ def _is_family(parts: set[str]) -> bool:
 
 
 def choose(names: Iterable[str], where: str, only: str | None = None) -> dict[str, Chosen]:
-    """The names of each part's images and labels, of a file's arrays or a folder's files.
+    """The names of each part's images and labels, of arrays or files.
 
     {} where no names say parts. `only`: the one part that there may be, since the file's own name says so. Images
     without a part, beside a test part, are the training part: "data" and "testdata".
@@ -198,16 +205,12 @@ def _images(said: Mapping[str, Name], where: str) -> dict[str, str]:
             found[part] = of_part[0]
     qualified = {said[name].qualifiers: name for name in found.values() if said[name].qualifiers}
     if len(qualified) > 1:
-        first, second, *_ = qualified.values()
-        raise ValueError(
-            f"{where} has {first} and {second}, which differ in more than the part; expected names that differ in "
-            "nothing else, such as x_train and x_test"
-        )
+        raise more_than_the_part(where, list(qualified.values()), "x_train and x_test")
     return found
 
 
 def _labels_of(images: str, labels: Mapping[str, Name], part: str, where: str) -> str | None:
-    """The labels that go with images: of the same qualifiers, or none, or any."""
+    """The images' labels: of the same qualifiers, or none, or any."""
     for qualifiers in (read(images).qualifiers, (), None):
         chosen = [name for name, s in labels.items() if qualifiers is None or s.qualifiers == qualifiers]
         if len(chosen) > 1:
@@ -232,6 +235,13 @@ def two_names(where: str, names: Sequence[str], part: str, what: str = "") -> Va
     return ValueError(
         f"{where} has {names[0]} and {names[1]}, which both name {what or 'the '}{in_words(part)} part; expected one "
         "of them"
+    )
+
+
+def more_than_the_part(where: str, names: Sequence[str], such_as: str) -> ValueError:
+    return ValueError(
+        f"{where} has {names[0]} and {names[1]}, which differ in more than the part; expected names that differ in "
+        f"nothing else, such as {such_as}"
     )
 
 

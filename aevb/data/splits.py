@@ -138,7 +138,7 @@ def _labels(part: Part) -> Tensor | None:
 
 
 def _classes(labels: np.ndarray, count: int) -> np.ndarray:
-    """Of one-hot labels, a row or a column an image, the classes; of others themselves."""
+    """The classes of one-hot labels; others as they are."""
     if labels.ndim != 2 or count not in labels.shape or labels.dtype.kind not in "buif":
         return labels
     rows = labels if len(labels) == count else labels.T
