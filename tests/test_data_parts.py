@@ -281,6 +281,12 @@ def test_files_that_are_unclear(tmp_path, files, sentence, error):
     refused(tmp_path, f"^'?{tmp_path}'? {sentence}", error)
 
 
+def test_a_folder_of_one_file_is_that_file(tmp_path):
+    write(tmp_path / "inner" / "mnist.npz", {"x_train": images("train"), "x_test": images("test")})
+    (tmp_path / "README.md").write_text("no data")
+    are_parts(load(tmp_path), "train", "test")
+
+
 def test_binarized_mnists_files_of_one_data_set(tmp_path):
     for name in ("a_train", "a_valid", "a_test", "b_train"):
         (tmp_path / f"{name}.amat").write_bytes(b"0 1 0 1 \n" * 4)

@@ -51,6 +51,8 @@ def _directory(path: Path) -> Source:
         return image_folder(path, images, folders, not_read(arrays))
     if arrays and (found := part_files(path, arrays)) is not None:
         return found
+    if len(arrays) == 1:
+        return _file(path / arrays[0])
     if arrays:
         raise FileNotFoundError(
             f"{str(path)!r} has {', '.join(map(str, arrays[:3]))}, and no names that say parts; expected some such as "
