@@ -41,6 +41,7 @@ def resume(
     patience: int | None = None,
     device: str | None = None,
     threads: int | None = None,
+    invert: bool = False,
     progress: bool = True,
 ) -> None:
     """Go on with a run that was stopped or killed, to the bit as if it had not been; or train it for more epochs.
@@ -53,9 +54,11 @@ def resume(
         patience: epochs without a better ELBO of the validation images, if not as many as it began with.
         device: where to train, if not where it began.
         threads: threads to train with.
+        invert: show images inverted in the pictures, 0 as white, if not as it began.
         progress: the progress bar; --no-progress for none.
     """
     changes: dict[str, Any] = {"epochs": epochs, "patience": patience, "device": device, "threads": threads}
+    changes["invert"] = invert or None
     changes = {name: value for name, value in changes.items() if value is not None}
     _train(Trainer.resume(run, **changes, progress=progress))
 
@@ -112,6 +115,7 @@ def reconstruct(
     data: str | None = None,
     images: int = 40,
     save_array: bool = False,
+    invert: bool = False,
     best: bool = False,
     out: str | None = None,
 ) -> None:
@@ -125,14 +129,26 @@ def reconstruct(
         data: other images of the same shape: a .npy file, or a data set as `aevb train` takes it.
         images: how many the picture shows.
         save_array: write the reconstructions of all images too: reconstruct.npy, (N, pixels).
+        invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
-    print(answers.reconstruct(run, out, best=best, part=part, data=data, images=images, save_array=save_array))
+    print(
+        answers.reconstruct(
+            run, out, invert=invert, best=best, part=part, data=data, images=images, save_array=save_array
+        )
+    )
 
 
 def sample(
-    run: Run, /, num: int = 100, seed: int = 0, save_array: bool = False, best: bool = False, out: str | None = None
+    run: Run,
+    /,
+    num: int = 100,
+    seed: int = 0,
+    save_array: bool = False,
+    invert: bool = False,
+    best: bool = False,
+    out: str | None = None,
 ) -> None:
     """Draw images from the model, z from the prior; leaves sample.png in the run folder.
 
@@ -143,10 +159,11 @@ def sample(
         num: how many.
         seed: the draws follow from it.
         save_array: write the images too: sample.npy, (num, pixels).
+        invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
-    print(answers.sample(run, out, best=best, num=num, seed=seed, save_array=save_array))
+    print(answers.sample(run, out, invert=invert, best=best, num=num, seed=seed, save_array=save_array))
 
 
 def embed(
@@ -187,12 +204,14 @@ def impute(
     num_samples: int = 500,
     seed: int = 0,
     save_array: bool = False,
+    invert: bool = False,
     best: bool = False,
     out: str | None = None,
 ) -> None:
     """Restore missing pixels from the others, by the posterior that these give; leaves impute.png in the run folder.
 
-    On test images, whose pixels the command hides itself, it says how good that is. On yours it writes impute.npy.
+    On test images, whose pixels the command hides itself, it says how good that is: against the binarized images where
+    the run binarizes grey ones. On yours it writes impute.npy.
 
     Example: aevb impute runs/digits --mask random --missing 0.7
 
@@ -209,6 +228,7 @@ def impute(
         num_samples: samples of z for each image.
         seed: the mask and all samples follow from it.
         save_array: write the restored images too: impute.npy, (N, pixels).
+        invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
@@ -223,6 +243,7 @@ def impute(
         steps=steps,
         num_samples=num_samples,
         seed=seed,
+        invert=invert,
         best=best,
         save_array=save_array,
     )
@@ -242,13 +263,14 @@ def denoise(
     num_samples: int = 500,
     seed: int = 0,
     save_array: bool = False,
+    invert: bool = False,
     best: bool = False,
     out: str | None = None,
 ) -> None:
     """Restore clean images from noisy ones, by the posterior of the clean image; leaves denoise.png in the run folder.
 
     The noise must be known: --flip or --sigma. On test images, to which the command adds the noise itself, it says how
-    good that is. On yours it writes denoise.npy.
+    good that is: against the binarized images where the run binarizes grey ones. On yours it writes denoise.npy.
 
     Example: aevb denoise runs/digits --flip 0.2
 
@@ -265,6 +287,7 @@ def denoise(
         num_samples: samples of z for each image.
         seed: the noise and all samples follow from it.
         save_array: write the restored images too: denoise.npy, (N, pixels).
+        invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
@@ -280,13 +303,22 @@ def denoise(
         steps=steps,
         num_samples=num_samples,
         seed=seed,
+        invert=invert,
         best=best,
         save_array=save_array,
     )
     print(found)
 
 
-def manifold(run: Run, /, num: int = 20, save_array: bool = False, best: bool = False, out: str | None = None) -> None:
+def manifold(
+    run: Run,
+    /,
+    num: int = 20,
+    save_array: bool = False,
+    invert: bool = False,
+    best: bool = False,
+    out: str | None = None,
+) -> None:
     """Show the manifold of a run with 2 latent dimensions, z over a grid of the prior's quantiles; leaves manifold.png.
 
     Example: aevb manifold runs/mnist2 --num 25
@@ -295,10 +327,11 @@ def manifold(run: Run, /, num: int = 20, save_array: bool = False, best: bool = 
         run: the run folder.
         num: images in a row, and rows.
         save_array: write the images too: manifold.npy, (num, num, pixels).
+        invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
-    print(answers.manifold(run, out, best=best, num=num, save_array=save_array))
+    print(answers.manifold(run, out, invert=invert, best=best, num=num, save_array=save_array))
 
 
 def traverse(
@@ -309,6 +342,7 @@ def traverse(
     num_dims: int = 10,
     steps: int = 11,
     save_array: bool = False,
+    invert: bool = False,
     best: bool = False,
     out: str | None = None,
 ) -> None:
@@ -324,12 +358,21 @@ def traverse(
         num_dims: how many of them, without dims.
         steps: values of each.
         save_array: write the images too: traverse.npy, (dims, steps, pixels).
+        invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     print(
         answers.traverse(
-            run, out, best=best, image=image, dims=dims, num_dims=num_dims, steps=steps, save_array=save_array
+            run,
+            out,
+            invert=invert,
+            best=best,
+            image=image,
+            dims=dims,
+            num_dims=num_dims,
+            steps=steps,
+            save_array=save_array,
         )
     )
 
@@ -342,6 +385,7 @@ def interpolate(
     spherical: bool = False,
     seed: int = 0,
     save_array: bool = False,
+    invert: bool = False,
     best: bool = False,
     out: str | None = None,
 ) -> None:
@@ -359,17 +403,26 @@ def interpolate(
         spherical: along a great circle.
         seed: which test images.
         save_array: write the images too: interpolate.npy, (pairs, steps, pixels).
+        invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .png or .npy file, written alone, or a folder, in place of the run folder.
     """
     print(
         answers.interpolate(
-            run, out, best=best, pairs=pairs, steps=steps, spherical=spherical, seed=seed, save_array=save_array
+            run,
+            out,
+            invert=invert,
+            best=best,
+            pairs=pairs,
+            steps=steps,
+            spherical=spherical,
+            seed=seed,
+            save_array=save_array,
         )
     )
 
 
-def report(run: Run, /, seed: int = 0, best: bool = False, out: str | None = None) -> None:
+def report(run: Run, /, seed: int = 0, invert: bool = False, best: bool = False, out: str | None = None) -> None:
     """Write one page about a run: options, training curves, images, the posterior, numbers; leaves report.html.
 
     The page needs nothing else, and can be sent as it is. With `aevb evaluate` before, it has log p(x) too.
@@ -379,10 +432,11 @@ def report(run: Run, /, seed: int = 0, best: bool = False, out: str | None = Non
     Args:
         run: the run folder.
         seed: the samples follow from it.
+        invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .html file, or a folder, in place of the run folder.
     """
-    print(answers.report(run, out, best=best, seed=seed))
+    print(answers.report(run, out, invert=invert, best=best, seed=seed))
 
 
 def info() -> None:

@@ -97,6 +97,8 @@ class TrainConfig:
     """Threads to train with. By default PyTorch's number, but one where a step is too little work to be shared."""
     checkpoint_seconds: float = 30.0
     """Seconds between two checkpoints: of work that a kill may cost, beside the step or evaluation it is in."""
+    invert: bool = False
+    """Show images inverted in the pictures, 0 as white: digits dark on white."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too; needs `pip install "aevb[tensorboard]"`."""
     progress: bool = True
@@ -190,7 +192,7 @@ def _whole_numbers() -> tuple[str, ...]:
 MAY_CHANGE = frozenset(
     (
         *("out", "overwrite", "resume", "epochs", "patience", "device", "threads"),
-        *("checkpoint_seconds", "tensorboard", "progress"),
+        *("checkpoint_seconds", "invert", "tensorboard", "progress"),
     )
 )
 

@@ -34,16 +34,10 @@ MISSING = (0.72, 0.83, 0.95)  # the colour of pixels that are not there
 
 
 class Look(NamedTuple):
-    """How images are shown: their shape, (H, W) or (C, H, W), and whether they are drawings, mostly 0, which are shown
-    dark on white; others, photographs, as they are."""
+    """How images are shown: as they are, or inverted, 0 as white."""
 
     shape: Sequence[int]
-    drawings: bool = True
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> Look:
-        some = dataset.test_images[torch.arange(min(len(dataset.test_images), 200))] * dataset.x_scale
-        return cls(dataset.image_shape, float((some < 0.1).float().mean()) > 0.4)
+    invert: bool = False
 
     @property
     def sides(self) -> tuple[float, float]:
@@ -52,15 +46,16 @@ class Look(NamedTuple):
         return width / max(height, width), height / max(height, width)
 
 
-def draw(model: BaseVAE, dataset: Dataset, seed: int = 0) -> dict[str, bytes]:
+def draw(model: BaseVAE, dataset: Dataset, seed: int = 0, invert: bool = False) -> dict[str, bytes]:
     """reconstructions.png, samples.png and latent.png of the model and the test images.
 
-    `seed` decides what is sampled from the prior. matplotlib's figures are used without its global state: no display is
-    needed, and a caller's figures are left alone.
+    `seed` decides what is sampled from the prior. Images are shown as they are, or inverted, 0 as white. matplotlib's
+    figures are used without its global state: no display is needed, and a caller's figures are left alone.
     """
+    look = Look(dataset.image_shape, invert)
     figures = {
-        "reconstructions.png": _reconstructions(model, dataset),
-        "samples.png": _samples(model, dataset, seed),
+        "reconstructions.png": _reconstructions(model, dataset, look),
+        "samples.png": _samples(model, dataset, look, seed),
         "latent.png": _latent(model, dataset),
     }
     return {name: png(figure) for name, figure in figures.items()}
@@ -72,17 +67,26 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _reconstructions(model: BaseVAE, dataset: Dataset) -> Figure:
+def _reconstructions(model: BaseVAE, dataset: Dataset, look: Look) -> Figure:
     x = dataset.test_images[examples(dataset, PAIR_ROWS * COLUMNS)] * dataset.x_scale
-    return reconstructions(dataset.name, Look.of(dataset), x, model.reconstruct(x))
+    return reconstructions(dataset.name, look, x, model.reconstruct(x))
 
 
-def reconstructions(name: str, look: Look, x: Tensor, reconstructed: Tensor, what: str = "test images") -> Figure:
-    """Images, of a data set's name and what they are of it, and below each its reconstruction, both (N, data_dim)."""
+def reconstructions(
+    name: str,
+    look: Look,
+    x: Tensor,
+    reconstructed: Tensor,
+    what: str = "test images",
+    binarized: Tensor | None = None,
+) -> Figure:
+    """Images, and below each its reconstruction, both (N, data_dim).
+
+    `name` is their data set's, `what` they are of it; `binarized`, what was reconstructed, if not the images.
+    """
+    rows = {"image": x, **({} if binarized is None else {"binarized": binarized}), "reconstruction": reconstructed}
     return mosaic(
-        f"{name}: {what}, and below each its reconstruction\n(expected pixels at the posterior mean)",
-        {"image": x, "reconstruction": reconstructed},
-        look,
+        f"{name}: {what}, and below each its reconstruction\n(expected pixels at the posterior mean)", rows, look
     )
 
 
@@ -99,9 +103,9 @@ def examples(dataset: Dataset, count: int) -> Tensor:
     return torch.arange(count) * total // count
 
 
-def _samples(model: BaseVAE, dataset: Dataset, seed: int) -> Figure:
+def _samples(model: BaseVAE, dataset: Dataset, look: Look, seed: int) -> Figure:
     images = model.sample(SAMPLES, generator=torch.Generator().manual_seed(seed))
-    return samples(dataset.name, Look.of(dataset), images)
+    return samples(dataset.name, look, images)
 
 
 def samples(name: str, look: Look, images: Tensor) -> Figure:
@@ -227,10 +231,14 @@ def _figure(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    title = f"{title} (inverted)" if look.invert else title
     longest = max(map(len, title.splitlines()))
     width, height = look.sides
     row = max(side * height, NAMED_ROW) if named else side * height
-    size = (max(side * width * columns + 1.3, 0.085 * longest + 0.4), max(row * rows, LEAST_HEIGHT) + 0.8)
+    size = (
+        max(side * width * columns + (1.5 if named else 1.3), 0.085 * longest + 0.4),
+        max(row * rows, LEAST_HEIGHT) + 0.8,
+    )
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axes = figure.add_subplot()
     figure.suptitle(title, fontsize=11)
@@ -251,8 +259,7 @@ def _tiles(
     tiles = F.interpolate(tiles, scale_factor=scale, mode="bicubic").clamp(0, 1)
     if channels < 3:
         tiles = tiles[:, :1].expand(-1, 3, -1, -1)
-        tiles = 1 - tiles if look.drawings else tiles
-    tiles = tiles[:, :3]
+    tiles = 1 - tiles[:, :3] if look.invert else tiles[:, :3]
     if missing is not None:
         hidden = missing.cpu().view(-1, channels, height, width).any(1, keepdim=True).float()
         hidden = F.interpolate(hidden, scale_factor=scale, mode="nearest") > 0

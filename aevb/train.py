@@ -224,7 +224,8 @@ class Trainer:
         **changes: Any,
     ) -> Trainer:
         """The trainer of a run that was stopped, whose `fit` goes on with it. `changes` are options that may be others
-        than those it began with: epochs (in all), patience, device, threads, checkpoint_seconds, tensorboard, progress.
+        than those it began with: epochs (in all), patience, device, threads, checkpoint_seconds, invert, tensorboard,
+        progress.
         A model or data set of one's own is to be given again; the model's weights will be the checkpoint's.
 
         Raises FileNotFoundError: there is no run. ValueError: a damaged config.json.
@@ -402,7 +403,7 @@ class Trainer:
         # A copy, since moving the model would move what a captured step writes to.
         model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
         with _evaluating(model):
-            pictures = draw(model, self.dataset, self.config.seed)
+            pictures = draw(model, self.dataset, self.config.seed, self.config.invert)
         for name, png in pictures.items():
             folder.write(name, png)
 

@@ -1,7 +1,6 @@
 """The commands that ask a run, from the command line to their files."""
 
 import dataclasses
-import io
 import itertools
 import json
 import math
@@ -301,19 +300,6 @@ def test_report_is_one_page_that_needs_nothing_else(runs, run, monkeypatch, caps
         assert "#010203" not in text
 
 
-def test_colours_are_drawn_as_they_are_and_grey_dark_on_white():
-    red = torch.zeros(2, 3, 4, 5)
-    red[:, 0] = 1
-    image = Image.open(io.BytesIO(pictures.png(pictures.mosaic("red", {"": red.flatten(1)}, pictures.Look((3, 4, 5))))))
-    assert (255, 0, 0) in {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
-    grey = pictures.mosaic(
-        "grey", {"": torch.ones(2, 20)}, pictures.Look((4, 5)), missing={"": torch.arange(20).expand(2, 20) < 5}
-    )
-    image = np.asarray(Image.open(io.BytesIO(pictures.png(grey))).convert("RGB")).astype(int)
-    for colour, least in ((0, 0, 0), 1000), (pictures.MISSING, 300):
-        assert (abs(image - np.multiply(255, colour)) < 1.5).all(-1).sum() > least
-
-
 def trained(folder, data=None, **options):
     """A small run's folder."""
     options = dict(epochs=1, hidden_dims=(8,), latent_dim=2, progress=False, threads=1) | options
@@ -522,17 +508,6 @@ def test_moments_of_the_training_images(tmp_path):
         torch.testing.assert_close(variance.double(), x.var(0, correction=0), rtol=1e-5, atol=1e-7)
     asked = asked_images(aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=dataset), "train", None)
     assert torch.equal(asked.each(lambda x: x), mapped[:] * (1 / 255))
-
-
-def test_drawings_are_dark_on_white_and_photographs_as_they_are():
-    digits = aevb.data.load("digits")
-    assert pictures.Look.of(digits) == ((8, 8), True)
-    photographs = dataclasses.replace(digits, test_images=16 - digits.test_images)
-    assert pictures.Look.of(photographs) == ((8, 8), False)
-    for drawings in (True, False):
-        figure = pictures.mosaic("white", {"": torch.ones(1, 64)}, pictures.Look((8, 8), drawings))
-        image = np.asarray(Image.open(io.BytesIO(pictures.png(figure))).convert("L"))
-        assert ((image == 0).sum() > 4000) == drawings, "the image is black, or white as it is"
 
 
 @pytest.mark.filterwarnings("error")

@@ -32,7 +32,17 @@ def pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> 
     dataset = dataset or trainer.dataset
     if trainer.config.binarize == "threshold":
         return above_half(images, dataset.max_value).float().to(trainer.device)
-    return (images * dataset.x_scale).to(trainer.device)
+    return grey_pixels(trainer, images, dataset)
+
+
+def grey_pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
+    """Images as they are, grey: (N, data_dim), float32 in [0, 1]."""
+    return (images * (dataset or trainer.dataset).x_scale).to(trainer.device)
+
+
+def if_another(x: Tensor, grey: Tensor) -> Tensor | None:
+    """What a model is given, where that is not the grey images."""
+    return None if torch.equal(x, grey) else x
 
 
 def has_bits(trainer: Trainer) -> bool:
@@ -65,19 +75,26 @@ def _in_order(images: Tensor | MappedImages) -> Iterator[Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Images to ask about: rows of them, in [0, 1], by `asked[index]`."""
+    """Images to ask about.
+
+    Rows of them, in [0, 1], by `asked[index]`; as they are, grey, by `asked.grey(index)`.
+    """
 
     name: str
     what: str
     images: Tensor | MappedImages
     labels: Tensor | None
     floats: Callable[[Tensor], Tensor]
+    grey_floats: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: Tensor) -> Tensor:
         return self.floats(self.images[index])
+
+    def grey(self, index: Tensor) -> Tensor:
+        return self.grey_floats(self.images[index])
 
     @torch.no_grad()
     def each(self, answer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -98,7 +115,7 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
             raise ValueError(f"part is {part!r} and data {data!r}, a file without parts; expected one of them")
         file = ImageFile(trainer, data)
         file.check()
-        return Asked(Path(data).name, "images", torch.from_numpy(file.array), None, file.clean)
+        return Asked(Path(data).name, "images", torch.from_numpy(file.array), None, file.clean, file.floats)
     dataset = trainer.dataset if data is None else load(data)
     part = part or "test"
     images, labels = (getattr(dataset, f"{part}_{kind}", None) for kind in ("images", "labels"))
@@ -110,7 +127,14 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
             f"{'x'.join(map(str, trainer.dataset.image_shape))}, the run's"
         )
     what = f"{part.replace('train', 'training')} images"
-    return Asked(dataset.name, what, images, labels, lambda rows: pixels(trainer, rows, dataset))
+    return Asked(
+        dataset.name,
+        what,
+        images,
+        labels,
+        lambda rows: pixels(trainer, rows, dataset),
+        lambda rows: grey_pixels(trainer, rows, dataset),
+    )
 
 
 class ImageFile:

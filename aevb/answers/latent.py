@@ -14,7 +14,7 @@ from ..diagnostics import kl_per_dimension
 from ..questions import posterior_draws
 from ..train import Trainer
 from .files import Answer, Out, Run, at_least_1, forms, npy, png, to_bytes
-from .images import Part, asked_images, pixels
+from .images import Part, asked_images, grey_pixels, if_another, pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +30,7 @@ def reconstruct(
     part: Part | None = None,
     data: str | None = None,
     images: int = 40,
+    invert: bool = False,
     best: bool = False,
     save_array: bool = False,
 ) -> Answer:
@@ -40,12 +41,15 @@ def reconstruct(
     asked = asked_images(trainer, part, data)
     spread = data is None and part in (None, "test")
     index = pictures.examples(trainer.dataset, images) if spread else torch.arange(min(images, len(asked)))
-    shown, look = asked[index], pictures.Look.of(trainer.dataset)
+    shown, grey = asked[index], asked.grey(index)
+    look, binarized = pictures.Look(trainer.dataset.image_shape, invert), if_another(shown, grey)
     array = asked.each(trainer.model.reconstruct) if ".npy" in target.always else shown[:0]
     return Answer(
         target.write(
             png=png(
-                lambda: pictures.reconstructions(asked.name, look, shown, trainer.model.reconstruct(shown), asked.what)
+                lambda: pictures.reconstructions(
+                    asked.name, look, grey, trainer.model.reconstruct(shown), asked.what, binarized
+                )
             ),
             npy=npy(array),
         )
@@ -53,7 +57,14 @@ def reconstruct(
 
 
 def sample(
-    run: Run, out: str | None = None, *, num: int = 100, seed: int = 0, best: bool = False, save_array: bool = False
+    run: Run,
+    out: str | None = None,
+    *,
+    num: int = 100,
+    seed: int = 0,
+    invert: bool = False,
+    best: bool = False,
+    save_array: bool = False,
 ) -> Answer:
     """Images at draws of z from the prior: `aevb sample`."""
     at_least_1(num=num)
@@ -61,11 +72,8 @@ def sample(
     target = Out(trainer.folder, "sample", out, (".png", ".npy"), forms(save_array))
     images = trainer.model.sample(num, generator=torch.Generator(trainer.device).manual_seed(seed))
     dataset = trainer.dataset
-    return Answer(
-        target.write(
-            png=png(lambda: pictures.samples(dataset.name, pictures.Look.of(dataset), images)), npy=npy(images)
-        )
-    )
+    look = pictures.Look(dataset.image_shape, invert)
+    return Answer(target.write(png=png(lambda: pictures.samples(dataset.name, look, images)), npy=npy(images)))
 
 
 def embed(
@@ -101,7 +109,13 @@ def embed(
 
 
 def manifold(
-    run: Run, out: str | None = None, *, num: int = 20, best: bool = False, save_array: bool = False
+    run: Run,
+    out: str | None = None,
+    *,
+    num: int = 20,
+    invert: bool = False,
+    best: bool = False,
+    save_array: bool = False,
 ) -> Answer:
     """The learned manifold of a 2-dimensional z: `aevb manifold`."""
     trainer = Trainer.load(run, best=best)
@@ -114,12 +128,8 @@ def manifold(
     images = trainer.model.manifold(num)
     dataset = trainer.dataset
     title = f"{dataset.name}: the learned manifold, z over the prior's quantiles"
-    return Answer(
-        target.write(
-            png=png(lambda: pictures.manifold(title, images, pictures.Look.of(dataset))),
-            npy=npy(images),
-        )
-    )
+    look = pictures.Look(dataset.image_shape, invert)
+    return Answer(target.write(png=png(lambda: pictures.manifold(title, images, look)), npy=npy(images)))
 
 
 def traverse(
@@ -141,7 +151,13 @@ def traverse(
 
 
 def traversed(
-    trainer: Trainer, *, image: int = 0, dims: Sequence[int] | None = None, num_dims: int = 10, steps: int = 11
+    trainer: Trainer,
+    *,
+    image: int = 0,
+    dims: Sequence[int] | None = None,
+    num_dims: int = 10,
+    steps: int = 11,
+    invert: bool = False,
 ) -> tuple[Tensor, Callable[[], Figure]]:
     """(dims, steps, data_dim), around the posterior mean of a test image; by default the dimensions of largest KL."""
     model, dataset = trainer.model, trainer.dataset
@@ -155,7 +171,8 @@ def traversed(
     names = [f"z{j}: {kl[j]:.2f} nats" for j in dims]
     percent = [f"{100 * (i + 0.5) / steps:.0f}%" for i in range(steps)]
     title = f"{dataset.name}: test image {image}, each dimension of z (with its KL)\nthrough the quantiles of its prior"
-    return images, lambda: pictures.grid(title, images, pictures.Look.of(dataset), names, percent)
+    look = pictures.Look(dataset.image_shape, invert)
+    return images, lambda: pictures.grid(title, images, look, names, percent)
 
 
 def interpolate(
@@ -169,7 +186,13 @@ def interpolate(
 
 
 def interpolated(
-    trainer: Trainer, *, pairs: int | None = None, steps: int = 9, spherical: bool = False, seed: int = 0
+    trainer: Trainer,
+    *,
+    pairs: int | None = None,
+    steps: int = 9,
+    spherical: bool = False,
+    seed: int = 0,
+    invert: bool = False,
 ) -> tuple[Tensor, Callable[[], Figure]]:
     """(pairs, steps, data_dim), between test images that the seed chooses: by default 8 pairs, or as many as there
     are."""
@@ -184,8 +207,10 @@ def interpolated(
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[: 2 * pairs]
     a, b = pixels(trainer, dataset.test_images[chosen]).chunk(2)
     images = trainer.model.interpolate(a, b, steps, spherical=spherical)
-    shown = torch.cat([a.unsqueeze(1), images, b.unsqueeze(1)], 1)
+    first, last = grey_pixels(trainer, dataset.test_images[chosen]).unsqueeze(1).chunk(2)
+    shown = torch.cat([first, images, last], 1)
     how = "on a great circle" if spherical else "on a line"
     title = f"{dataset.name}: from a test image to another, {how} between their posterior means"
     columns = ["image", *(f"{i / (steps - 1):.2f}".rstrip("0").rstrip(".") for i in range(steps)), "image"]
-    return images, lambda: pictures.grid(title, shown, pictures.Look.of(dataset), column_names=columns)
+    look = pictures.Look(dataset.image_shape, invert)
+    return images, lambda: pictures.grid(title, shown, look, column_names=columns)

@@ -22,11 +22,15 @@ from ..ops import mix_seed
 from ..restoration import Method, Restoration
 from ..train import Trainer
 from .files import Answer, Out, Run, at_least_1, forms, npy, png
-from .images import ImageFile, has_bits, mask_of, training_moments
+from .images import ImageFile, grey_pixels, has_bits, if_another, mask_of, training_moments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_BINARIZED = {
+    "dynamic": "whose bits are drawn with the grey values as probabilities",
+    "threshold": "whose bits are set where the grey value is above half",
+}
 PICTURED = 20  # restored images in a picture
 
 
@@ -35,6 +39,7 @@ def impute(
     out: str | None = None,
     *,
     data: str | None = None,
+    invert: bool = False,
     best: bool = False,
     save_array: bool = False,
     **options: Any,
@@ -42,7 +47,7 @@ def impute(
     """Missing pixels from the others: `aevb impute`. `options` are those of `imputed`."""
     trainer = Trainer.load(run, best=best)
     target = _out(trainer, "impute", out, data, save_array, options.get("mask"))
-    return _written(target, imputed(trainer, data=data, **options))
+    return _written(target, imputed(trainer, data=data, **options), invert)
 
 
 def denoise(
@@ -50,6 +55,7 @@ def denoise(
     out: str | None = None,
     *,
     data: str | None = None,
+    invert: bool = False,
     best: bool = False,
     save_array: bool = False,
     **options: Any,
@@ -57,7 +63,7 @@ def denoise(
     """Clean images from noisy ones: `aevb denoise`. `options` are those of `denoised`."""
     trainer = Trainer.load(run, best=best)
     target = _out(trainer, "denoise", out, data, save_array, options.get("mask"))
-    return _written(target, denoised(trainer, data=data, **options))
+    return _written(target, denoised(trainer, data=data, **options), invert)
 
 
 def imputed(
@@ -74,19 +80,20 @@ def imputed(
 ) -> Restored:
     """Images of a file with their missing pixels restored, or test images whose pixels are hidden here."""
     at_least_1(images=images)
-    x, observed, clean = _to_restore(trainer, data, images, lambda n: mask_of(trainer, mask, n, missing, seed), True)
+    given = _to_restore(trainer, data, images, lambda n: mask_of(trainer, mask, n, missing, seed), True)
+    x, observed, clean, grey = given
     fill, spread = training_moments(trainer)
     found = trainer.model.impute(
         x, observed, method=method, steps=steps, num_samples=num_samples, seed=seed, fill=fill, clean=clean
     )
     scores = None
     if clean is not None:
-        scores = _Scores(trainer, clean, ~observed)
+        scores = _Scores(trainer, clean, ~observed, grey)
         scores.add_restored(found)
         scores.add_one_pass(torch.where(observed, x, fill))
         scores.add_mean_image(fill, spread)
     what = f"{'images' if data else 'test images'}, missing pixels ({mask}) restored"
-    return Restored(trainer, _name(trainer, data), what, "masked", x, observed, found, scores)
+    return Restored(trainer, _name(trainer, data), what, "masked", x, observed, found, scores, grey)
 
 
 def denoised(
@@ -115,7 +122,7 @@ def denoised(
             return torch.ones(count, trainer.dataset.data_dim, dtype=torch.bool, device=trainer.device)
         return mask_of(trainer, mask, count, 0.5, seed)
 
-    x, observed, clean = _to_restore(trainer, data, images, observe, given_clean=False)
+    x, observed, clean, grey = _to_restore(trainer, data, images, observe, given_clean=False)
     if clean is not None:
         x = _noisy(clean, flip, sigma, int(mix_seed(seed, 1)))
     fill, spread = training_moments(trainer)
@@ -133,7 +140,7 @@ def denoised(
     )
     scores = None
     if clean is not None:
-        scores = _Scores(trainer, clean, torch.ones_like(observed))
+        scores = _Scores(trainer, clean, torch.ones_like(observed), grey)
         scores.add_restored(found)
         scores.add_one_pass(torch.where(observed, x, fill))
         scores.add_mean_image(fill, spread)
@@ -141,7 +148,7 @@ def denoised(
             scores.add_noisy(x, flip, sigma)
     noise = f"bits flipped with probability {flip:g}" if flip is not None else f"Gaussian noise of sigma {sigma:g}"
     what = f"{'images' if data else 'test images'}, {noise}"
-    return Restored(trainer, _name(trainer, data), what, "noisy", x, observed, found, scores)
+    return Restored(trainer, _name(trainer, data), what, "noisy", x, observed, found, scores, grey)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +164,8 @@ class Restored:
     observed: Tensor
     found: Restoration
     scores: _Scores | None
+    grey: Tensor
+    """The images as they are, without noise where that is known."""
 
     def __str__(self) -> str:
         lines = [f"{len(self.x)} {self.what}", *([str(self.scores)] if self.scores is not None else [])]
@@ -167,15 +176,22 @@ class Restored:
             lines.append(f"proposals accepted: {float(accepted.mean()):.1%}")
         return "\n".join(lines)
 
-    def figure(self, count: int = PICTURED) -> Figure:
-        """Rows of clean images, where they are known, those given, and those restored."""
-        rows = {self.given: self.x[:count].nan_to_num(), "restored": self.found.mean[:count]}
-        if self.scores is not None:
-            clean, one_pass = self.scores.clean[:count], self.scores.one_pass[:count]
-            rows = {"clean": clean, self.given: rows[self.given], "one pass": one_pass, "restored": rows["restored"]}
-        look = pictures.Look.of(self.trainer.dataset)
-        missing = {self.given: ~self.observed[:count]}
-        return pictures.mosaic(f"{self.name}: {self.what}", rows, look, missing=missing)
+    def figure(self, count: int = PICTURED, invert: bool = False) -> Figure:
+        """Rows of images as they are, binarized, as given, and restored."""
+        given, grey, missing = self.x[:count].nan_to_num(), self.grey[:count].nan_to_num(), ~self.observed[:count]
+        hidden = {self.given: missing}
+        if self.scores is None:
+            rows = {self.given: grey}
+            if (binarized := if_another(given, grey)) is not None:
+                rows["binarized"], hidden["binarized"] = binarized, missing
+        else:
+            rows = {"clean": grey}
+            if (binarized := if_another(self.scores.clean[:count], grey)) is not None:
+                rows["binarized"] = binarized
+            rows |= {self.given: given, "one pass": self.scores.one_pass[:count]}
+        rows["restored"] = self.found.mean[:count]
+        look = pictures.Look(self.trainer.dataset.image_shape, invert)
+        return pictures.mosaic(f"{self.name}: {self.what}", rows, look, missing=hidden)
 
 
 def _out(
@@ -186,20 +202,25 @@ def _out(
 
 def _to_restore(
     trainer: Trainer, data: str | None, images: int, observe: Callable[[int], Tensor], given_clean: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images, of a file, or of the test part as the run is evaluated on it; which of their pixels are observed; and the
-    test images again, since they are clean."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Images to restore, which pixels are observed, clean images, and grey ones.
+
+    The images of a file, or of the test part as the run is evaluated on it: these again, since they are clean. All as
+    they are, grey, before they were binarized.
+    """
     if data is None:
         index = pictures.examples(trainer.dataset, images).to(trainer.device)
         x = trainer.held_out["test"].x(index).float()
-        return x, observe(len(x)), x
+        rows = trainer.dataset.test_images[index.cpu()]
+        return x, observe(len(x)), x, grey_pixels(trainer, rows)
     file = ImageFile(trainer, data)
     observed = observe(len(file))
     file.hide(observed)
     if given_clean:
         file.check()
     rows = torch.from_numpy(file.array)
-    return file.clean(rows) if given_clean else file.floats(rows), observed, None
+    grey = file.floats(rows)
+    return file.clean(rows) if given_clean else grey, observed, None, grey
 
 
 def knows_noise(trainer: Trainer) -> bool:
@@ -217,31 +238,34 @@ def _noisy(clean: Tensor, flip: float | None, sigma: float | None, seed: int) ->
     return clean if sigma is None else add_gaussian(clean, sigma, seed=seed)
 
 
-def _written(target: Out, restored: Restored) -> Answer:
-    files = target.write(png=png(restored.figure), npy=npy(restored.found.mean))
+def _written(target: Out, restored: Restored, invert: bool) -> Answer:
+    files = target.write(png=png(lambda: restored.figure(invert=invert)), npy=npy(restored.found.mean))
     return Answer(files, str(restored))
 
 
 class _Scores:
     """Mean squared error and log-likelihood of the pixels that were missing or noisy, averages per pixel, by method.
 
-    The log-likelihood is that of each pixel by itself, log p(x_i), under what a method says of it.
+    The log-likelihood is that of each pixel by itself, log p(x_i), under what a method says of it. Both are of the
+    images that the run is evaluated on, `clean`, which may be the binarized `grey` ones.
     """
 
     one_pass: Tensor
 
-    def __init__(self, trainer: Trainer, clean: Tensor, wanted: Tensor):
+    def __init__(self, trainer: Trainer, clean: Tensor, wanted: Tensor, grey: Tensor):
         self.model, self.clean, self.wanted = trainer.model, clean, wanted
         if self.model.likelihood not in LIKELIHOODS:
             raise unknown("likelihood", self.model.likelihood, LIKELIHOODS)
         self.bernoulli = self.model.likelihood == "bernoulli"
         self.training_images = len(trainer.dataset.train_images)
         self.rows: dict[str, tuple[float, float]] = {}
+        is_grey = if_another(clean, grey) is None
+        self.against = "the clean images" if is_grey else f"the binarized images, {_BINARIZED[trainer.config.binarize]}"
 
     def __str__(self) -> str:
         lines = [f"{'per pixel':26}{'squared error':>14}{'log-likelihood (nats)':>24}"]
         lines += [f"{name:26}{error:14.4f}{log_prob:24.4f}" for name, (error, log_prob) in self.rows.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, f"both against {self.against}"])
 
     def add_restored(self, found: Restoration) -> None:
         assert found.log_prob is not None

@@ -15,7 +15,7 @@ from ..diagnostics import active_units, kl_per_dimension
 from ..runs import EVALUATION, METRICS, RunFolder
 from ..train import Trainer
 from .files import Answer, Out, Run
-from .images import pixels
+from .images import grey_pixels, if_another, pixels
 from .latent import interpolated, traversed
 from .page import figures, image, ink, page, paragraph, preformatted, section, svg, table
 from .restored import Restored, denoised, imputed, knows_noise
@@ -42,7 +42,7 @@ EVALUATED = {
 }
 
 
-def report(run: Run, out: str | None = None, *, seed: int = 0, best: bool = False) -> Answer:
+def report(run: Run, out: str | None = None, *, seed: int = 0, invert: bool = False, best: bool = False) -> Answer:
     """One page of HTML: options, curves, images, the posterior, numbers, restoration."""
     trainer = Trainer.load(run, best=best)
     target = Out(trainer.folder, "report", out, (".html",), [".html"])
@@ -50,10 +50,10 @@ def report(run: Run, out: str | None = None, *, seed: int = 0, best: bool = Fals
     parts = [
         _head(trainer, history),
         *([section("Training", _curves(history))] if history else []),
-        _images(trainer, seed),
+        _images(trainer, seed, invert),
         _posterior(trainer),
-        _latent_space(trainer, seed),
-        _restoration(trainer, seed),
+        _latent_space(trainer, seed, invert),
+        _restoration(trainer, seed, invert),
         _evaluation(trainer),
         section("Options", table(trainer.folder.options())),
     ]
@@ -127,13 +127,16 @@ def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str,
     axes.legend(frameon=False)
 
 
-def _images(trainer: Trainer, seed: int) -> str:
+def _images(trainer: Trainer, seed: int, invert: bool) -> str:
     model, dataset = trainer.model, trainer.dataset
     chosen = pictures.examples(dataset, pictures.PAIR_ROWS * pictures.COLUMNS)
-    x = pixels(trainer, dataset.test_images[chosen])
+    x, grey = (of(trainer, dataset.test_images[chosen]) for of in (pixels, grey_pixels))
     drawn = model.sample(60, generator=torch.Generator(trainer.device).manual_seed(seed))
-    reconstructions = pictures.reconstructions(dataset.name, pictures.Look.of(dataset), x, model.reconstruct(x))
-    samples = pictures.samples(dataset.name, pictures.Look.of(dataset), drawn)
+    look = pictures.Look(dataset.image_shape, invert)
+    reconstructions = pictures.reconstructions(
+        dataset.name, look, grey, model.reconstruct(x), binarized=if_another(x, grey)
+    )
+    samples = pictures.samples(dataset.name, look, drawn)
     return section(
         "Images", figures(image(reconstructions, "test images and reconstructions"), image(samples, "samples"))
     )
@@ -170,22 +173,26 @@ def _bars(kl: Tensor, active: Tensor) -> Figure:
     return figure
 
 
-def _latent_space(trainer: Trainer, seed: int) -> str:
+def _latent_space(trainer: Trainer, seed: int, invert: bool) -> str:
     """The manifold where it is a plane, else what single dimensions do; and interpolations."""
     dataset, parts = trainer.dataset, []
     if trainer.model.latent_dim == 2:
         title = f"{dataset.name}: the learned manifold, z over the prior's quantiles"
-        figure = pictures.manifold(title, trainer.model.manifold(15), pictures.Look.of(dataset))
+        figure = pictures.manifold(title, trainer.model.manifold(15), pictures.Look(dataset.image_shape, invert))
         parts.append(image(figure, "the learned manifold"))
     else:
-        parts.append(image(traversed(trainer, num_dims=8, steps=9)[1](), "traversals of single dimensions"))
+        parts.append(
+            image(traversed(trainer, num_dims=8, steps=9, invert=invert)[1](), "traversals of single dimensions")
+        )
     pairs = min(6, len(dataset.test_images) // 2)
     if pairs:
-        parts.append(image(interpolated(trainer, pairs=pairs, steps=7, seed=seed)[1](), "interpolations"))
+        parts.append(
+            image(interpolated(trainer, pairs=pairs, steps=7, seed=seed, invert=invert)[1](), "interpolations")
+        )
     return section("The latent space", figures(*parts))
 
 
-def _restoration(trainer: Trainer, seed: int) -> str:
+def _restoration(trainer: Trainer, seed: int, invert: bool) -> str:
     """Missing pixels, and noise."""
     found: list[Restored] = [imputed(trainer, images=RESTORED, seed=seed)]
     if knows_noise(trainer):
@@ -194,10 +201,11 @@ def _restoration(trainer: Trainer, seed: int) -> str:
     return section(
         "Restoration",
         paragraph(
-            "The posterior of the clean image, given a part or a noisy version of it. One pass is the encoder and the "
-            "decoder once, the missing pixels filled with the training mean."
+            "The posterior of the clean image, given a part or a noisy version of it: of the binarized image, where "
+            "grey images are binarized for the model. One pass is the encoder and the decoder once, the missing pixels "
+            "filled with the training mean."
         ),
-        figures(*(image(one.figure(RESTORED_SHOWN), one.what) for one in found)),
+        figures(*(image(one.figure(RESTORED_SHOWN, invert), one.what) for one in found)),
         *(preformatted(str(one)) for one in found),
     )
 

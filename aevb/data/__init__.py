@@ -35,19 +35,25 @@ def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed:
       <mirror>/<name>/<file>. A file is kept once it is whole, and an interrupted one starts anew. (A path of such a
       name is ./mnist.)
     * a directory with MNIST's four IDX files: train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k- ones,
-      each gzipped (.gz) or not. The labels may be missing. Or one IDX file of images, with the labels from the file
-      beside it, where "images-idx3" in its name gives way to "labels-idx1".
+      each gzipped (.gz) or not, with a dot for a hyphen, or in folders, as programs unpack them. The labels may be
+      missing. Or one IDX file of images, with the labels from the file beside it, where "images-idx3" in its name gives
+      way to "labels-idx1".
     * .npy: images (N, D), (N, H, W), (N, C, H, W) or (N, H, W, C). One of more than 1 GiB is mapped, and read as it is
       used (see `MappedImages`).
-    * .npz: images as x, images, data or arr_0, with y or labels; or parts, as Keras has them: x_train, y_train, x_test,
-      y_test, x_val, y_val. Pickled objects are never loaded.
+    * .npz: images as x, images, data or arr_0, with y or labels; or parts, such as x_train, y_train, x_test, y_test,
+      x_val, y_val. Pickled objects are never loaded.
     * .mat, of MATLAB 5 to 7.2 (needs scipy): images and parts as for .npz, or Frey's `ff`; a column an image where only
       so the number of pixels is a square.
     * .amat, .amat.gz: text, an image a line; or a directory with the parts of binarized MNIST, *_train, *_valid and
       *_test.
+    * a directory of .npy, .npz or .mat files whose names say parts, train.npy and test.npy.
     * a directory of image files (needs Pillow), grey or colour, all of one size; where they are in subdirectories,
-      these are the labels, in alphabetical order. With train/ and test/ or valid/ (or val/) there, those are the parts.
-      What is transparent is seen on white.
+      these are the labels, in alphabetical order, or parts, such as train/ and test/, with labels in them or around
+      them. What is transparent is seen on white, and what a camera's EXIF says is turned is turned upright.
+
+    Names of parts are read in every spelling in use (`aevb.data.parts`): train, Training, trX, x_train; test, t10k,
+    eval; validation, val, valid, dev. Where two names claim one part, or one stands beside what has none, it is
+    refused; arrays and files that are not read are named in the description.
 
     Values are recognised: bits (bool, or all 0 and 1), 0..255 (whole numbers), or [0, 1]. `Dataset.description` says
     which. Floats that are multiples of 1/255 are kept as bytes.
@@ -65,7 +71,7 @@ def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed:
     Raises:
         FileNotFoundError: nothing there, or a download that failed. ImportError: a package is missing that reads it.
         ValueError: a file that is truncated, damaged or of another kind; values that are none of these, a NaN say, with
-            the file and the place; images of several shapes; labels of another number.
+            the file and the place; images of several shapes; labels of another number; parts that are unclear.
     """
     if source == "digits":
         found = digits()

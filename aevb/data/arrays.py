@@ -2,83 +2,108 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .mapped import MappedImages, open_npy
-from .shapes import image_shape
+from .parts import IMAGES, LABELS, Chosen, choose, no_training_part, not_read, read
+from .shapes import CHANNELS, image_shape
 from .source import Part, Source, need
 
 MAPPED_ABOVE = 1 << 30  # bytes; a smaller file is read as a whole
-IMAGE_KEYS = ("x", "images", "data", "arr_0")
-LABEL_KEYS = ("y", "labels", "label")
-PARTS = {"train": "train", "test": "test", "val": "validation", "valid": "validation"}
 
 FREY_SHAPE = (28, 20)
 _FREY_DIM = 28 * 20
 _FREY_KEY = "ff"
+_SHOWN = IMAGES[:4]  # the usual names of images
 
 
 def npy(path: Path) -> Source:
+    return Source(path.name.split(".")[0], {"train": npy_part(path, is_large(path))})
+
+
+def is_large(path: Path) -> bool:
+    """Whether an array is to stay on the disk."""
+    return open_npy(path).nbytes > MAPPED_ABOVE
+
+
+def npy_part(path: Path, mapped: bool) -> Part:
     array = open_npy(path)
     image_shape(array.shape, str(path))
-    images = MappedImages(path) if array.nbytes > MAPPED_ABOVE else np.array(array)
-    return Source(path.name.split(".")[0], {"train": Part(images, None, str(path))})
+    return Part(MappedImages(path) if mapped else np.array(array), None, str(path))
 
 
-def npz(path: Path) -> Source:
+def npz(path: Path, only: str | None = None) -> Source:
+    """The parts of a file, or the one that its name says."""
+    arrays = _Npz(path)
+    chosen = _chosen(list(arrays), path, only)
+    parts = {
+        part: Part(arrays[names.images], _or_none(arrays, names.labels), f"{path} [{names.images}]")
+        for part, names in chosen.items()
+    }
+    note = "; ".join(filter(None, [note_on_training(chosen), _note_on_others(arrays, chosen)]))
+    return Source(path.name.split(".")[0], parts, note=note)
+
+
+class _Npz(Mapping[str, np.ndarray]):
+    """The arrays of a .npz file, read when asked for, never unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with self._open() as arrays:
+            self.names = list(arrays)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with self._open() as arrays:
+            return arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                yield arrays
+        except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            if "allow_pickle" in str(error):
+                raise ValueError(
+                    f"{self.path} holds Python objects, which are not loaded; expected arrays of numbers"
+                ) from error
+            raise ValueError(f"{self.path} is truncated or damaged: {error}") from error
+
+
+def mat(path: Path, only: str | None = None) -> Source:
+    """As `npz`."""
+    arrays = _mat_arrays(path)
+    chosen = _chosen(list(arrays), path, only, _FREY_KEY)
+    for names in chosen.values():
+        _check_numbers(arrays[names.images], f"{path} [{names.images}]")
+    shapes = [arrays[names.images].shape for names in chosen.values()]
+    is_frey = len(shapes[0]) == 2 and _FREY_DIM in shapes[0]
+    last = _datapoints_are_last(shapes, [_shape_of(arrays, names.labels) for names in chosen.values()])
     parts = {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = list(arrays)
-            for part, key, label_key in _part_keys(names) or [_keys(names, path)]:
-                labels = None if label_key is None else arrays[label_key]
-                parts[part] = Part(arrays[key], labels, f"{path} [{key}]")
-    except _Unclear:
-        raise
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        if "allow_pickle" in str(error):
-            raise ValueError(
-                f"{path} holds Python objects, which are not loaded; expected arrays of numbers"
-            ) from error
-        raise ValueError(f"{path} is truncated or damaged: {error}") from error
-    return Source(path.name.split(".")[0], parts)
+    for part, names in chosen.items():
+        images = np.moveaxis(arrays[names.images], -1, 0) if last else arrays[names.images]
+        parts[part] = Part(images, _or_none(arrays, names.labels), f"{path} [{names.images}]")
+    notes = [note_on_training(chosen)]
+    if last and not is_frey:
+        notes.append("the last dimension of the array counts the images")
+    notes.append(_note_on_others(arrays, chosen))
+    note = "; ".join(filter(None, notes))
+    return Source(path.name.split(".")[0], parts, image_shape=FREY_SHAPE if is_frey else None, note=note)
 
 
-class _Unclear(ValueError):
-    """No name of an array says that it holds the images."""
-
-
-def _part_keys(names: list[str]) -> list[tuple[str, str, str | None]]:
-    """(part, key of its images, key of its labels), of what is named as Keras does; [] where nothing is."""
-    if "x_train" not in names:
-        return []
-    return [
-        (part, f"x_{key}", f"y_{key}" if f"y_{key}" in names else None)
-        for key, part in PARTS.items()
-        if f"x_{key}" in names
-    ]
-
-
-def _keys(names: list[str], path: Path, more: tuple[str, ...] = ()) -> tuple[str, str, str | None]:
-    lower = {name.lower(): name for name in names}
-    images = next((lower[key] for key in (*IMAGE_KEYS, *more) if key in lower), None)
-    if images is None and len(names) == 1:
-        images = names[0]
-    if images is None:
-        raise _Unclear(
-            f"{path} has {', '.join(map(repr, names)) or 'nothing in it'}; expected images as one of "
-            f"{', '.join(IMAGE_KEYS)}, with y or labels, or x_train, y_train, x_test, y_test"
-        )
-    return "train", images, next((lower[key] for key in LABEL_KEYS if key in lower), None)
-
-
-def mat(path: Path) -> Source:
+def _mat_arrays(path: Path) -> dict[str, Any]:
     matlab = need("scipy.io", "scipy", "data", f"{path}, a MATLAB file,")
     try:
         arrays: Mapping[str, Any] = matlab.loadmat(path)
@@ -86,24 +111,83 @@ def mat(path: Path) -> Source:
         raise ValueError(f"{path} is of MATLAB 7.3; expected MATLAB 5 to 7.2: save it with '-v7'") from error
     except Exception as error:  # of many kinds, where a file is damaged
         raise ValueError(f"{path} is truncated or damaged: {error}") from error
-    arrays = {name: array for name, array in arrays.items() if not name.startswith("__")}
-    keys = _part_keys(list(arrays)) or [_keys(list(arrays), path, (_FREY_KEY,))]
-    for _, key, _ in keys:
-        if not isinstance(arrays[key], np.ndarray) or arrays[key].dtype.kind not in "buif":
-            raise ValueError(f"{path} [{key}] is no array of numbers; expected images")
-    train = arrays[keys[0][1]].shape  # which says it for all
-    is_frey = len(train) == 2 and _FREY_DIM in train
-    last = _datapoints_are_last(train)
-    parts = {}
-    for part, key, label_key in keys:
-        images = np.moveaxis(arrays[key], -1, 0) if last else arrays[key]
-        parts[part] = Part(images, None if label_key is None else arrays[label_key], f"{path} [{key}]")
-    note = "the last dimension of the array counts the images" if last and not is_frey else ""
-    return Source(path.name.split(".")[0], parts, image_shape=FREY_SHAPE if is_frey else None, note=note)
+    return {name: array for name, array in arrays.items() if not name.startswith("__")}
 
 
-def _datapoints_are_last(shape: tuple[int, ...]) -> bool:
-    """Of an array of MATLAB's, which often has them so."""
+def labels_alone(path: Path) -> np.ndarray:
+    """The labels of a file that has nothing else."""
+    if path.suffix.lower() == ".npy":
+        return np.array(open_npy(path))
+    arrays = _Npz(path) if path.suffix.lower() == ".npz" else _mat_arrays(path)
+    names = [name for name in LABELS if name in arrays] or list(arrays)
+    if len(names) != 1:
+        shown = ", ".join(map(repr, names)) or "nothing in it"
+        raise ValueError(f"{path} has {shown}; expected one array, of labels")
+    _check_numbers(arrays[names[0]], f"{path} [{names[0]}]", "labels")
+    return arrays[names[0]]
+
+
+def _check_numbers(array: Any, where: str, expected: str = "images") -> None:
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise ValueError(f"{where} is no array of numbers; expected {expected}")
+
+
+def _chosen(names: Sequence[str], path: Path, only: str | None, *more: str) -> dict[str, Chosen]:
+    """The names of each part's images and labels, without parts as "train".
+
+    `more`: names that images have as well.
+    """
+    if parts := choose(names, str(path), only):
+        return parts
+    lower = {name.lower(): name for name in names}
+    images = next((lower[key] for key in (*IMAGES, *more) if key in lower), None)
+    if images is None and len(names) == 1:
+        (images,) = names
+        if only is None and (said := read(images).parts) and "train" not in said:
+            raise no_training_part(str(path), {said[0]: images})
+    if images is None:
+        raise ValueError(
+            f"{path} has {', '.join(map(repr, names)) or 'nothing in it'}; expected images as one of "
+            f"{', '.join(_SHOWN)}, with y or labels, or x_train, y_train, x_test, y_test"
+        )
+    return {only or "train": Chosen(images, next((lower[key] for key in LABELS if key in lower), None))}
+
+
+def note_on_training(chosen: Mapping[str, Chosen]) -> str:
+    """What the training part is, where its name does not say so."""
+    if len(chosen) == 1 or read(chosen["train"].images).parts:
+        return ""
+    return f"{chosen['train'].images} is the training part"
+
+
+def _note_on_others(names: Iterable[str], chosen: Mapping[str, Chosen]) -> str:
+    used = {name for of_part in chosen.values() for name in of_part}
+    return not_read(name for name in names if name not in used)
+
+
+def _or_none(arrays: Mapping[str, Any], name: str | None) -> np.ndarray | None:
+    return None if name is None else arrays[name]
+
+
+def _shape_of(arrays: Mapping[str, Any], name: str | None) -> tuple[int, ...]:
+    return () if name is None else np.shape(arrays[name])
+
+
+def _datapoints_are_last(shapes: Sequence[tuple[int, ...]], labels: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the last dimension counts the images, as MATLAB's often does.
+
+    As the labels count them, or where the parts differ in one dimension; or by the first part's shape.
+    """
+    for last, count, other in ((False, 0, -1), (True, -1, 0)):
+        counted = [s[count] in y and s[other] not in y for s, y in zip(shapes, labels, strict=True) if y]
+        if counted and all(counted):
+            return last
+    for last, count, rest in ((False, 0, slice(1, None)), (True, -1, slice(None, -1))):
+        if len({s[rest] for s in shapes}) == 1 < len({s[count] for s in shapes}):
+            return last
+    shape = shapes[0]
+    if len(shape) == 4 and not {shape[1], shape[3]} & {*CHANNELS}:
+        return bool({shape[0], shape[2]} & {*CHANNELS})
     if len(shape) != 2:
         return shape[-1] == max(shape) and shape[0] != shape[-1]
     if _FREY_DIM in shape:

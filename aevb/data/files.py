@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import importlib.resources
-from pathlib import Path
+import os
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from .arrays import mat, npy, npz
-from .folder import image_folder
-from .idx import idx_directory, idx_file, is_idx_directory
+from .folder import image_folder, is_image
+from .idx import idx_file
 from .named import NAMED
+from .part_files import form, part_files
+from .parts import named_parts, not_read
 from .source import Part, Source
-from .text import amat_directory, amat_file, is_amat
+from .text import amat_file, is_amat
 
 DIGITS_TEST = 297
 
@@ -32,15 +35,48 @@ def open_path(path: Path) -> Source:
 
 
 def _directory(path: Path) -> Source:
-    if is_idx_directory(path):
-        return idx_directory(path)
-    found = amat_directory(path) or image_folder(path)
-    if found is None:
+    """Files whose names say parts; else images; else such files in subfolders."""
+    files, folders = _below(path)
+    images = [file for file in files if is_image(file)]
+    arrays = [file for file in files if not is_image(file) and form(path / file)]
+    own = [file for file in arrays if len(file.parts) == 1]
+    if own and (found := part_files(path, own)) is not None:
+        if of_images := named_parts(sorted({image.parts[0] for image in images if len(image.parts) > 1})):
+            raise ValueError(
+                f"{path} has {own[0]}, and images in {next(iter(of_images))}/, and both name parts; expected one of "
+                "them"
+            )
+        return found
+    if images:
+        return image_folder(path, images, folders, not_read(arrays))
+    if arrays and (found := part_files(path, arrays)) is not None:
+        return found
+    if len(arrays) == 1:
+        return _file(path / arrays[0])
+    if arrays:
         raise FileNotFoundError(
-            f"{str(path)!r} has no data; expected MNIST's IDX files, .amat files ending in _train, _valid and _test, "
-            "or images, in it or in subfolders"
+            f"{str(path)!r} has {', '.join(map(str, arrays[:3]))}, and no names that say parts; expected some such as "
+            "train.npy and test.npy, or the path of one file"
         )
-    return found
+    raise FileNotFoundError(
+        f"{str(path)!r} has no data; expected MNIST's IDX files, .amat files ending in _train, _valid and _test, "
+        ".npy, .npz or .mat files such as train.npy and test.npy, or images, in it or in subfolders"
+    )
+
+
+def _below(root: Path) -> tuple[list[PurePath], list[PurePath]]:
+    """The files and folders in a folder, however deep, none hidden."""
+    files, folders, seen = [], [], set()
+    for path, inner, names in os.walk(root, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        if (real := os.path.realpath(path)) in seen:  # by a link
+            inner.clear()
+            continue
+        seen.add(real)
+        here = PurePath(path).relative_to(root)
+        files += [here / name for name in names if not name.startswith(".")]
+        folders += [here / name for name in inner]
+    return sorted(files), sorted(folders)
 
 
 def _file(path: Path) -> Source:

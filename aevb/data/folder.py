@@ -2,102 +2,301 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from .arrays import PARTS
+from .parts import in_words, more_than_the_part, named_parts, no_training_part, read, two_names, two_parts
 from .source import Part, Source, need
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
+_NUMBER = re.compile(r"\d{3,}")
+_FOR_IMAGES = ("images", "image", "imgs", "img")  # folders that are no labels
 _GREY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV", "LAB", "PA", "RGBX", "RGBa")
+_ORIENTATION = 0x112  # EXIF's tag
+_TURNS = {  # what makes an image of each orientation upright
+    **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270"},
+    **{7: "TRANSVERSE", 8: "ROTATE_90"},
+}
+
+Placed = dict[str, dict[PurePath, tuple[str, ...]]]
+"""The files of each part, and the folders that each is in, but for those that say the part."""
 
 
-def image_folder(path: Path) -> Source | None:
-    """The images in a directory, or None where there are none."""
-    name = path.resolve().name
-    folders = {PARTS[sub.name]: sub for sub in sorted(path.iterdir()) if sub.name in PARTS and sub.is_dir()}
-    if "train" in folders and len(folders) > 1:
-        listed = {part: _listed(folder) for part, folder in folders.items()}
-        if empty := [str(folders[part]) for part, found in listed.items() if not found[0]]:
-            raise ValueError(f"{empty[0]} has no images; expected files such as {', '.join(SUFFIXES[:3])}")
-        if len({tuple(classes) for _, _, classes in listed.values()}) > 1:
-            shown = "; ".join(
-                f"{folders[part]}: {', '.join(classes) or 'none'}" for part, (*_, classes) in listed.items()
-            )
-            raise ValueError(f"the parts have other subfolders ({shown}); expected the same labels in each")
-    else:
-        folders, listed = {"train": path}, {"train": _listed(path)}
-        if not listed["train"][0]:
-            return None
-    first: list[tuple[Path, tuple[int, ...]]] = []
-    parts = {
-        part: Part(_pixels(files, first), labels, str(folders[part])) for part, (files, labels, _) in listed.items()
+def is_image(file: PurePath) -> bool:
+    return file.suffix.lower() in SUFFIXES
+
+
+def image_folder(root: Path, files: Sequence[PurePath], folders: Sequence[PurePath], note: str = "") -> Source:
+    """The parts of a folder of images, with labels.
+
+    `files` are its images and `folders` its folders, however deep: paths within `root`.
+
+    Folders whose names say parts are these, above those of the labels or below. Else the files' names say them, where
+    they say several, as train_1.png and test_1.png do. Of the other folders the highest are labels; one that holds all
+    images is none where there are others in it, or where it is called images.
+
+    Raises ValueError where a part is beside what is none, or where it is unclear for another reason.
+    """
+    parts = _placed_by_folders(root, files, folders) or _placed_by_names(root, files)
+    parts = parts or {"train": {file: file.parent.parts for file in files}}
+    if "train" not in parts:
+        raise no_training_part(str(root), {part: str(min(of_part)) for part, of_part in parts.items()})
+    found: dict[str, Part] = {}
+    first: list[_Seen] = []
+    labelled = _labelled(root, parts)
+    for part, (listed, labels) in labelled.items():
+        found[part] = Part(_pixels([root / file for file in listed], first), labels, str(_common(root, listed)))
+    without = [in_words(part) for part, (_, labels) in labelled.items() if labels is None]
+    if len(without) < len(labelled):
+        note = "; ".join(filter(None, [*(f"the {part} part has no labels" for part in without), note]))
+    return Source(root.resolve().name, found, max_value=255, note=note)
+
+
+# ---- parts and labels ------------------------------------------------------------------------------------------------
+
+
+def _placed_by_folders(root: Path, files: Sequence[PurePath], folders: Sequence[PurePath]) -> Placed:
+    """The parts that folders say; {} where they say none."""
+    said = _folders_of_parts(root, files, folders)
+    if not said:
+        return {}
+    placed: dict[str, dict[PurePath, tuple[list[str], list[str]]]] = {}
+    for file in files:
+        above = [folder for folder in reversed(file.parents) if folder in said]
+        if len({said[folder] for folder in above}) != 1:
+            other = next(f for f in files if f != file and any(p in said for p in f.parents)) if not above else None
+            raise _unclear(root, file, {folder: said[folder] for folder in above}, other)
+        names = [folder.name for folder in reversed(file.parents) if folder not in said and folder.name]
+        depth = len(above[0].parts) - 1
+        below = names[depth:]
+        while below and read(below[0]).words == read(above[-1].name).words:  # seg_train/seg_train/
+            del below[0]
+        placed.setdefault(said[above[0]], {})[file] = (names[:depth], below)
+    outer = {tuple(above) for of_part in placed.values() for above, _ in of_part.values()}
+    return {
+        part: {file: (*(above if len(outer) > 1 else ()), *below) for file, (above, below) in of_part.items()}
+        for part, of_part in placed.items()
     }
-    return Source(name, parts, max_value=255)
 
 
-def _listed(path: Path) -> tuple[list[Path], np.ndarray | None, list[str]]:
-    """The image files, in order of their names, with labels and their names where they are in subfolders."""
-    files = _files(path)
-    subfolders = sorted(sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith(".") and _files(sub))
-    if not subfolders:
-        return files, None, []
-    if files:
+def _folders_of_parts(root: Path, files: Sequence[PurePath], folders: Sequence[PurePath]) -> dict[PurePath, str]:
+    """The folders with images that say parts, and which."""
+    holding = {folder for file in files for folder in file.parents}
+    inner: dict[PurePath, list[PurePath]] = {}
+    for folder in sorted(folders):
+        inner.setdefault(folder.parent, []).append(folder)
+    own: dict[PurePath, PurePath] = {}
+    for file in files:
+        own.setdefault(file.parent, file)
+    said: dict[PurePath, str] = {}
+    for outer in sorted(holding):
+        found = _parts_beside_each_other(root, outer, inner.get(outer, []), holding, own.get(outer))
+        said.update({outer / name: part for name, part in found.items()})
+    return said
+
+
+def _parts_beside_each_other(
+    root: Path, outer: PurePath, inner: Sequence[PurePath], holding: set[PurePath], own: PurePath | None
+) -> dict[str, str]:
+    """The names of the folders in `outer` that say parts.
+
+    `holding`: all folders with images; `own`: an image in `outer` itself.
+    """
+    where = str(root / outer)
+    names = [folder.name for folder in inner if folder in holding]
+    named = named_parts(names)
+    _check_parts(where, names, named)
+    if not named:
+        return {}
+    name, part = next(iter(named.items()))
+    if alone := [f"{other}/" for other in names if other not in named] + ([own.name] if own is not None else []):
         raise ValueError(
-            f"{path} has images of its own, such as {files[0].name}, and others in {subfolders[0].name}/; expected all "
-            "of them in subfolders, which are their labels, or none"
+            f"{where} has {name}/, which names the {in_words(part)} part, and {alone[0]}, which names none; expected "
+            f"parts alone, such as train/ and test/, or labels alone: rename {name}/ if it is a label, or put "
+            f"{alone[0]} elsewhere"
         )
-    labelled = [(file, label) for label, sub in enumerate(subfolders) for file in _files(sub)]
-    return (
-        [file for file, _ in labelled],
-        np.array([label for _, label in labelled]),
-        [sub.name for sub in subfolders],
-    )
+    for folder in inner:
+        is_part = folder.name in named_parts([f.name for f in inner]) and read(folder.name).role != "labels"
+        if is_part and folder not in holding:
+            raise ValueError(f"{root / folder} has no images; expected files such as {', '.join(SUFFIXES[:3])}")
+    return named
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(
-        f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()
-    )
+def _check_parts(where: str, names: Sequence[str], named: dict[str, str]) -> None:
+    """That each folder says one part, and another than the rest."""
+    for name in names:
+        if len(said := read(name).parts) > 1 and not read(name).qualifiers:
+            raise two_parts(where, f"{name}/", said)
+    for part in dict.fromkeys(named.values()):
+        if len(same := [f"{name}/" for name, other in named.items() if other == part]) > 1:
+            raise two_names(where, same, part)
+    others = {name: of_name[0] for name in names if name not in named and len(of_name := read(name).parts) == 1}
+    if others and "train" in (both := {*named.values(), *others.values()}) and len(both) > 1:
+        two = [f"{name}/" for name in (*named, *others)]  # such as mine_train/ and other_test/
+        raise more_than_the_part(where, two, "train/ and test/")
 
 
-def _pixels(files: list[Path], first: list[tuple[Path, tuple[int, ...]]]) -> np.ndarray:
-    """(N, H, W) or (N, 3, H, W), uint8. `first` is the first file of all parts and its shape, once it is known."""
+def _unclear(root: Path, file: PurePath, said: dict[PurePath, str], other: PurePath | None) -> ValueError:
+    if not said:
+        return ValueError(
+            f"{root / file} is in no part, and {other} is in one; expected all images in parts, or none of them"
+        )
+    shown = " and ".join(f"{folder}/ (the {in_words(part)} part)" for folder, part in said.items())
+    return ValueError(f"{root / file} is in {shown}; expected one part for an image")
+
+
+def _placed_by_names(root: Path, files: Sequence[PurePath]) -> Placed:
+    """The parts that the files' names say; {} where not several."""
+    alike = {file.stem: _NUMBER.sub("000", file.stem) for file in files}  # as many images only differ in their number
+    of_alike = named_parts(sorted(set(alike.values())))
+    named = {stem: of_alike[name] for stem, name in alike.items() if name in of_alike}
+    if len(set(named.values())) < 2:
+        return {}
+    placed: Placed = {}
+    for file in files:
+        if file.stem not in named:
+            some = next(f for f in files if f.stem in named)
+            raise ValueError(
+                f"{root / some} names the {in_words(named[some.stem])} part, others name others, and {root / file} "
+                "none; expected a part in the name of every image, or one part or none in all"
+            )
+        placed.setdefault(named[file.stem], {})[file] = file.parent.parts
+    return placed
+
+
+def _labelled(root: Path, parts: Placed) -> dict[str, tuple[list[PurePath], np.ndarray | None]]:
+    """The files of each part, in order, and their labels."""
+    names = _label_names(parts)
+    classes: dict[str, list[str]] = {}
+    for part, of_part in names.items():
+        alone = [file for file, name in of_part.items() if name is None]
+        classes[part] = sorted({name for name in of_part.values() if name is not None})
+        if alone and classes[part]:
+            raise ValueError(
+                f"{root / min(alone).parent} has images of its own, such as {min(alone).name}, and others in "
+                f"{classes[part][0]}/; expected all of them in subfolders, which are their labels, or none"
+            )
+        images = [name for name in classes[part] if name.lower() in _FOR_IMAGES]
+        if images and (others := [name for name in classes[part] if name not in images]):
+            raise ValueError(
+                f"{_common(root, of_part)} has {images[0]}/ beside {others[0]}/; expected images in subfolders that "
+                f"are their labels, or in {images[0]}/ alone"
+            )
+    if len({tuple(of_part) for of_part in classes.values() if of_part}) > 1:
+        shown = "; ".join(f"{_common(root, names[p])}: {', '.join(c)}" for p, c in classes.items() if c)
+        raise ValueError(f"the parts have other subfolders ({shown}); expected the same labels in each")
+    found = {}
+    for part, of_part in names.items():
+        listed = sorted(of_part, key=lambda file: (of_part[file] or "", file))
+        labels = [classes[part].index(name) for file in listed if (name := of_part[file]) is not None]
+        found[part] = (listed, np.array(labels) if labels else None)
+    return found
+
+
+def _label_names(parts: Placed) -> dict[str, dict[PurePath, str | None]]:
+    """Each file's label: its highest folder that does not hold all."""
+    parts = {part: _without_images(of_part) for part, of_part in parts.items()}
+    inner = [folders for of_part in parts.values() for folders in of_part.values()]
+    depth = 0
+    while len({folders[depth : depth + 1] for folders in inner}) == 1 and len(inner[0]) > depth:
+        if all(len(folders) == depth + 1 for folders in inner):
+            break
+        depth += 1
+    return {
+        part: {file: folders[depth] if len(folders) > depth else None for file, folders in of_part.items()}
+        for part, of_part in parts.items()
+    }
+
+
+def _without_images(of_part: dict[PurePath, tuple[str, ...]]) -> dict[PurePath, tuple[str, ...]]:
+    """The folders of a part's files, without a common one called images."""
+    while len(first := {folders[:1] for folders in of_part.values()}) == 1 and any(names := first.pop()):
+        said = read(names[0])
+        if said.role != "images" or said.qualifiers:
+            break
+        of_part = {file: folders[1:] for file, folders in of_part.items()}
+    return of_part
+
+
+def _common(root: Path, files: Sequence[PurePath] | dict[PurePath, str | None]) -> Path:
+    """The folder that has all of the files."""
+    return root / os.path.commonpath([file.parent for file in files])
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------------------
+
+
+class _Seen:
+    """An image that was read: file, pixels, whether it was turned."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.pixels, self.turned = _read(file)
+
+    def __str__(self) -> str:
+        shape = self.pixels.shape
+        return f"{shape[-2]}x{shape[-1]} {'grey' if len(shape) == 2 else 'in colour'}"
+
+
+def _pixels(files: list[Path], first: list[_Seen]) -> np.ndarray:
+    """The images' pixels, uint8, (N, H, W) or (N, 3, H, W).
+
+    `first` is the first image of all parts, once it is known.
+    """
     pixels = None
     for i, file in enumerate(files):
-        image = _read(file)
+        image = _Seen(file)
         if not first:
-            first.append((file, image.shape))
-        if image.shape != first[0][1]:
+            first.append(image)
+        if image.pixels.shape != first[0].pixels.shape:
+            how = "; turned upright, as their EXIF says" if image.turned or first[0].turned else ""
             raise ValueError(
-                f"{file} is {_described(image.shape)}, {first[0][0]} {_described(first[0][1])}; expected images of one "
-                "size, all grey or all in colour"
+                f"{file} is {image}, {first[0].file} {first[0]}; expected images of one size, all grey or all in "
+                f"colour{how}"
             )
         if pixels is None:
-            pixels = np.empty((len(files), *image.shape), np.uint8)
-        pixels[i] = image
+            pixels = np.empty((len(files), *image.pixels.shape), np.uint8)
+        pixels[i] = image.pixels
     assert pixels is not None
     return pixels
 
 
-def _read(file: Path) -> np.ndarray:
+def _read(file: Path) -> tuple[np.ndarray, bool]:
+    """Pixels, (H, W) or (3, H, W), upright; whether they were turned."""
     pillow = need("PIL.Image", "pillow", "images", f"{file}, an image,")
     try:
-        with pillow.open(file) as image:
+        # Of a path, Pillow maps some TIFFs into memory, with height and width in the wrong order where they are turned.
+        with file.open("rb") as content, pillow.open(content) as image:
             if image.mode not in (*_GREY_MODES, *_COLOUR_MODES):
                 raise ValueError(
                     f"{file} has pixels of mode {image.mode!r}, more than 8 bits each; expected 8-bit grey or colour"
                 )
             grey = image.mode in _GREY_MODES
+            size = image.size
+            image.load()  # which turns a TIFF
+            turn = _turn(pillow, image)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+            image = image.convert("L" if grey else "RGB")
+            pixels = np.asarray(image if turn is None else image.transpose(turn))
     except (OSError, SyntaxError, pillow.DecompressionBombError) as error:
         raise ValueError(f"{file} is truncated, damaged or no image: {error}") from error
-    return pixels if grey else np.moveaxis(pixels, -1, 0)
+    turned = turn is not None or image.size != size
+    return (pixels if grey else np.moveaxis(pixels, -1, 0)), turned
 
 
-def _described(shape: tuple[int, ...]) -> str:
-    return f"{shape[-2]}x{shape[-1]} {'grey' if len(shape) == 2 else 'in colour'}"
+def _turn(pillow: ModuleType, image: Any) -> Any:
+    """What makes an image upright, as its EXIF says; or None."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # of many kinds, where EXIF is damaged: viewers show such an image as it is
+        return None
+    name = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return None if name is None else pillow.Transpose[name]

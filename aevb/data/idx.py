@@ -4,51 +4,70 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import struct
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
-from .source import Part, Source
+from .source import Part, Source, check_labels
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801  # uint8 in 3 dimensions, in 1
-_SPLITS = ("train", "t10k")
+FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+_NAME = re.compile(r"(idx\d?([-._]?(ubyte|byte|int))?|ubyte)(\.gz)?$", re.IGNORECASE)
+_IMAGES = re.compile(r"images([-._]?)idx3", re.IGNORECASE)
 
 
-def is_idx_directory(path: Path) -> bool:
-    return any(path.glob("*-images-idx3-ubyte*"))
+def is_idx(path: Path) -> bool:
+    """Whether a file is an IDX file, by its name, or without suffix."""
+    if _NAME.search(path.name):
+        return True
+    if path.suffix not in ("", ".gz"):
+        return False
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return len(start) == 4 and struct.unpack(">I", start)[0] in (_IMAGES_MAGIC, _LABELS_MAGIC)
 
 
-def idx_directory(path: Path, name: str | None = None) -> Source:
-    names = [f"{part}-images-idx3-ubyte" for part in _SPLITS]
-    files = [_with_or_without_gz(path / name) for name in names]
-    missing = [f"{name}[.gz]" for name, file in zip(names, files, strict=True) if file is None]
-    if missing:
-        raise FileNotFoundError(f"{str(path)!r} has no {' and no '.join(missing)}; expected MNIST's IDX files there")
-    train, test = (_images_and_labels(file) for file in files if file)
-    return Source(name or path.resolve().name, {"train": train, "test": test}, max_value=255)
+def check_idx(parts: Collection[str], where: Path) -> None:
+    """That the files of a folder are those of MNIST."""
+    if missing := [f"{name}[.gz]" for part, name in FILES.items() if part not in parts]:
+        raise FileNotFoundError(f"{str(where)!r} has no {' and no '.join(missing)}; expected MNIST's IDX files there")
 
 
 def idx_file(path: Path) -> Source:
-    return Source(path.name.split(".")[0], {"train": _images_and_labels(path)}, max_value=255)
+    """A file of images, with the labels of the file beside it."""
+    return Source(path.name.split(".")[0], {"train": idx_part(path, _labels_beside(path))}, max_value=255)
 
 
-def _with_or_without_gz(path: Path) -> Path | None:
-    candidates = (path, path.with_name(path.name + ".gz"))
-    return next((p for p in candidates if p.is_file()), None)
-
-
-def _images_and_labels(path: Path) -> Part:
-    images = _read_idx(path, _IMAGES_MAGIC)
+def _labels_beside(path: Path) -> Path | None:
+    """The file whose name says "labels-idx1" where this says "images-idx3"."""
     name = path.name.removesuffix(".gz")
-    labels_path = _with_or_without_gz(path.with_name(name.replace("images-idx3", "labels-idx1")))
-    labels = None
-    if "images-idx3" in name and labels_path is not None:
-        labels = _read_idx(labels_path, _LABELS_MAGIC)
-        if len(labels) != len(images):
-            raise ValueError(f"{labels_path} has {len(labels)} labels; expected {len(images)}, one an image of {path}")
+    if (said := _IMAGES.search(name)) is None:
+        return None
+    for separator in dict.fromkeys((said[1], "-", ".")):
+        labels = path.with_name(_IMAGES.sub(f"labels{separator}idx1", name))
+        for candidate in (labels, labels.with_name(labels.name + ".gz")):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def idx_part(path: Path, labels_path: Path | None) -> Part:
+    images = _read_idx(path, _IMAGES_MAGIC)
+    labels = None if labels_path is None else idx_labels(labels_path)
+    if labels is not None:
+        check_labels(labels, labels_path, len(images), path)
     return Part(images, labels, str(path))
+
+
+def idx_labels(path: Path) -> np.ndarray:
+    return _read_idx(path, _LABELS_MAGIC)
 
 
 def _read_idx(path: Path, magic: int) -> np.ndarray:

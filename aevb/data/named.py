@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .arrays import mat
-from .idx import idx_directory
+from .idx import FILES, idx_part
 from .source import Source, need
 
 DIRECTORY, MIRROR = "AEVB_DATA_DIR", "AEVB_DATA_MIRROR"
@@ -30,6 +30,18 @@ def _frey(folder: Path, name: str) -> Source:
     return dataclasses.replace(mat(folder / "frey_rawface.mat"), name=name)
 
 
+def _idx(folder: Path, name: str) -> Source:
+    files = {file.removesuffix(".gz"): folder / file for file in NAMED[name].files}
+    return Source(
+        name,
+        {
+            part: idx_part(files[images], files.get(images.replace("images-idx3", "labels-idx1")))
+            for part, images in FILES.items()
+        },
+        max_value=255,
+    )
+
+
 NAMED = {
     "mnist": Named(
         (
@@ -42,7 +54,7 @@ NAMED = {
             "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
             "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
         },
-        idx_directory,
+        _idx,
     ),
     "fashion-mnist": Named(
         (
@@ -55,7 +67,7 @@ NAMED = {
             "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
             "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
         },
-        idx_directory,
+        _idx,
     ),
     "freyfaces": Named(
         ("https://cs.nyu.edu/~roweis/data",),

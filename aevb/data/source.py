@@ -38,6 +38,12 @@ class Source:
     note: str = ""
 
 
+def check_labels(labels: np.ndarray, labels_where: object, count: int, where: object) -> None:
+    """That a file has a label for each image of another."""
+    if labels.ndim < 2 and labels.size != count:
+        raise ValueError(f"{labels_where} has {labels.size} labels; expected {count}, one an image of {where}")
+
+
 def need(module: str, package: str, extra: str, what: str) -> ModuleType:
     """An optional module. Raises ImportError, a sentence with what to install, where it is missing."""
     try:

@@ -87,6 +87,7 @@ def _shape_and_kind(source: Source) -> tuple[tuple[int, ...], str, str]:
             raise ValueError(f"{where} has images of {other}, {first} of {shape}; expected one shape")
     images = source.parts["train"].images
     if isinstance(images, MappedImages):
+        _check_mapped(list(source.parts.values()), images)
         notes += ["0..255 in the file"] if images.kind == "bytes" and images.max_value == 1 else []
         return shape, images.kind, "; ".join(notes)
     if source.max_value is not None:
@@ -97,6 +98,16 @@ def _shape_and_kind(source: Source) -> tuple[tuple[int, ...], str, str]:
     if kind == "bytes" and (largest := max(int(values.max()) for values, _ in arrays)) < 128:
         notes.append(f"the largest value is {largest}, and 255 would be white")
     return shape, kind, "; ".join(notes)
+
+
+def _check_mapped(parts: list[Part], train: MappedImages) -> None:
+    """That parts on the disk have one kind of values."""
+    for images, where in ((part.images, part.where) for part in parts):
+        if not isinstance(images, MappedImages) or (images.kind, images.dtype) != (train.kind, train.dtype):
+            raise ValueError(
+                f"{train.path} and {where} have values of several ranges or types; expected 0..255, bits or [0, 1] for "
+                "all, of one dtype"
+            )
 
 
 def _images(part: Part, source: Source, kind: str) -> Images:
@@ -115,7 +126,7 @@ def _labels(part: Part) -> Tensor | None:
     labels = part.labels
     if labels is None:
         return None
-    labels = labels.reshape(-1) if labels.ndim == 2 and 1 in labels.shape else labels
+    labels = labels.reshape(-1) if labels.ndim == 2 and 1 in labels.shape else _classes(labels, len(part.images))
     if labels.shape != (len(part.images),):
         raise ValueError(
             f"{part.where} has labels of shape {tuple(labels.shape)}; expected ({len(part.images)},), one an image"
@@ -124,3 +135,12 @@ def _labels(part: Part) -> Tensor | None:
     if not whole:
         raise ValueError(f"{part.where} has labels of {labels.dtype} that are no whole numbers; expected classes")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _classes(labels: np.ndarray, count: int) -> np.ndarray:
+    """The classes of one-hot labels; others as they are."""
+    if labels.ndim != 2 or count not in labels.shape or labels.dtype.kind not in "buif":
+        return labels
+    rows = labels if len(labels) == count else labels.T
+    is_one_hot = ((rows == rows.max()).sum(1) == 1).all() and len(np.unique(rows)) == 2
+    return rows.argmax(1) if is_one_hot else labels

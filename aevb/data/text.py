@@ -4,45 +4,34 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .source import Part, Source
 
-_PARTS = {"train": "train", "valid": "validation", "test": "test"}
+_ENDINGS = {"train": "train", "validation": "valid", "test": "test"}
 
 
 def is_amat(path: Path) -> bool:
-    return path.name.removesuffix(".gz").endswith(".amat")
+    return path.name.lower().removesuffix(".gz").endswith(".amat")
 
 
 def amat_file(path: Path) -> Source:
-    return Source(path.name.split(".")[0], {"train": _part(path)})
+    return Source(path.name.split(".")[0], {"train": amat_part(path)})
 
 
-def amat_directory(path: Path) -> Source | None:
-    """The parts in a directory, or None where there are no such files."""
-    files = sorted(filter(is_amat, path.iterdir()))
-    if not files:
-        return None
-    found: dict[str, Path] = {}
-    for file in files:
-        ending = file.name.removesuffix(".gz").removesuffix(".amat").rpartition("_")[2]
-        if (part := _PARTS.get(ending)) is not None:
-            if part in found:
-                raise ValueError(f"{found[part]} and {file} are both named {ending}; expected one of them")
-            found[part] = file
-    missing = [ending for ending, part in _PARTS.items() if part not in found]
-    if missing:
+def check_amat(parts: Collection[str], files: Sequence[Path], where: Path) -> None:
+    """That the files of a folder are the three of binarized MNIST."""
+    if missing := [ending for part, ending in _ENDINGS.items() if part not in parts]:
         raise FileNotFoundError(
-            f"{str(path)!r} has {', '.join(file.name for file in files)}; expected files ending in _train.amat, "
+            f"{str(where)!r} has {', '.join(file.name for file in files)}; expected files ending in _train.amat, "
             f"_valid.amat and _test.amat, each gzipped (.gz) or not; missing: {', '.join(missing)}"
         )
-    return Source(path.resolve().name, {part: _part(file) for part, file in found.items()})
 
 
-def _part(path: Path) -> Part:
+def amat_part(path: Path) -> Part:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             text = file.read()
