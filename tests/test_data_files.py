@@ -221,7 +221,7 @@ def test_bad_npz(tmp_path):
     np.savez(path, x=numbers(20, 9), y=numbers(19))
     refused(path, r"\[x\] has labels of shape \(19,\); expected \(20,\), one an image")
     np.savez(path, x=numbers(20, 9), y=numbers(20) + 0.5)
-    refused(path, "has labels of float64 that are no whole numbers")
+    refused(path, "has 172.5 as the label of image 0; expected whole numbers")
     good = path.read_bytes()
     path.write_bytes(good[:-30])
     refused(path, f"^{path} is truncated or damaged")
@@ -536,3 +536,49 @@ def test_training_on_floats_and_colour(tmp_path, how, size):
         red, green, blue = (channel.astype(int) for channel in np.moveaxis(np.asarray(picture.convert("RGB")), -1, 0))
     is_red = (red > green + 100) & (red > blue + 100)
     assert is_red.mean() > 0.2 if len(size) == 3 else (red == green).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("a.csv", r"a.csv is a .csv file; expected .npy, .* or a folder of images: .*numpy.loadtxt\('a.csv'"),
+        ("a.TSV", r"a.TSV is a .tsv file; expected .npy"),
+        ("a.pt", r"is a .pt file; .*torch.load\('a.pt'\)"),
+        ("a.h5", r"is a .h5 file; .*h5py.File\('a.h5'\)"),
+        ("a.parquet", r"is a .parquet file; .*pandas"),
+        ("a.pkl", r"is a .pkl file; .*pickle.load"),
+        ("a.zip", r"is a .zip file; .*unpack it, and give the folder"),
+        ("a.tar.gz", r"is a .tar file; .*unpack it, and give the folder"),
+        ("a.png", r"a.png is one image; expected a folder of images, all of one size"),
+    ],
+)
+def test_files_of_other_kinds(tmp_path, name, sentence):
+    (tmp_path / name).write_bytes(b"label,pixel\n1,2\n")
+    with pytest.raises(ValueError, match=sentence):
+        load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (np.float32(255.00002), r"pixel 7 is 255\.00002.*After a resize: images\.clip\(0, 255\)\.round\(\)"),
+        (np.float32(-0.00001), r"pixel 7 is -1e-05"),
+        (np.float32(254.00002), r"pixel 7 is 254\.00002, and the largest is 255; expected whole numbers"),
+    ],
+)
+def test_a_number_is_said_as_it_is(tmp_path, value, sentence):
+    images = np.random.default_rng(0).integers(0, 256, (20, 16)).astype("float32")
+    images[0, 0] = 255
+    images[3, 7] = value
+    np.save(tmp_path / "a.npy", images)
+    with pytest.raises(ValueError, match=sentence):
+        load(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan, 0.5])
+def test_labels_that_are_no_classes(tmp_path, wrong):
+    labels = np.arange(20.0)
+    labels[3] = wrong
+    np.savez(tmp_path / "a.npz", x=np.zeros((20, 16), np.uint8) + np.arange(16, dtype=np.uint8), y=labels)
+    with pytest.raises(ValueError, match=rf"has {wrong} as the label of image 3; expected whole numbers"):
+        load(tmp_path / "a.npz")

@@ -83,6 +83,7 @@ def _file(path: Path) -> Source:
     if is_amat(path):
         return amat_file(path)
     if (known := _READERS.get(path.suffix.lower())) is None:
+        _check_form(path)
         return idx_file(path)
     reader, magic = known
     with path.open("rb") as file:
@@ -91,6 +92,35 @@ def _file(path: Path) -> Source:
         how = f"starts with {start!r}" if start else "is empty"
         raise ValueError(f"{path} {how}; expected a {path.suffix} file, which starts with {magic!r}")
     return reader(path)
+
+
+# How what is not read becomes what is.
+_CONVERTED = {
+    **dict.fromkeys(
+        (".csv", ".tsv", ".txt"), "numpy.save('images.npy', numpy.loadtxt(FILE, delimiter=',', skiprows=1))"
+    ),
+    **dict.fromkeys((".pt", ".pth"), "numpy.save('images.npy', torch.load(FILE).numpy())"),
+    **dict.fromkeys((".h5", ".hdf5"), "numpy.save('images.npy', h5py.File(FILE)['name'][:])"),
+    **dict.fromkeys(
+        (".parquet", ".feather", ".xlsx"), "numpy.save('images.npy', pandas.read_parquet(FILE).to_numpy())"
+    ),
+    **dict.fromkeys((".pkl", ".pickle"), "numpy.save('images.npy', pickle.load(open(FILE, 'rb')))"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".rar", ".7z"), "unpack it, and give the folder"),
+}
+
+
+def _check_form(path: Path) -> None:
+    """Raises ValueError for a file by whose suffix it is of another kind than those that are read."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz" and path.stem.endswith(".tar"):
+        suffix = ".tar"
+    if is_image(path):
+        raise ValueError(f"{path} is one image; expected a folder of images, all of one size")
+    if suffix in _CONVERTED:
+        how = _CONVERTED[suffix].replace("FILE", repr(path.name))
+        raise ValueError(
+            f"{path} is a {suffix} file; expected .npy, .npz, .mat, .amat, IDX, or a folder of images: {how}"
+        )
 
 
 def digits() -> Source:

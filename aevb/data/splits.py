@@ -12,7 +12,7 @@ from .dataset import Dataset
 from .mapped import MappedImages
 from .shapes import image_shape
 from .source import Part, Source
-from .values import KINDS, agreed, converted
+from .values import KINDS, agreed, converted, number
 
 FILE_TEST_FRACTION = 10  # of a source without a test part, one image in so many is held out for the test
 
@@ -131,9 +131,11 @@ def _labels(part: Part) -> Tensor | None:
         raise ValueError(
             f"{part.where} has labels of shape {tuple(labels.shape)}; expected ({len(part.images)},), one an image"
         )
-    whole = labels.dtype.kind in "bui" or (labels.dtype.kind == "f" and bool((labels == np.rint(labels)).all()))
-    if not whole:
-        raise ValueError(f"{part.where} has labels of {labels.dtype} that are no whole numbers; expected classes")
+    if labels.dtype.kind not in "buif":
+        raise ValueError(f"{part.where} has labels of {labels.dtype}; expected classes, whole numbers")
+    if labels.dtype.kind == "f" and not (good := np.isfinite(labels) & (labels == np.rint(labels))).all():
+        row = int(np.argmin(good))
+        raise ValueError(f"{part.where} has {number(labels[row])} as the label of image {row}; expected whole numbers")
     return torch.from_numpy(labels.astype(np.int64))
 
 

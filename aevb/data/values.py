@@ -46,8 +46,8 @@ def readings(values: np.ndarray, where: str, first_row: int = 0) -> set[str]:
         if not found & of_chunk:
             row, pixel = np.argwhere(chunk == chunk.max())[0]
             raise ValueError(
-                f"{where}: values from {smallest:g} to {largest:g} that are neither all whole nor all in [0, 1] (the "
-                f"largest is at datapoint {first_row + start + row}, pixel {pixel}); expected 0..255 or [0, 1]"
+                f"{where}: values from {number(smallest)} to {number(largest)} that are neither all whole nor all in [0, "
+                f"1] (the largest is at datapoint {first_row + start + row}, pixel {pixel}); expected 0..255 or [0, 1]"
             )
         found &= of_chunk
     return found
@@ -59,8 +59,12 @@ def _readings_of_chunk(chunk: np.ndarray, where: str, first_row: int) -> set[str
     smallest, largest = chunk.min(), chunk.max()
     if not (smallest >= 0 and largest <= 255):  # nor where they are NaN
         wrong = ~((chunk >= 0) & (chunk <= 255))
-        values = f", of values from {np.nanmin(chunk):g} to {np.nanmax(chunk):g}" if not np.isnan(chunk).all() else ""
-        raise ValueError(_at(chunk, wrong, where, first_row) + f"{values}; expected 0..255 or [0, 1]")
+        values = (
+            f", of values from {number(np.nanmin(chunk))} to {number(np.nanmax(chunk))}"
+            if not np.isnan(chunk).all()
+            else ""
+        )
+        raise ValueError(_at(chunk, wrong, where, first_row) + f"{values}; expected 0..255 or [0, 1]{_clip(chunk)}")
     if chunk.dtype.kind in "ui":
         return {"bits", "bytes"} if largest <= 1 else {"bytes"}
     fraction = chunk != np.rint(chunk)
@@ -68,7 +72,7 @@ def _readings_of_chunk(chunk: np.ndarray, where: str, first_row: int) -> set[str
         if fraction.any():
             raise ValueError(
                 _at(chunk, fraction, where, first_row)
-                + f", and the largest is {largest:g}; expected whole numbers 0..255, or values in [0, 1]"
+                + f", and the largest is {number(largest)}; expected whole numbers 0..255, or values in [0, 1]"
             )
         return {"bytes"}
     if not fraction.any():
@@ -117,14 +121,26 @@ def check_rows(values: np.ndarray, rows: np.ndarray, kind: str, where: str) -> N
     row, pixel = np.argwhere(~good)[0]
     expected = {"bits": "0 or 1", "bytes": "a whole number in 0..255", "unit": "a value in [0, 1]"}[kind]
     raise ValueError(
-        f"{where}: datapoint {rows[row]}, pixel {pixel} is {values[row, pixel]:g}; expected {expected}, as in the "
-        "parts of the file that were looked at when it was opened"
+        f"{where}: datapoint {rows[row]}, pixel {pixel} is {number(values[row, pixel])}; expected {expected}, as in "
+        "the parts of the file that were looked at when it was opened"
     )
+
+
+def _clip(chunk: np.ndarray) -> str:
+    """What helps where resizing went beyond the range by less than one step."""
+    beyond = chunk.min() > -1 and 255 < chunk.max() < 256 and chunk.dtype.kind == "f"
+    return ". After a resize: images.clip(0, 255).round()" if beyond else ""
+
+
+def number(value: np.generic) -> str:
+    """A number of an array, with as many digits as tell it from others: 255.00002 is not 255."""
+    short = f"{value:g}"
+    return short if value != value or value.dtype.type(short) == value else str(value)
 
 
 def _at(chunk: np.ndarray, wrong: np.ndarray, where: str, first_row: int) -> str:
     row, pixel = np.argwhere(wrong)[0]
-    return f"{where}: datapoint {first_row + row}, pixel {pixel} is {chunk[row, pixel]:g}"
+    return f"{where}: datapoint {first_row + row}, pixel {pixel} is {number(chunk[row, pixel])}"
 
 
 def _chunks(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
