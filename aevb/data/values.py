@@ -45,9 +45,10 @@ def readings(values: np.ndarray, where: str, first_row: int = 0) -> set[str]:
         smallest, largest = min(smallest, chunk.min()), max(largest, chunk.max())
         if not found & of_chunk:
             row, pixel = np.argwhere(chunk == chunk.max())[0]
+            place = f"datapoint {first_row + start + row}, pixel {pixel}"
             raise ValueError(
-                f"{where}: values from {number(smallest)} to {number(largest)} that are neither all whole nor all in [0, "
-                f"1] (the largest is at datapoint {first_row + start + row}, pixel {pixel}); expected 0..255 or [0, 1]"
+                f"{where}: values from {number(smallest)} to {number(largest)} that are neither all whole nor all in "
+                f"[0, 1] (the largest is at {place}); expected 0..255 or [0, 1]"
             )
         found &= of_chunk
     return found
