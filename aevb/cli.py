@@ -77,7 +77,8 @@ def _train(trainer: Trainer) -> None:
         f"test ELBO {metrics['test_elbo']:.2f} nats per datapoint "
         f"(log-likelihood {metrics['test_log_likelihood']:.2f}, KL {metrics['test_kl']:.2f})"
     )
-    print(f"pictures  {', '.join(str(path / name) for name in PICTURES)}")
+    if drawn := [str(path / name) for name in PICTURES if (path / name).exists()]:
+        print(f"pictures  {', '.join(drawn)}")
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Dataset
+from .drawing import drawn, printable
 from .models import BaseVAE
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ RGBA = tuple[float, float, float, float]
 COLUMNS = 10
 PAIR_ROWS = 4
 SAMPLES = 100
+LEGEND_LABELS = 25  # more outgrow the picture
 LATENT_POINTS = 5000  # more only hide each other
 DPI = 120
 SIDE = 0.75  # inches of an image's longer side
@@ -46,6 +48,7 @@ class Look(NamedTuple):
         return width / max(height, width), height / max(height, width)
 
 
+@drawn
 def draw(model: BaseVAE, dataset: Dataset, seed: int = 0, invert: bool = False) -> dict[str, bytes]:
     """reconstructions.png, samples.png and latent.png of the model and the test images.
 
@@ -61,6 +64,7 @@ def draw(model: BaseVAE, dataset: Dataset, seed: int = 0, invert: bool = False) 
     return {name: png(figure) for name, figure in figures.items()}
 
 
+@drawn
 def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
@@ -72,6 +76,7 @@ def _reconstructions(model: BaseVAE, dataset: Dataset, look: Look) -> Figure:
     return reconstructions(dataset.name, look, x, model.reconstruct(x))
 
 
+@drawn
 def reconstructions(
     name: str,
     look: Look,
@@ -108,6 +113,7 @@ def _samples(model: BaseVAE, dataset: Dataset, look: Look, seed: int) -> Figure:
     return samples(dataset.name, look, images)
 
 
+@drawn
 def samples(name: str, look: Look, images: Tensor) -> Figure:
     """Samples from the prior, (N, data_dim)."""
     return mosaic(f"{name}: samples from the prior\n(expected pixels at random z)", {"": images}, look)
@@ -120,6 +126,7 @@ def _latent(model: BaseVAE, dataset: Dataset) -> Figure:
     return latent(f"{dataset.name}: posterior means of {len(mu)} test images", mu, labels)
 
 
+@drawn
 def latent(title: str, mu: Tensor, labels: Tensor | None) -> Figure:
     """Posterior means, (N, latent_dim), in a plane, coloured by the labels of the first N."""
     from matplotlib.figure import Figure
@@ -131,15 +138,30 @@ def latent(title: str, mu: Tensor, labels: Tensor | None) -> Figure:
     for colour, label, chosen in _by_label(labels, len(mu)):
         x, y = points[chosen].T.numpy()
         axes.scatter(x, y, s=size, alpha=0.7, linewidths=0, color=colour, label=label, rasterized=True)
-    if labels is not None:
+    if labels is not None and len(labels.unique()) > LEGEND_LABELS:
+        _colour_bar(figure, axes, labels.unique().tolist())
+    elif labels is not None:
         axes.legend(
             title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=math.sqrt(40 / size)
         )
-    axes.set(xlabel=names[0], ylabel=names[1], title=title)
+    axes.set(xlabel=names[0], ylabel=names[1], title=printable(title))
     centre, radius = (points.amax(0) + points.amin(0)) / 2, 0.55 * float((points.amax(0) - points.amin(0)).max()) or 1
     (left, bottom), (right, top) = (centre - radius).tolist(), (centre + radius).tolist()
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     return figure
+
+
+def _colour_bar(figure: Figure, axes: Axes, kinds: Sequence[int]) -> None:
+    """The colours of labels of which there are too many for a legend, with the names of some."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    last = len(kinds) - 1
+    bar = figure.colorbar(ScalarMappable(Normalize(0, last), colormaps["turbo"]), ax=axes, shrink=0.6)
+    marks = [round(last * i / 8) for i in range(9)]
+    bar.set_ticks(marks, labels=[str(kinds[i]) for i in marks])
+    bar.set_label(f"label, of {len(kinds)}")
 
 
 def _by_label(labels: Tensor | None, count: int) -> Iterator[tuple[RGBA, str, Tensor]]:
@@ -172,6 +194,7 @@ def _plane(mu: Tensor) -> tuple[Tensor, tuple[str, str]]:
     return centred @ directions[:, [-1, -2]], (first, second)
 
 
+@drawn
 def mosaic(
     title: str,
     rows: dict[str, Tensor],
@@ -195,6 +218,7 @@ def mosaic(
     return figure
 
 
+@drawn
 def grid(
     title: str, images: Tensor, look: Look, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
 ) -> Figure:
@@ -210,6 +234,7 @@ def grid(
     return figure
 
 
+@drawn
 def manifold(title: str, images: Tensor, look: Look) -> Figure:
     """The manifold, (n, n, data_dim), as one picture without gaps."""
     n = len(images)
@@ -231,7 +256,7 @@ def _figure(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    title = f"{title} (inverted)" if look.invert else title
+    title = printable(f"{title} (inverted)" if look.invert else title)
     longest = max(map(len, title.splitlines()))
     width, height = look.sides
     row = max(side * height, NAMED_ROW) if named else side * height

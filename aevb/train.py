@@ -402,10 +402,17 @@ class Trainer:
 
         # A copy, since moving the model would move what a captured step writes to.
         model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
-        with _evaluating(model):
-            pictures = draw(model, self.dataset, self.config.seed, self.config.invert)
-        for name, png in pictures.items():
-            folder.write(name, png)
+        try:
+            with _evaluating(model):
+                pictures = draw(model, self.dataset, self.config.seed, self.config.invert)
+            for name, png in pictures.items():
+                folder.write(name, png)
+        except Exception as error:  # whatever it is, the model is trained and saved
+            warnings.warn(
+                f"{folder.path} has no pictures, or some are of before: {type(error).__name__}: {error}. The model is "
+                "whole",
+                stacklevel=2,
+            )
 
     # ---- the state that a checkpoint has ----
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import pictures
+from ..drawing import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,8 +83,6 @@ def image(figure: Figure, alt: str) -> str:
 @contextlib.contextmanager
 def ink() -> Iterator[None]:
     """Figures that are made within are drawn in the page's own colour, to be read on light and dark."""
-    from matplotlib import rc_context
-
     names: list[Any] = [
         "text.color",
         "axes.labelcolor",
@@ -92,7 +91,7 @@ def ink() -> Iterator[None]:
         "xtick.color",
         "ytick.color",
     ]
-    with rc_context({**dict.fromkeys(names, INK), "svg.fonttype": "none", "svg.hashsalt": "aevb"}):
+    with style(**{**dict.fromkeys(names, INK), "svg.fonttype": "none", "svg.hashsalt": "aevb"}):
         yield
 
 
