@@ -29,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .arguments import takes_plain_values
 from .diagnostics import normals
 from .observations import Observation, PixelModel
 from .ops import mix_seed, sample_gaussian, sample_gaussian_log_ratio
@@ -65,6 +66,7 @@ class Restoration:
     """(B,): how many proposals the chains accepted after their burn-in. None with "gradient"."""
 
 
+@takes_plain_values
 @torch.no_grad()
 def restore(
     model: PixelModel,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import takes_plain_values
 from .bounds import cyclical_warmup, linear_warmup
 from .checkpoints import Checkpoint
 from .config import TrainConfig
@@ -192,6 +193,7 @@ class Trainer:
         return test.x(torch.arange(test.count, device=self.device))
 
     @classmethod
+    @takes_plain_values
     def load(cls, run: str | PathLike[str], device: str | None = None, best: bool = False) -> Trainer:
         """The trainer of a run that is done, with the model it saved: to evaluate, sample, or look at; on the device
         that it was trained on, or the CPU where that is not here, or on another. `epoch` and `step` are the model's.
@@ -345,16 +347,19 @@ class Trainer:
             self._step_made_of = made_of(*parts)
         return self._step
 
+    @takes_plain_values
     def order(self, epoch: int) -> Tensor:
         """The training images' numbers in the order of an epoch, on the device."""
         return epoch_order(self.dataset.train_images, int(mix_seed(self._order_seed, epoch))).to(self.device)
 
+    @takes_plain_values
     def noise_seeds(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The seeds of an epoch's batches and of its samples: 0-d int64 tensors on the device."""
         seeds = mix_seed(self._noise_seed, torch.tensor([2 * epoch, 2 * epoch + 1]))
         batches, samples = seeds.to(self.device).unbind()
         return batches, samples
 
+    @takes_plain_values
     @torch.no_grad()
     def evaluate(self, images: int | None = None, part: str = "test") -> Evaluation:
         """The ELBO of the test images (or of `part` "validation"), or of the first so many, one sample of z each: a

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import pictures
+from ..arguments import takes_plain_values
 from ..diagnostics import kl_per_dimension
 from ..questions import posterior_draws
 from ..train import Trainer
@@ -23,6 +24,7 @@ PAIRS = 8
 KL_IMAGES = 10_000  # for which dimensions are informative
 
 
+@takes_plain_values
 def reconstruct(
     run: Run,
     out: str | None = None,
@@ -52,6 +54,7 @@ def reconstruct(
     )
 
 
+@takes_plain_values
 def sample(
     run: Run, out: str | None = None, *, num: int = 100, seed: int = 0, best: bool = False, save_array: bool = False
 ) -> Answer:
@@ -68,6 +71,7 @@ def sample(
     )
 
 
+@takes_plain_values
 def embed(
     run: Run,
     out: str | None = None,
@@ -100,6 +104,7 @@ def embed(
     )
 
 
+@takes_plain_values
 def manifold(
     run: Run, out: str | None = None, *, num: int = 20, best: bool = False, save_array: bool = False
 ) -> Answer:
@@ -122,6 +127,7 @@ def manifold(
     )
 
 
+@takes_plain_values
 def traverse(
     run: Run,
     out: str | None = None,
@@ -140,6 +146,7 @@ def traverse(
     return Answer(target.write(png=png(figure), npy=npy(images)))
 
 
+@takes_plain_values
 def traversed(
     trainer: Trainer, *, image: int = 0, dims: Sequence[int] | None = None, num_dims: int = 10, steps: int = 11
 ) -> tuple[Tensor, Callable[[], Figure]]:
@@ -158,6 +165,7 @@ def traversed(
     return images, lambda: pictures.grid(title, images, pictures.Look.of(dataset), names, percent)
 
 
+@takes_plain_values
 def interpolate(
     run: Run, out: str | None = None, *, best: bool = False, save_array: bool = False, **options: Any
 ) -> Answer:
@@ -168,6 +176,7 @@ def interpolate(
     return Answer(target.write(png=png(figure), npy=npy(images)))
 
 
+@takes_plain_values
 def interpolated(
     trainer: Trainer, *, pairs: int | None = None, steps: int = 9, spherical: bool = False, seed: int = 0
 ) -> tuple[Tensor, Callable[[], Figure]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import pictures
+from ..arguments import takes_plain_values
 from ..observations import add_gaussian, flip_bits
 from ..ops import mix_seed
 from ..restoration import Method, Restoration
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 PICTURED = 20  # restored images in a picture
 
 
+@takes_plain_values
 def impute(
     run: Run,
     out: str | None = None,
@@ -44,6 +46,7 @@ def impute(
     return _written(target, imputed(trainer, data=data, **options))
 
 
+@takes_plain_values
 def denoise(
     run: Run,
     out: str | None = None,
@@ -59,6 +62,7 @@ def denoise(
     return _written(target, denoised(trainer, data=data, **options))
 
 
+@takes_plain_values
 def imputed(
     trainer: Trainer,
     *,
@@ -88,6 +92,7 @@ def imputed(
     return Restored(trainer, _name(trainer, data), what, "masked", x, observed, found, scores)
 
 
+@takes_plain_values
 def denoised(
     trainer: Trainer,
     *,

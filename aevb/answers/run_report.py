@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import pictures
+from ..arguments import takes_plain_values
 from ..diagnostics import active_units, kl_per_dimension
 from ..runs import EVALUATION, METRICS, RunFolder
 from ..train import Trainer
@@ -42,6 +43,7 @@ EVALUATED = {
 }
 
 
+@takes_plain_values
 def report(run: Run, out: str | None = None, *, seed: int = 0, best: bool = False) -> Answer:
     """One page of HTML: options, curves, images, the posterior, numbers, restoration."""
     trainer = Trainer.load(run, best=best)

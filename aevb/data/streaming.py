@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import takes_plain_values
 from .mapped import MappedImages
 
 BLOCK_BYTES = 1 << 22  # neighbours on the disk that are read together
@@ -19,6 +20,7 @@ _ANNOUNCED_BYTES = 1 << 20
 _GAP_BYTES = 1 << 16  # that are rather read than sought over
 
 
+@takes_plain_values
 def epoch_order(images: Tensor | MappedImages, seed: int) -> Tensor:
     """The images' numbers, (N,), int64, in the order of an epoch: a permutation that is a function of N and `seed`.
 
