@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .files import replace, saveable
+from .files import replace, safetensors, saveable
 
 FOLDER = "checkpoints"
 KEPT = 2
@@ -36,11 +36,9 @@ class Checkpoint(NamedTuple):
 
 def pack(checkpoint: Checkpoint) -> bytes:
     """The bytes of a checkpoint's file."""
-    from safetensors.torch import save
-
     tensors = saveable(checkpoint.tensors)
     numbers = json.dumps(checkpoint.numbers)
-    return save(tensors, metadata={"numbers": numbers, "sha256": _digest(tensors, numbers)})
+    return safetensors(tensors, {"numbers": numbers, "sha256": _digest(tensors, numbers)})
 
 
 def unpack(data: bytes, where: object) -> Checkpoint:

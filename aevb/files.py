@@ -1,7 +1,8 @@
-"""Files that are whole or absent, and tensors as they go into them."""
+"""Files that are whole or absent, and tensors as they go into them: equal tensors, equal bytes."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,19 @@ def replace(path: Path, data: bytes, durably: bool = False) -> Path:
         finally:
             os.close(folder)
     return path
+
+
+def safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file of what `saveable` gave: the same for the same tensors and metadata."""
+    from safetensors.torch import save
+
+    data = save(dict(tensors), metadata=dict(metadata))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))  # the library writes them in an order that it draws
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def saveable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

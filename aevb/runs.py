@@ -13,7 +13,7 @@ from typing import Any
 
 from .checkpoints import Checkpoints
 from .config import TrainConfig
-from .files import replace, saveable
+from .files import replace, safetensors, saveable
 from .models import BaseVAE
 
 CONFIG, METRICS, MODEL, BEST = "config.json", "metrics.jsonl", "model.safetensors", "best.safetensors"
@@ -125,10 +125,8 @@ class RunFolder:
 
     def write_model(self, name: str, model: BaseVAE, **metadata: object) -> Path:
         """Writes or replaces a file of weights, with the model's sizes and `metadata` as strings in its header."""
-        from safetensors.torch import save
-
         text = {**model.metadata(), **{key: str(value) for key, value in metadata.items()}}
-        return self.write(name, save(saveable(model.state_dict()), metadata=text))
+        return self.write(name, safetensors(saveable(model.state_dict()), text))
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
