@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import json
 import math
 import os
 import signal
@@ -19,7 +19,7 @@ import torch
 
 from .checkpoints import Checkpoint, Checkpoints, unpack
 from .config import check_same_run
-from .data import Dataset
+from .fingerprint import check_same_data, fingerprint
 from .ledger import Evaluation, NotFiniteError
 from .progress import Progress
 from .runs import BEST, METRICS, MODEL, RunFolder, RunFolderError, default_folder, holds_run
@@ -33,7 +33,7 @@ class Run:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.config, self.first = trainer, trainer.config, trainer.processes.is_first
-        self.data = _fingerprint(trainer.dataset)
+        self.data = fingerprint(trainer.dataset)
         self.summary_writer = _summary_writer() if self.config.tensorboard else None  # before anything is deleted
         self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
         trainer.schedule_until(self.last_epoch)
@@ -77,10 +77,7 @@ class Run:
 
     def _check(self, numbers: dict[str, Any]) -> None:
         """That the run is of these data, and not over already."""
-        if numbers["run"]["data"] != self.data:
-            raise ValueError(
-                f"the run was of other data: {numbers['run']['data']}, now {self.data}; expected the same images"
-            )
+        check_same_data(numbers["run"]["data"], self.trainer.dataset, self.data)
         if numbers["epoch"] > self.last_epoch:
             raise ValueError(
                 f"epochs is {self.last_epoch}, but the run has done {numbers['epoch']}; expected as many or more, in "
@@ -154,15 +151,19 @@ class Run:
         is_best = self._note_best(averages.get("validation"))
         if not self.first:
             return
-        where = {"epoch": trainer.epoch, "step": trainer.step}
-        self.folder.write_model(MODEL, trainer.model, **where)
+        self._write_model(MODEL)
         if is_best:
-            self.folder.write_model(BEST, trainer.model, **where)
+            self._write_model(BEST)
         self.folder.append_metrics(self.metrics)
         if board is not None:
             for name, value in self.metrics.items():
                 if name not in ("epoch", "step"):
                     board.add_scalar(name.replace("_", "/", 1), value, trainer.step)
+
+    def _write_model(self, name: str) -> Path:
+        trainer = self.trainer
+        data = json.dumps(self.data)
+        return self.folder.write_model(name, trainer.model, epoch=trainer.epoch, step=trainer.step, data=data)
 
     def _note_best(self, validation: Evaluation | None) -> bool:
         best = self.trainer.best
@@ -244,7 +245,7 @@ class Run:
             return interrupted
         if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
             return f"{interrupted}; the weights are not finite, so {self.folder.path} keeps what it had"
-        path = self.folder.write_model(MODEL, trainer.model, epoch=trainer.epoch, step=trainer.step)
+        path = self._write_model(MODEL)
         trainer._draw(self.folder)
         how = f"`aevb resume {self.folder.path}`" if trainer.follows_from_config else "aevb.Trainer.resume(...).fit()"
         return f"{interrupted}; the model so far is in {path}, with pictures of it beside it, and {how} goes on"
@@ -268,15 +269,6 @@ def _summary_writer() -> Any:
             f'tensorboard is set, but TensorBoard is missing ({error}); `pip install "aevb[tensorboard]"` has it'
         ) from error
     return SummaryWriter
-
-
-def _fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """What tells that the training images are the same: their number and size, and a SHA-256 of some of them."""
-    images = dataset.train_images
-    count = len(images)
-    some = images[torch.arange(min(count, 1000)) * count // min(count, 1000)]
-    digest = hashlib.sha256(some.contiguous().view(torch.uint8).numpy().data).hexdigest()
-    return {"images": count, "data_dim": dataset.data_dim, "sha256_of_some": digest[:16]}
 
 
 class _Stop:

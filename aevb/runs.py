@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import Checkpoints
+from .checkpoints import CheckpointError, Checkpoints, unpack
 from .config import TrainConfig
 from .files import replace, safetensors, saveable
 from .models import BaseVAE
@@ -180,6 +180,21 @@ def saved_at(path: Path) -> tuple[int, int]:
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     return int(metadata.get("epoch", 0)), int(metadata.get("step", 0))
+
+
+def data_of(path: Path) -> dict[str, Any] | None:
+    """What the run noted of its images: with the weights, or before that only in a checkpoint; None where nowhere."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        noted = (file.metadata() or {}).get("data")
+    if noted is not None:
+        return json.loads(noted)
+    try:
+        data, _ = Checkpoints(path.parent).read()
+    except CheckpointError:
+        return None
+    return None if data is None else unpack(data, path).numbers["run"]["data"]
 
 
 def default_folder(name: str) -> Path:

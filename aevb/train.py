@@ -19,6 +19,7 @@ from .bounds import cyclical_warmup, linear_warmup
 from .checkpoints import Checkpoint
 from .config import TrainConfig
 from .data import Dataset, MappedImages, Targets, batches, epoch_order, load
+from .fingerprint import check_same_data
 from .fitting import Run, deterministic, threads
 from .layers import floating
 from .ledger import Evaluation, Ledger, NotFiniteError
@@ -29,7 +30,7 @@ from .ops import mix_seed, sample_gaussian
 from .optimizers import OPTIMIZERS, Schedule, load_optimizer_state, optimizer_state
 from .processes import Alone, Several, is_launched, local_rank, processes
 from .products import has_bf16
-from .runs import BEST, MODEL, RunFolder, saved_at
+from .runs import BEST, MODEL, RunFolder, data_of, saved_at
 from .steps import AutogradStep, GraphStep, made_of, training_step
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
@@ -194,12 +195,21 @@ class Trainer:
 
     @classmethod
     @takes_plain_values
-    def load(cls, run: str | PathLike[str], device: str | None = None, best: bool = False) -> Trainer:
+    def load(
+        cls,
+        run: str | PathLike[str],
+        device: str | None = None,
+        best: bool = False,
+        *,
+        dataset: Dataset | None = None,
+    ) -> Trainer:
         """The trainer of a run that is done, with the model it saved: to evaluate, sample, or look at; on the device
         that it was trained on, or the CPU where that is not here, or on another. `epoch` and `step` are the model's.
-        `best`: the model of the epoch with the best ELBO of the validation images, instead of the last epoch's.
+        `best`: the model of the epoch with the best ELBO of the validation images, instead of the last epoch's. A data
+        set of one's own is to be given again.
 
-        Raises FileNotFoundError: there is no run, or its data are gone. ValueError: a damaged or foreign file.
+        Raises FileNotFoundError: there is no run, or its data are gone. ValueError: a damaged or foreign file; data
+        that are others than those that the run began with.
         """
         folder = RunFolder.open(run)
         config = folder.config()
@@ -211,7 +221,8 @@ class Trainer:
             )
         if device is None:
             device = config.device if config.device == "cpu" or torch.cuda.is_available() else "cpu"
-        trainer = cls(dataclasses.replace(config, device=device), model=BaseVAE.load(path))
+        trainer = cls(dataclasses.replace(config, device=device), model=BaseVAE.load(path), dataset=dataset)
+        check_same_data(data_of(path), trainer.dataset)
         trainer.folder = folder
         trainer.epoch, trainer.step = saved_at(path)
         return trainer
