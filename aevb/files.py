@@ -24,12 +24,17 @@ def replace(path: Path, data: bytes, durably: bool = False) -> Path:
         part.unlink(missing_ok=True)
         raise
     if durably:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     return path
+
+
+def sync(folder: Path) -> None:
+    """Forces to the disk which files a folder has."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -37,18 +37,38 @@ class Run:
         self.summary_writer = _summary_writer() if self.config.tensorboard else None  # before anything is deleted
         self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
         trainer.schedule_until(self.last_epoch)
-        opened: tuple[str, bytes | None] = self._open() if self.first else ("", None)
-        path, data = trainer.processes.share(opened)
-        self.folder = RunFolder.at(path)
-        self.checkpoints = Checkpoints(self.folder.path)
+        self.opened: RunFolder | None = None  # by the first process: it has the lock, and the run that begins beside
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
+        try:
+            data = self._begin()
+        except BaseException:
+            self.close()
+            raise
         self.resumed = data is not None
         self._last_checkpoint = time.perf_counter() if self.resumed else -math.inf
-        if data is not None:
-            self._go_on(unpack(data, self.checkpoints.path))
         self.begun = time.perf_counter()
         self.stop = _Stop()
+
+    def _begin(self) -> bytes | None:
+        """Opens the folder, and goes on from the checkpoint there, which it returns."""
+        opened: tuple[str, bytes | None] = self._open() if self.first else ("", None)
+        path, data = self.trainer.processes.share(opened)
+        self.folder = RunFolder.at(path)
+        self.checkpoints = Checkpoints(self.folder.path)
+        if data is not None:
+            self._go_on(unpack(data, self.checkpoints.path))
+        return data
+
+    def close(self) -> None:
+        """Lets others train in the folder. A run that never began leaves no trace there."""
+        if self.opened is not None:
+            self.opened.close()
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the folder's files are this run's, and not those of one whose place it was to take."""
+        return self.opened is None or self.opened.beside is None
 
     def _open(self) -> tuple[str, bytes | None]:
         """The folder's path, and the checkpoint that the run goes on from."""
@@ -58,9 +78,9 @@ class Run:
         options = dataclasses.asdict(asked)
         path = default_folder(name) if config.out is None else Path(config.out).expanduser()
         if not (config.resume and holds_run(path)):
-            folder = RunFolder(path if config.resume else config.out, name, options, config.overwrite)
-            return str(folder.path), None
-        folder = RunFolder.at(path)
+            self.opened = RunFolder(path if config.resume else config.out, name, options, config.overwrite)
+            return str(self.opened.path), None
+        folder = self.opened = RunFolder.locked(path)
         check_same_run(folder.config(), config, path)
         data, wrong = Checkpoints(path).read()
         for sentence in wrong:
@@ -204,15 +224,20 @@ class Run:
         self._last_checkpoint = time.perf_counter()
         if not self.first:
             return
+        beside = None if self.opened is None else self.opened.beside
+        folder = beside or self.folder
         checkpoint = trainer.state()
         checkpoint.numbers["run"] = {
             "metrics": self.metrics,
-            "metrics_bytes": self.folder.sync_metrics(),
+            "metrics_bytes": folder.sync_metrics(),
             "seconds": self.seconds,
             "data": self.data,
         }
-        with self.folder.writing(self.checkpoints.path.name):
-            self.checkpoints.write(trainer.step, checkpoint)
+        checkpoints = Checkpoints(folder.path)
+        with folder.writing(checkpoints.path.name):
+            checkpoints.write(trainer.step, checkpoint)
+        if self.opened is not None and beside is not None:
+            self.opened.take_place()
 
     # ---- what goes wrong ----
 
@@ -220,8 +245,9 @@ class Run:
         """The error with what went first, which the steps since the last checkpoint, taken again, show."""
         trainer = self.trainer
         model = f"{self.folder.path / MODEL} is of epoch {self.metrics['epoch']}" if self.metrics else ""
-        saved = model or "nothing is saved yet"
-        data = trainer.processes.share(self.checkpoints.read()[0] if self.first else None)
+        kept = "nothing is saved yet" if self._has_begun else f"{self.folder.path} keeps the run that was there"
+        saved = model or kept
+        data = trainer.processes.share(self.checkpoints.read()[0] if self.first and self._has_begun else None)
         found = None
         if data is not None:
             checkpoint = unpack(data, self.checkpoints.path)
@@ -243,6 +269,8 @@ class Run:
         interrupted = f"interrupted after {trainer.epoch} epochs, {trainer.step} steps"
         if not self.first:
             return interrupted
+        if not self._has_begun:
+            return f"interrupted before the run began; {self.folder.path} keeps the one that was there"
         if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
             return f"{interrupted}; the weights are not finite, so {self.folder.path} keeps what it had"
         path = self._write_model(MODEL)

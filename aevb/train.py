@@ -262,7 +262,8 @@ class Trainer:
         was not, to the bit, but for `seconds`.
 
         Raises:
-            RunFolderError: the folder holds a run already, or cannot be written to.
+            RunFolderError: the folder holds a run already, or files that no run wrote; another process trains there; it
+                cannot be written to. A run that was to be overwritten is kept until this one's first files are written.
             CheckpointError: all checkpoints of a run to be resumed are damaged.
             NotFiniteError, a FloatingPointError: something is not finite; the text says what went first, and the last
                 good checkpoint is kept.
@@ -278,6 +279,7 @@ class Trainer:
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(run.after_interrupt()) from interrupt
         finally:
+            run.close()
             if isinstance(self.processes, Several):
                 self._step = None  # it holds on to the group of processes, which is to end before they do
         return metrics

@@ -185,7 +185,7 @@ class Restored:
 def _out(
     trainer: Trainer, name: str, out: str | None, data: str | None, save_array: bool, mask: str | None = None
 ) -> Out:
-    return Out(trainer.folder, name, out, (".png", ".npy"), forms(save_array or data is not None), [data, mask])
+    return Out(trainer, name, out, (".png", ".npy"), forms(save_array or data is not None), [data, mask])
 
 
 def _to_restore(

@@ -47,7 +47,7 @@ EVALUATED = {
 def report(run: Run, out: str | None = None, *, seed: int = 0, best: bool = False) -> Answer:
     """One page of HTML: options, curves, images, the posterior, numbers, restoration."""
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer.folder, "report", out, (".html",), [".html"])
+    target = Out(trainer, "report", out, (".html",), [".html"])
     history = _history(trainer.folder)
     parts = [
         _head(trainer, history),
