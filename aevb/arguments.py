@@ -12,6 +12,7 @@ import functools
 import inspect
 import math
 import numbers
+import operator
 import os
 import types
 import typing
@@ -158,7 +159,10 @@ def _int(value: Any) -> int:
     if isinstance(value, bool):
         raise _Wrong
     if hasattr(value, "__index__"):
-        return int(value.__index__())
+        try:
+            return operator.index(value)
+        except (TypeError, RuntimeError):  # an array or tensor that is not one whole number
+            raise _Wrong from None
     number = _float(value)
     if not math.isfinite(number) or number != math.floor(number) or number != value:
         raise _Wrong

@@ -129,6 +129,7 @@ class _Samples:
 # ---- by gradient and importance weights -----------------------------------------------------------------------------
 
 
+@takes_plain_values
 def refine(
     model: PixelModel, observation: Observation, seeds: Tensor, steps: int, learning_rate: float = LEARNING_RATE
 ) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ def epoch_order(images: Tensor | MappedImages, seed: int) -> Tensor:
     return torch.cat([window[torch.randperm(len(window), generator=generator)] for window in windows])
 
 
+@takes_plain_values
 def batches(images: Tensor | MappedImages, order: Tensor, batch_size: int) -> Iterator[Tensor]:
     """`order`, or any part of it, cut into batches. Of images on the disk, what the next batches need is read in the
     background, and the memory of those before is given back: some 3 windows of 128 MiB are held at any time, and
