@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,12 @@ def check_may_be_replaced(path: Path, data: str) -> None:
 
 
 def left_by_run(path: Path) -> list[Path]:
-    """The files that a run and the answers to it left there."""
+    """The files that a run and the answers to it left there, but for checkpoints."""
     names = (*_NAMED, *(f".{name}.part" for name in _NAMED))
     found = [path / name for name in names]
     if _options(path).get("tensorboard") is True:  # or others wrote them
         found += path.glob(TENSORBOARD)
-    return [*(file for file in found if file.is_symlink() or file.is_file()), *Checkpoints(path).there()]
+    return [file for file in found if file.is_symlink() or file.is_file()]
 
 
 def _options(path: Path) -> Mapping[str, Any]:
@@ -138,19 +138,23 @@ def finish_taking_place(path: Path) -> None:
     begun = path / _NEXT
     if not is_taking_place(path):
         return
-    if (begun / CONFIG).exists():  # and is the first to be moved, once the old files are gone
-        for file in left_by_run(path):
-            if file != path / CONFIG:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(file)
-        os.replace(begun / CONFIG, path / CONFIG)
-    for file in Checkpoints(begun).there():
+    for checkpoint in Checkpoints(begun).there():  # which is one, and is gone from there once the old ones are
+        _unlink(Checkpoints(path).there())
         (path / FOLDER).mkdir(exist_ok=True)
-        _move(file, path / FOLDER / file.name)
+        _move(checkpoint, path / FOLDER / checkpoint.name)
+    if (begun / CONFIG).exists():
+        _unlink(file for file in left_by_run(path) if file != path / CONFIG)
+        os.replace(begun / CONFIG, path / CONFIG)
     for folder in (begun / FOLDER, begun):
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(folder)
     sync(path)
+
+
+def _unlink(files: Iterable[Path]) -> None:
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file)
 
 
 def _move(file: Path, to: Path) -> None:

@@ -126,7 +126,7 @@ class RunFolder:
         check_may_be_replaced(self.path, str(options.get("data", "")))
         with self.writing(""):
             drop_begun(self.path)
-            if left_by_run(self.path):
+            if left_by_run(self.path) or Checkpoints(self.path).there():
                 self.beside = RunFolder.at(begin_beside(self.path))
         (self.beside or self).write_options(options, self.path, durably=self.beside is not None)
 
