@@ -24,9 +24,9 @@ from aevb.files import safetensors
 from aevb.run_files import Lock, LockedError
 from aevb.runs import RunFolder, RunFolderError
 
-# Processes are forked from one that has imported aevb, and started no thread.
+# Processes are forked from one that has imported what takes long, and started no thread.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["overwritten_run", "aevb.pictures"])
+server.set_forkserver_preload(["aevb.pictures", "torch._dynamo"])  # which an optimizer imports, in seconds
 
 
 @pytest.fixture(autouse=True)
