@@ -327,7 +327,7 @@ def test_runs_that_begin_at_once_have_folders_of_their_own(tmp_path, monkeypatch
     assert RunFolder(None, "digits", {}, overwrite=False).path == first.path
 
 
-def test_a_trainer_lets_go_of_its_folder(run, monkeypatch):
+def test_a_trainer_lets_go_of_its_folder(run):
     """After a run, an error, and an interrupt: also within one process."""
     trainer = aevb.Trainer(config(run))
     trainer.fit()
@@ -336,7 +336,11 @@ def test_a_trainer_lets_go_of_its_folder(run, monkeypatch):
         aevb.Trainer(config(run, overwrite=False)).fit()
     Lock(run).release()
     trainer = aevb.Trainer(config(run))
-    trainer.optimizer.register_step_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    trainer.optimizer.register_step_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt, match="interrupted after 0 epochs"):
         trainer.fit()
     Lock(run).release()
