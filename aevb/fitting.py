@@ -25,6 +25,7 @@ from .progress import Progress
 from .runs import BEST, METRICS, MODEL, RunFolder, RunFolderError, default_folder, holds_run
 
 if TYPE_CHECKING:
+    from .models import BaseVAE
     from .train import Trainer
 
 
@@ -34,7 +35,9 @@ class Run:
     def __init__(self, trainer: Trainer):
         self.trainer, self.config, self.first = trainer, trainer.config, trainer.processes.is_first
         self.data = fingerprint(trainer.dataset)
-        self.summary_writer = _summary_writer() if self.config.tensorboard else None  # before anything is deleted
+        # Before anything is deleted: what the first epoch's end would be too late for.
+        self.summary_writer = _summary_writer() if self.config.tensorboard else None
+        _check_can_be_written(trainer.model)
         self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
         trainer.schedule_until(self.last_epoch)
         self.opened: RunFolder | None = None  # by the first process: it has the lock, and the run that begins beside
@@ -297,6 +300,16 @@ def _summary_writer() -> Any:
             f'tensorboard is set, but TensorBoard is missing ({error}); `pip install "aevb[tensorboard]"` has it'
         ) from error
     return SummaryWriter
+
+
+def _check_can_be_written(model: BaseVAE) -> None:
+    try:
+        model.metadata()
+    except TypeError as error:
+        raise ValueError(
+            f"the options of the model, a {type(model).__name__}, cannot be written to a file ({error}); expected "
+            "numbers of Python's and texts"
+        ) from error
 
 
 class _Stop:

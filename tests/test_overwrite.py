@@ -102,6 +102,19 @@ def test_options_that_no_file_can_hold(run, monkeypatch):
     assert contents(run) == before
 
 
+def test_a_model_that_no_file_can_hold(run):
+    """Which would be seen at the end of the first epoch."""
+
+    class Odd(aevb.VAE):
+        def options(self):
+            return {**super().options(), "mine": object()}
+
+    before = contents(run)
+    with pytest.raises(ValueError, match=r"the options of the model, a Odd, cannot be written to a file \(.*object"):
+        aevb.Trainer(config(run), model=Odd(64, 8, 2)).fit()
+    assert contents(run) == before
+
+
 @pytest.mark.parametrize("when", ["the state", "the first checkpoint", "the finite weights"])
 def test_an_interrupt_before_it_began(run, monkeypatch, when):
     before = contents(run)
