@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .files import replace, saveable
+from .files import replace, safetensors, saveable
 
 FOLDER = "checkpoints"
 KEPT = 2
-_NAME = re.compile(r"step-(\d+)\.safetensors")
+# As no other program names its own.
+_NAME = re.compile(r"step-\d{12,}\.safetensors|\.step-\d{12,}\.safetensors\.part")
 
 
 class CheckpointError(ValueError):
@@ -36,11 +37,9 @@ class Checkpoint(NamedTuple):
 
 def pack(checkpoint: Checkpoint) -> bytes:
     """The bytes of a checkpoint's file."""
-    from safetensors.torch import save
-
     tensors = saveable(checkpoint.tensors)
     numbers = json.dumps(checkpoint.numbers)
-    return save(tensors, metadata={"numbers": numbers, "sha256": _digest(tensors, numbers)})
+    return safetensors(tensors, {"numbers": numbers, "sha256": _digest(tensors, numbers)})
 
 
 def unpack(data: bytes, where: object) -> Checkpoint:
@@ -106,12 +105,19 @@ class Checkpoints:
         return None, wrong
 
     def _newest_first(self) -> list[Path]:
-        found = [path for path in self.path.glob("step-*.safetensors") if _NAME.fullmatch(path.name)]
-        return sorted(found, reverse=True)
+        return sorted((path for path in self._files() if path.suffix != ".part"), reverse=True)
+
+    def _files(self) -> list[Path]:
+        """Those that a run wrote, half written ones too."""
+        return [path for path in self.path.glob("*") if _NAME.fullmatch(path.name)]
+
+    def there(self) -> list[Path]:
+        """The files that `remove` would remove."""
+        return [path for path in self._files() if path.is_symlink() or not path.is_dir()]
 
     def remove(self) -> None:
         """Removes them all, and the folder where it is empty then."""
-        for path in (*self._newest_first(), *self.path.glob(".*.part")):
+        for path in self.there():
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()

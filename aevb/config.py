@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from .arguments import ArgumentTypeError, converted
+from .data import is_name
 from .loss import ESTIMATORS
 
 
@@ -16,7 +19,8 @@ from .loss import ESTIMATORS
 class TrainConfig:
     """Every option of a training run: of the command line, the Python API and config.json.
 
-    Raises ValueError, with a sentence, for a value out of range.
+    A value is made what the field's type says where its meaning is plain: a path, a number of numpy's, "1e-3", 8 for
+    (8,). Raises ValueError, with a sentence that names the option, where it is not, and for a value out of range.
     """
 
     # A line of these docstrings is a line of --help, so they break where sentences end.
@@ -105,13 +109,12 @@ class TrainConfig:
     """The progress bar; --no-progress for none."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_dims", "channels"):  # config.json has lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.data, os.PathLike) and is_name(os.fspath(self.data)):
+            object.__setattr__(self, "data", os.path.join(os.curdir, self.data))  # a path, not the data set's name
+        for name, hint in _hints().items():
+            object.__setattr__(self, name, converted(name, getattr(self, name), hint))
         if self.binarize == "auto":
             object.__setattr__(self, "binarize", "dynamic" if self.likelihood == "bernoulli" else "none")
-        for name in _whole_numbers():
-            value = getattr(self, name)
-            self._expect(name, value is None or isinstance(value, int), "a whole number")
         for name in ("epochs", "batch_size", "latent_dim", "num_samples", "warmup_cycles"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_epochs", "learning_rate_warmup", "checkpoint_seconds"):
@@ -146,12 +149,8 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} is {value} and the estimator {self.estimator!r}; expected a number from 0 up, and 'sgvb-b'"
                 )
-        fixed = not isinstance(self.variance, str)
-        self._expect(
-            "variance",
-            self.variance in ("learned", "shared") if not fixed else 0 < self.variance < math.inf,  # type: ignore[operator]
-            "'learned', 'shared' or a positive number",
-        )
+        if not isinstance(self.variance, str):
+            self._expect("variance", 0 < self.variance < math.inf, "'learned', 'shared' or a positive number")
         if self.likelihood == "gaussian" and self.binarize != "none":
             raise ValueError(
                 f"binarize is {self.binarize!r} and the likelihood 'gaussian', of grey values; expected 'none'"
@@ -171,21 +170,22 @@ class TrainConfig:
             raise ValueError(f"{where} has options that aevb does not know: {', '.join(unknown)}")
         try:
             return cls(**options)
-        except TypeError as error:
+        except ArgumentTypeError as error:
             raise ValueError(f"{where} has an option of another type than aevb's: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The options' types."""
+    return get_type_hints(TrainConfig)
 
 
 @functools.cache
 def _choices() -> dict[str, tuple[Any, ...]]:
     """The options that are one of some names, by their types."""
-    hints = get_type_hints(TrainConfig)
-    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
-
-
-@functools.cache
-def _whole_numbers() -> tuple[str, ...]:
-    """The options that are whole numbers, or None, by their types."""
-    return tuple(name for name, hint in get_type_hints(TrainConfig).items() if hint in (int, int | None))
+    return {name: get_args(hint) for name, hint in _hints().items() if get_origin(hint) is Literal}
 
 
 # What may be another when a run goes on: where and how long it runs, not what it computes.

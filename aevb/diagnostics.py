@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .arguments import takes_plain_values
 from .explain import check_dense
 from .ops import mix_seed, sample_gaussian
 from .ranges import check_pixels
@@ -62,6 +63,7 @@ class ActiveUnits:
     """(D,), bool: the variance is above the threshold."""
 
 
+@takes_plain_values
 @torch.no_grad()
 def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000) -> Tensor:
     """The mean over datapoints of KL(q(z_j|x) || p(z_j)), for each dimension j.
@@ -83,6 +85,7 @@ def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000) -> Te
     return _kl_per_dimension(*_encode(model, x, batch_size))
 
 
+@takes_plain_values
 @torch.no_grad()
 def active_units(model: Encoder, x: Tensor, threshold: float = 0.01, *, batch_size: int = 1000) -> ActiveUnits:
     """The dimensions whose posterior mean varies with x.
@@ -132,6 +135,7 @@ class MutualInformation:
     """N."""
 
 
+@takes_plain_values
 @torch.no_grad()
 def mutual_information(
     model: Encoder, x: Tensor, num_samples: int = 1, *, seed: int = 0, batch_size: int = 1000
@@ -250,6 +254,7 @@ class PosteriorCollapse:
         return "\n".join(lines)
 
 
+@takes_plain_values
 @torch.no_grad()
 def posterior_collapse(
     model: Encoder,
@@ -326,6 +331,7 @@ class AnnealedImportanceSampling:
     """(num_chains, B), float64, in nats."""
 
 
+@takes_plain_values
 def annealed_importance_sampling(
     model: LatentVariableModel,
     x: Tensor,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .arguments import takes_plain_values
 from .diagnostics import PosteriorCollapse, posterior_collapse
 from .marginal import log_marginal_likelihood
 from .train import Trainer
@@ -34,6 +35,7 @@ class RunEvaluation:
         return "\n".join([*lines, "", str(self.posterior)])
 
 
+@takes_plain_values
 def evaluate(
     trainer: Trainer, num_samples: int = 5000, images: int | None = None, seed: int = 0, progress: bool = False
 ) -> RunEvaluation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import json
 import math
 import os
 import signal
@@ -19,12 +19,13 @@ import torch
 
 from .checkpoints import Checkpoint, Checkpoints, unpack
 from .config import check_same_run
-from .data import Dataset
+from .fingerprint import check_same_data, fingerprint
 from .ledger import Evaluation, NotFiniteError
 from .progress import Progress
 from .runs import BEST, METRICS, MODEL, RunFolder, RunFolderError, default_folder, holds_run
 
 if TYPE_CHECKING:
+    from .models import BaseVAE
     from .train import Trainer
 
 
@@ -33,22 +34,44 @@ class Run:
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.config, self.first = trainer, trainer.config, trainer.processes.is_first
-        self.data = _fingerprint(trainer.dataset)
-        self.summary_writer = _summary_writer() if self.config.tensorboard else None  # before anything is deleted
+        self.data = fingerprint(trainer.dataset)
+        # Before anything is deleted: what the first epoch's end would be too late for.
+        self.summary_writer = _summary_writer() if self.config.tensorboard else None
+        _check_can_be_written(trainer.model)
         self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
         trainer.schedule_until(self.last_epoch)
-        opened: tuple[str, bytes | None] = self._open() if self.first else ("", None)
-        path, data = trainer.processes.share(opened)
-        self.folder = RunFolder.at(path)
-        self.checkpoints = Checkpoints(self.folder.path)
+        self.opened: RunFolder | None = None  # by the first process: it has the lock, and the run that begins beside
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
+        try:
+            data = self._begin()
+        except BaseException:
+            self.close()
+            raise
         self.resumed = data is not None
         self._last_checkpoint = time.perf_counter() if self.resumed else -math.inf
-        if data is not None:
-            self._go_on(unpack(data, self.checkpoints.path))
         self.begun = time.perf_counter()
         self.stop = _Stop()
+
+    def _begin(self) -> bytes | None:
+        """Opens the folder, and goes on from the checkpoint there, which it returns."""
+        opened: tuple[str, bytes | None] = self._open() if self.first else ("", None)
+        path, data = self.trainer.processes.share(opened)
+        self.folder = RunFolder.at(path)
+        self.checkpoints = Checkpoints(self.folder.path)
+        if data is not None:
+            self._go_on(unpack(data, self.checkpoints.path))
+        return data
+
+    def close(self) -> None:
+        """Lets others train in the folder. A run that never began leaves no trace there."""
+        if self.opened is not None:
+            self.opened.close()
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the folder's files are this run's, and not those of one whose place it was to take."""
+        return self.opened is None or self.opened.beside is None
 
     def _open(self) -> tuple[str, bytes | None]:
         """The folder's path, and the checkpoint that the run goes on from."""
@@ -58,9 +81,9 @@ class Run:
         options = dataclasses.asdict(asked)
         path = default_folder(name) if config.out is None else Path(config.out).expanduser()
         if not (config.resume and holds_run(path)):
-            folder = RunFolder(path if config.resume else config.out, name, options, config.overwrite)
-            return str(folder.path), None
-        folder = RunFolder.at(path)
+            self.opened = RunFolder(path if config.resume else config.out, name, options, config.overwrite)
+            return str(self.opened.path), None
+        folder = self.opened = RunFolder.locked(path)
         check_same_run(folder.config(), config, path)
         data, wrong = Checkpoints(path).read()
         for sentence in wrong:
@@ -77,10 +100,7 @@ class Run:
 
     def _check(self, numbers: dict[str, Any]) -> None:
         """That the run is of these data, and not over already."""
-        if numbers["run"]["data"] != self.data:
-            raise ValueError(
-                f"the run was of other data: {numbers['run']['data']}, now {self.data}; expected the same images"
-            )
+        check_same_data(numbers["run"]["data"], self.trainer.dataset, self.data)
         if numbers["epoch"] > self.last_epoch:
             raise ValueError(
                 f"epochs is {self.last_epoch}, but the run has done {numbers['epoch']}; expected as many or more, in "
@@ -154,15 +174,19 @@ class Run:
         is_best = self._note_best(averages.get("validation"))
         if not self.first:
             return
-        where = {"epoch": trainer.epoch, "step": trainer.step}
-        self.folder.write_model(MODEL, trainer.model, **where)
+        self._write_model(MODEL)
         if is_best:
-            self.folder.write_model(BEST, trainer.model, **where)
+            self._write_model(BEST)
         self.folder.append_metrics(self.metrics)
         if board is not None:
             for name, value in self.metrics.items():
                 if name not in ("epoch", "step"):
                     board.add_scalar(name.replace("_", "/", 1), value, trainer.step)
+
+    def _write_model(self, name: str) -> Path:
+        trainer = self.trainer
+        data = json.dumps(self.data)
+        return self.folder.write_model(name, trainer.model, epoch=trainer.epoch, step=trainer.step, data=data)
 
     def _note_best(self, validation: Evaluation | None) -> bool:
         best = self.trainer.best
@@ -203,15 +227,20 @@ class Run:
         self._last_checkpoint = time.perf_counter()
         if not self.first:
             return
+        beside = None if self.opened is None else self.opened.beside
+        folder = beside or self.folder
         checkpoint = trainer.state()
         checkpoint.numbers["run"] = {
             "metrics": self.metrics,
-            "metrics_bytes": self.folder.sync_metrics(),
+            "metrics_bytes": folder.sync_metrics(),
             "seconds": self.seconds,
             "data": self.data,
         }
-        with self.folder.writing(self.checkpoints.path.name):
-            self.checkpoints.write(trainer.step, checkpoint)
+        checkpoints = Checkpoints(folder.path)
+        with folder.writing(checkpoints.path.name):
+            checkpoints.write(trainer.step, checkpoint)
+        if self.opened is not None and beside is not None:
+            self.opened.take_place()
 
     # ---- what goes wrong ----
 
@@ -219,8 +248,9 @@ class Run:
         """The error with what went first, which the steps since the last checkpoint, taken again, show."""
         trainer = self.trainer
         model = f"{self.folder.path / MODEL} is of epoch {self.metrics['epoch']}" if self.metrics else ""
-        saved = model or "nothing is saved yet"
-        data = trainer.processes.share(self.checkpoints.read()[0] if self.first else None)
+        kept = "nothing is saved yet" if self._has_begun else f"{self.folder.path} keeps the run that was there"
+        saved = model or kept
+        data = trainer.processes.share(self.checkpoints.read()[0] if self.first and self._has_begun else None)
         found = None
         if data is not None:
             checkpoint = unpack(data, self.checkpoints.path)
@@ -242,9 +272,11 @@ class Run:
         interrupted = f"interrupted after {trainer.epoch} epochs, {trainer.step} steps"
         if not self.first:
             return interrupted
+        if not self._has_begun:
+            return f"interrupted before the run began; {self.folder.path} keeps the one that was there"
         if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
             return f"{interrupted}; the weights are not finite, so {self.folder.path} keeps what it had"
-        path = self.folder.write_model(MODEL, trainer.model, epoch=trainer.epoch, step=trainer.step)
+        path = self._write_model(MODEL)
         trainer._draw(self.folder)
         how = f"`aevb resume {self.folder.path}`" if trainer.follows_from_config else "aevb.Trainer.resume(...).fit()"
         return f"{interrupted}; the model so far is in {path}, with pictures of it beside it, and {how} goes on"
@@ -270,13 +302,14 @@ def _summary_writer() -> Any:
     return SummaryWriter
 
 
-def _fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """What tells that the training images are the same: their number and size, and a SHA-256 of some of them."""
-    images = dataset.train_images
-    count = len(images)
-    some = images[torch.arange(min(count, 1000)) * count // min(count, 1000)]
-    digest = hashlib.sha256(some.contiguous().view(torch.uint8).numpy().data).hexdigest()
-    return {"images": count, "data_dim": dataset.data_dim, "sha256_of_some": digest[:16]}
+def _check_can_be_written(model: BaseVAE) -> None:
+    try:
+        model.metadata()
+    except TypeError as error:
+        raise ValueError(
+            f"the options of the model, a {type(model).__name__}, cannot be written to a file ({error}); expected "
+            "numbers of Python's and texts"
+        ) from error
 
 
 class _Stop:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .choices import LIKELIHOODS, unknown
 from .explain import check_dense, is_dense
+from .files import MODEL
 from .gaussian_likelihood import GaussianOutput
 from .layers import call, call_all, floating
 from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
@@ -24,7 +25,6 @@ from .plain_modules import inherits, is_plain, weight_of
 from .questions import Questions
 from .ranges import check_pixels
 
-MODEL = "model.safetensors"  # as a run calls its last epoch's
 MOST_FEATURES = 4096  # of a convolutional encoder, that its last layer reads as they are
 INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
 

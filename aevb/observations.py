@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .arguments import takes_plain_values
 from .diagnostics import normals
 from .ops import mix_seed
 
@@ -168,16 +169,19 @@ def _normal_log_prob(x: Tensor, mean: Tensor | float, variance: Tensor | float) 
 # ---- noise and masks for a demonstration ----------------------------------------------------------------------------
 
 
+@takes_plain_values
 def flip_bits(x: Tensor, flip: float, *, seed: int = 0) -> Tensor:
     """x (B, D), of bits, each flipped with probability `flip`: a function of the seed, the datapoint and the pixel."""
     return torch.where(_uniform(x, seed) < flip, 1 - x, x)
 
 
+@takes_plain_values
 def add_gaussian(x: Tensor, sigma: float, *, seed: int = 0) -> Tensor:
     """x (B, D) plus N(0, sigma^2) of each value: a function of the seed, the datapoint and the pixel."""
     return x + sigma * _noise(x, seed)
 
 
+@takes_plain_values
 def random_mask(x: Tensor, missing: float, *, seed: int = 0) -> Tensor:
     """(B, D), bool: True with probability 1 - missing, pixel by pixel: a function of the seed, datapoint and pixel."""
     return _uniform(x, seed) >= missing

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from .arguments import takes_plain_values
 from .choices import LIKELIHOODS, unknown
 from .diagnostics import kl_per_dimension
 from .explain import check_dense
@@ -56,6 +57,7 @@ class Questions:
         def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
         def decode(self, z: Tensor) -> Any: ...
 
+    @takes_plain_values
     @torch.no_grad()
     def embed(self, x: Tensor, num_samples: int | None = None, *, seed: int = 0) -> Embedding:
         """The posterior of each datapoint: mu and logvar; and z, `num_samples` draws, only where they are asked for.
@@ -77,6 +79,7 @@ class Questions:
             return Embedding(mu, logvar, None)
         return Embedding(mu, logvar, posterior_draws(mu, logvar, num_samples, seed))
 
+    @takes_plain_values
     def impute(
         self,
         x: Tensor,
@@ -126,6 +129,7 @@ class Questions:
             log_prob=None if found.log_prob is None else found.log_prob.where(~observed, 0.0),
         )
 
+    @takes_plain_values
     def denoise(
         self,
         x: Tensor,
@@ -194,6 +198,7 @@ class Questions:
             self, observe, index, method=method, steps=steps, num_samples=num_samples, seed=seed, clean=clean
         )
 
+    @takes_plain_values
     @torch.no_grad()
     def manifold(self, n: int = 20) -> Tensor:
         """E[x|z], (n, n, data_dim), on a grid over a latent plane: each coordinate goes through the quantiles
@@ -211,6 +216,7 @@ class Questions:
         z1, z2 = quantiles.expand(n, n), quantiles.flip(0).unsqueeze(-1).expand(n, n)
         return self.mean(torch.stack([z1, z2], -1))
 
+    @takes_plain_values
     @torch.no_grad()
     def traverse(self, x: Tensor, dims: Sequence[int] | None = None, steps: int = 10) -> Tensor:
         """E[x|z], (N, len(dims), steps, data_dim): one z_j at a time goes through the quantiles (i + 1/2) / steps of
@@ -236,6 +242,7 @@ class Questions:
             z[:, row, :, j] = quantiles
         return self.mean(z)
 
+    @takes_plain_values
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 10, *, spherical: bool = False) -> Tensor:
         """E[x|z], (N, steps, data_dim), at z from the posterior mean of a to that of b, both (N, data_dim).

@@ -29,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .arguments import takes_plain_values
 from .choices import LIKELIHOODS, unknown
 from .diagnostics import normals
 from .observations import Observation, PixelModel
@@ -66,6 +67,7 @@ class Restoration:
     """(B,): how many proposals the chains accepted after their burn-in. None with "gradient"."""
 
 
+@takes_plain_values
 @torch.no_grad()
 def restore(
     model: PixelModel,
@@ -128,6 +130,7 @@ class _Samples:
 # ---- by gradient and importance weights -----------------------------------------------------------------------------
 
 
+@takes_plain_values
 def refine(
     model: PixelModel, observation: Observation, seeds: Tensor, steps: int, learning_rate: float = LEARNING_RATE
 ) -> tuple[Tensor, Tensor]:

@@ -11,23 +11,54 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import Checkpoints
+from .checkpoints import CheckpointError, Checkpoints, unpack
 from .config import TrainConfig
-from .files import replace, saveable
-from .models import MODEL, BaseVAE
+from .files import MODEL, replace, safetensors, saveable, sync_file
+from .models import BaseVAE
+from .run_files import (
+    ANSWER_FILES,
+    BEST,
+    CONFIG,
+    EVALUATION,
+    METRICS,
+    PICTURES,
+    REPORT,
+    TENSORBOARD,
+    TRAINED,
+    Lock,
+    LockedError,
+    RunFolderError,
+    begin_beside,
+    check_may_be_replaced,
+    drop_begun,
+    finish_taking_place,
+    holds_run,
+    is_free,
+    is_taking_place,
+    left_by_run,
+    take_place,
+)
 
-CONFIG, METRICS, BEST = "config.json", "metrics.jsonl", "best.safetensors"
-EVALUATION = "evaluation.json"
-PICTURES = ("reconstructions.png", "samples.png", "latent.png")
-TENSORBOARD = "events.out.tfevents.*"
-REPORT = "report.html"
-TRAINED = (CONFIG, METRICS, MODEL, BEST, *PICTURES)  # what training leaves
-ANSWERS = ("reconstruct", "sample", "embed", "impute", "denoise", "manifold", "traverse", "interpolate")
-ANSWER_FILES = (REPORT, *(name + suffix for name in ANSWERS for suffix in (".png", ".npy", ".npz")))
-
-
-class RunFolderError(OSError):
-    """The run folder is taken, or cannot be written to. Its text is a sentence."""
+__all__ = [
+    "ANSWER_FILES",
+    "BEST",
+    "CONFIG",
+    "EVALUATION",
+    "METRICS",
+    "MODEL",
+    "PICTURES",
+    "REPORT",
+    "TENSORBOARD",
+    "TRAINED",
+    "RunFolder",
+    "RunFolderError",
+    "data_of",
+    "default_folder",
+    "holds_run",
+    "load",
+    "saved_at",
+    "write_answer",
+]
 
 
 class RunFolder:
@@ -41,36 +72,77 @@ class RunFolder:
         path: the folder, made where it is missing; None for runs/<name>, or runs/<name>-2, -3, ... where it is taken.
         name: what the run is of.
         options: written to config.json, with `out` the folder's path.
-        overwrite: delete the run that the folder holds. Other files in it are left alone.
+        overwrite: a run that the folder holds gives way, once the first files of this one are written: `beside`, then
+            `take_place`. Other files in it are left alone.
 
     Raises:
-        RunFolderError: the folder holds a run and overwrite is False; it cannot be made or written to; a full disk.
+        RunFolderError: the folder holds a run and overwrite is False, or files with a run's names that no run wrote;
+            another process trains there; it cannot be made or written to; a full disk.
     """
 
     path: Path
+    lock: Lock | None = None
+    """Of the folder of a run that begins or goes on: until it is released, no other process trains there."""
+    beside: RunFolder | None = None
+    """Where the first files of a run go that is to take the place of another; then `take_place`."""
 
     def __init__(self, path: str | os.PathLike[str] | None, name: str, options: Mapping[str, Any], overwrite: bool):
-        if path is None:
-            numbered = (default_folder(name if k == 1 else f"{name}-{k}") for k in itertools.count(1))
-            self.path = next(p for p in numbered if overwrite or not holds_run(p))
+        if path is None and not overwrite:
+            self._take_numbered(name)
         else:
-            self.path = Path(path).expanduser()
+            self._take(default_folder(name) if path is None else Path(path).expanduser())
+        try:
+            self._begin(options, overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self, path: Path) -> None:
+        """Makes the folder, and locks it."""
+        self.path = path
         with self.writing(""):
-            self.path.mkdir(parents=True, exist_ok=True)
-        if holds_run(self.path):
-            if not overwrite:
-                raise RunFolderError(
-                    f"{self.path} already holds a run, which is kept; choose another folder, go on with it (--resume), "
-                    "or say that it may be overwritten (--overwrite)"
-                )
-            with self.writing(""):
-                for file in (*TRAINED, EVALUATION, *ANSWER_FILES):
-                    (self.path / file).unlink(missing_ok=True)
-                for events in self.path.glob(TENSORBOARD):
-                    events.unlink()
+            path.mkdir(parents=True, exist_ok=True)
+            self.lock = Lock(path)
+            finish_taking_place(path)
+
+    def _take_numbered(self, name: str) -> None:
+        """The first folder that nobody has, or is about to."""
+        for k in itertools.count(1):
+            path = default_folder(name if k == 1 else f"{name}-{k}")
+            if not is_free(path):
+                continue
+            with contextlib.suppress(LockedError):
+                self._take(path)
+                if is_free(path):
+                    return
+            self.close()
+
+    def _begin(self, options: Mapping[str, Any], overwrite: bool) -> None:
+        if holds_run(self.path) and not overwrite:
+            raise RunFolderError(
+                f"{self.path} already holds a run, which is kept; choose another folder, go on with it (--resume), "
+                "or say that it may be overwritten (--overwrite)"
+            )
+        check_may_be_replaced(self.path, str(options.get("data", "")))
         with self.writing(""):
-            Checkpoints(self.path).remove()  # of a run whose other files somebody took away
-        self.write_options(options)
+            drop_begun(self.path)
+            if left_by_run(self.path) or Checkpoints(self.path).there():
+                self.beside = RunFolder.at(begin_beside(self.path))
+        (self.beside or self).write_options(options, self.path, durably=self.beside is not None)
+
+    def take_place(self) -> None:
+        """The run that has begun beside is the one that is there: the files of the one before are removed."""
+        with self.writing(""):
+            take_place(self.path)
+        self.beside = None
+
+    def close(self) -> None:
+        """Lets others train there; a run that has begun beside, and did not take its place, is taken back."""
+        if self.beside is not None:
+            with contextlib.suppress(OSError):
+                drop_begun(self.path)
+        if self.lock is not None:
+            self.lock.release()
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> RunFolder:
@@ -86,6 +158,7 @@ class RunFolder:
         Raises FileNotFoundError where there is no run, or none that saved a model.
         """
         folder = cls.at(path)
+        folder.finish_taking_place()
         wanted = (CONFIG, MODEL) if needs_model else (CONFIG,)
         missing = [name for name in wanted if not (folder.path / name).is_file()]
         if missing:
@@ -94,6 +167,26 @@ class RunFolder:
                 f"{' and no '.join(missing)}; expected a folder that `aevb train` left"
             )
         return folder
+
+    @classmethod
+    def locked(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """A folder that holds a run, to go on with. Raises RunFolderError where another process trains there."""
+        folder = cls.at(path)
+        with folder.writing(""):
+            folder.lock = Lock(folder.path)
+            finish_taking_place(folder.path)
+            drop_begun(folder.path)
+        return folder
+
+    def finish_taking_place(self) -> None:
+        """What a process did not come to that was killed while its run took the place of another."""
+        if is_taking_place(self.path):
+            with contextlib.suppress(LockedError), self.writing(""):  # where one is at it, that one finishes
+                lock = Lock(self.path)
+                try:
+                    finish_taking_place(self.path)
+                finally:
+                    lock.release()
 
     def options(self) -> dict[str, Any]:
         """What config.json holds. Raises ValueError where it is damaged, FileNotFoundError where it is missing."""
@@ -114,21 +207,20 @@ class RunFolder:
         """The run's options. Raises ValueError where config.json is damaged, or of another version."""
         return TrainConfig.of(self.options(), self.path / CONFIG)
 
-    def write_options(self, options: Mapping[str, Any]) -> None:
-        """Writes config.json, with `out` the folder's path."""
-        self.write(CONFIG, json.dumps({**options, "out": str(self.path)}, indent=2).encode() + b"\n")
+    def write_options(self, options: Mapping[str, Any], out: Path | None = None, durably: bool = False) -> None:
+        """Writes config.json, with `out` the folder's path, or the one that it will have."""
+        text = json.dumps({**options, "out": str(out or self.path)}, indent=2)
+        self.write(CONFIG, text.encode() + b"\n", durably)
 
-    def write(self, name: str, data: bytes) -> Path:
+    def write(self, name: str, data: bytes, durably: bool = False) -> Path:
         """Writes or replaces a file, whole or not at all."""
         with self.writing(name):
-            return replace(self.path / name, data)
+            return replace(self.path / name, data, durably)
 
     def write_model(self, name: str, model: BaseVAE, **metadata: object) -> Path:
         """Writes or replaces a file of weights, with the model's sizes and `metadata` as strings in its header."""
-        from safetensors.torch import save
-
         text = {**model.metadata(), **{key: str(value) for key, value in metadata.items()}}
-        return self.write(name, save(saveable(model.state_dict()), metadata=text))
+        return self.write(name, safetensors(saveable(model.state_dict()), text))
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
@@ -149,7 +241,7 @@ class RunFolder:
         if not path.exists():
             return 0
         with self.writing(METRICS), open(path, "rb") as file:
-            os.fsync(file.fileno())
+            sync_file(file)
             return os.fstat(file.fileno()).st_size
 
     def cut_metrics(self, length: int) -> None:
@@ -170,6 +262,8 @@ class RunFolder:
     def writing(self, name: str) -> Iterator[None]:
         try:
             yield
+        except RunFolderError:
+            raise
         except OSError as error:
             kept = "; whatever the run had saved before is kept" if name else ""
             raise RunFolderError(f"cannot write {self.path / name}: {error.strerror or error}{kept}") from error
@@ -182,6 +276,21 @@ def saved_at(path: Path) -> tuple[int, int]:
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
     return int(metadata.get("epoch", 0)), int(metadata.get("step", 0))
+
+
+def data_of(path: Path) -> dict[str, Any] | None:
+    """What the run noted of its images: with the weights, or before that only in a checkpoint; None where nowhere."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        noted = (file.metadata() or {}).get("data")
+    if noted is not None:
+        return json.loads(noted)
+    try:
+        data, _ = Checkpoints(path.parent).read()
+    except CheckpointError:
+        return None
+    return None if data is None else unpack(data, path).numbers["run"]["data"]
 
 
 def default_folder(name: str) -> Path:
@@ -228,7 +337,3 @@ def load(path: str | os.PathLike[str], *, best: bool = False) -> BaseVAE:
             )
         path /= BEST
     return BaseVAE.load(path).eval()
-
-
-def holds_run(path: Path) -> bool:
-    return any((path / file).exists() for file in TRAINED)

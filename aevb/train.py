@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import takes_plain_values
 from .bounds import cyclical_warmup, linear_warmup
 from .checkpoints import Checkpoint
 from .config import TrainConfig
 from .data import Dataset, MappedImages, Targets, batches, epoch_order, load
+from .fingerprint import check_same_data
 from .fitting import Run, deterministic, threads
 from .layers import floating
 from .ledger import Evaluation, Ledger, NotFiniteError
@@ -28,7 +30,7 @@ from .ops import mix_seed, sample_gaussian
 from .optimizers import OPTIMIZERS, Schedule, load_optimizer_state, optimizer_state
 from .processes import Alone, Several, is_launched, local_rank, processes
 from .products import has_bf16
-from .runs import BEST, MODEL, RunFolder, saved_at
+from .runs import BEST, MODEL, RunFolder, data_of, saved_at
 from .steps import AutogradStep, GraphStep, made_of, training_step
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
@@ -192,12 +194,22 @@ class Trainer:
         return test.x(torch.arange(test.count, device=self.device))
 
     @classmethod
-    def load(cls, run: str | PathLike[str], device: str | None = None, best: bool = False) -> Trainer:
+    @takes_plain_values
+    def load(
+        cls,
+        run: str | PathLike[str],
+        device: str | None = None,
+        best: bool = False,
+        *,
+        dataset: Dataset | None = None,
+    ) -> Trainer:
         """The trainer of a run that is done, with the model it saved: to evaluate, sample, or look at; on the device
         that it was trained on, or the CPU where that is not here, or on another. `epoch` and `step` are the model's.
-        `best`: the model of the epoch with the best ELBO of the validation images, instead of the last epoch's.
+        `best`: the model of the epoch with the best ELBO of the validation images, instead of the last epoch's. A data
+        set of one's own is to be given again.
 
-        Raises FileNotFoundError: there is no run, or its data are gone. ValueError: a damaged or foreign file.
+        Raises FileNotFoundError: there is no run, or its data are gone. ValueError: a damaged or foreign file; data
+        that are others than those that the run began with.
         """
         folder = RunFolder.open(run)
         config = folder.config()
@@ -209,7 +221,8 @@ class Trainer:
             )
         if device is None:
             device = config.device if config.device == "cpu" or torch.cuda.is_available() else "cpu"
-        trainer = cls(dataclasses.replace(config, device=device), model=BaseVAE.load(path))
+        trainer = cls(dataclasses.replace(config, device=device), model=BaseVAE.load(path), dataset=dataset)
+        check_same_data(data_of(path), trainer.dataset)
         trainer.folder = folder
         trainer.epoch, trainer.step = saved_at(path)
         return trainer
@@ -250,7 +263,8 @@ class Trainer:
         was not, to the bit, but for `seconds`.
 
         Raises:
-            RunFolderError: the folder holds a run already, or cannot be written to.
+            RunFolderError: the folder holds a run already, or files that no run wrote; another process trains there; it
+                cannot be written to. A run that was to be overwritten is kept until this one's first files are written.
             CheckpointError: all checkpoints of a run to be resumed are damaged.
             NotFiniteError, a FloatingPointError: something is not finite; the text says what went first, and the last
                 good checkpoint is kept.
@@ -266,6 +280,7 @@ class Trainer:
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(run.after_interrupt()) from interrupt
         finally:
+            run.close()
             if isinstance(self.processes, Several):
                 self._step = None  # it holds on to the group of processes, which is to end before they do
         return metrics
@@ -346,16 +361,19 @@ class Trainer:
             self._step_made_of = made_of(*parts)
         return self._step
 
+    @takes_plain_values
     def order(self, epoch: int) -> Tensor:
         """The training images' numbers in the order of an epoch, on the device."""
         return epoch_order(self.dataset.train_images, int(mix_seed(self._order_seed, epoch))).to(self.device)
 
+    @takes_plain_values
     def noise_seeds(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The seeds of an epoch's batches and of its samples: 0-d int64 tensors on the device."""
         seeds = mix_seed(self._noise_seed, torch.tensor([2 * epoch, 2 * epoch + 1]))
         batches, samples = seeds.to(self.device).unbind()
         return batches, samples
 
+    @takes_plain_values
     @torch.no_grad()
     def evaluate(self, images: int | None = None, part: str = "test") -> Evaluation:
         """The ELBO of the test images (or of `part` "validation"), or of the first so many, one sample of z each: a

@@ -1,6 +1,8 @@
 """What a run inherits from the world around it stops it for no reason."""
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 
@@ -113,3 +115,33 @@ def test_a_users_style_is_left_alone():
         assert matplotlib.rcParams["axes.facecolor"] == "red"
     assert figure.axes[0].get_facecolor() == (1.0, 1.0, 1.0, 1.0)
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("what", ["folders", "all"])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF])
+def test_a_file_system_that_refuses_fsync(tmp_path, monkeypatch, code, what):
+    """As SMB, FUSE and shared folders do: a run begins, ends, and is begun anew in its folder."""
+    fsync, refused = os.fsync, []
+
+    def refusing(descriptor):
+        if what == "all" or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            refused.append(descriptor)
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    options = {"epochs": 1, "hidden_dims": (8,), "latent_dim": 2, "progress": False, "out": str(tmp_path / "run")}
+    for overwrite in (False, True):
+        aevb.Trainer(aevb.TrainConfig(**options, overwrite=overwrite)).fit()
+    assert refused
+    assert aevb.Trainer.load(tmp_path / "run").epoch == 1
+
+
+def test_a_disk_that_is_broken_is_said(tmp_path, monkeypatch):
+    def broken(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    options = {"epochs": 1, "hidden_dims": (8,), "latent_dim": 2, "progress": False, "out": str(tmp_path / "run")}
+    with pytest.raises(OSError, match="Input/output error"):
+        aevb.Trainer(aevb.TrainConfig(**options)).fit()

@@ -13,10 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from .. import pictures
-from ..runs import RunFolder, write_answer
+from ..runs import write_answer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ..train import Trainer
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,13 @@ class Out:
     """Where an answer goes: files of the run folder, or what `out` says: a file, whose suffix says which of the forms,
     that one alone, or a folder for the files under their usual names. Checked before anything is computed.
 
-    Raises ValueError for another suffix, or where a file would replace one of `inputs`, which are asked about.
+    Raises ValueError for another suffix, or where a file would replace the run's data, or one of `inputs`, which are
+    asked about.
     """
 
     def __init__(
         self,
-        folder: RunFolder,
+        trainer: Trainer,
         name: str,
         out: str | None,
         forms: Sequence[str],
@@ -48,7 +51,7 @@ class Out:
         inputs: Sequence[str | None] = (),
     ):
         self.always = list(always)
-        path = folder.path if out is None else Path(out).expanduser()
+        path = trainer.folder.path if out is None else Path(out).expanduser()
         if out is None or path.is_dir() or not path.suffix:
             self.stem = path / name
         elif path.suffix in forms:
@@ -56,7 +59,12 @@ class Out:
         else:
             raise ValueError(f"out is {out!r}; expected a name that ends in {' or '.join(forms)}, or a folder")
         taken = {Path(given).expanduser().resolve() for given in inputs if given}
+        data = Path(trainer.config.data).expanduser().resolve()
         for path in map(self._path, self.always):
+            if path.resolve() == data:
+                raise ValueError(
+                    f"{path} would be replaced by the answer, and it is what the run was trained on; choose another out"
+                )
             if path.resolve() in taken:
                 raise ValueError(
                     f"{path} would be replaced by the answer, and it is what was asked about; choose another out"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import pictures
+from ..arguments import takes_plain_values
 from ..diagnostics import kl_per_dimension
 from ..questions import posterior_draws
 from ..train import Trainer
@@ -23,6 +24,7 @@ PAIRS = 8
 KL_IMAGES = 10_000  # for which dimensions are informative
 
 
+@takes_plain_values
 def reconstruct(
     run: Run,
     out: str | None = None,
@@ -37,7 +39,7 @@ def reconstruct(
     """Images and their reconstructions at the posterior mean: `aevb reconstruct`."""
     at_least_1(images=images)
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer.folder, "reconstruct", out, (".png", ".npy"), forms(save_array), [data])
+    target = Out(trainer, "reconstruct", out, (".png", ".npy"), forms(save_array), [data])
     asked = asked_images(trainer, part, data)
     spread = data is None and part in (None, "test")
     index = pictures.examples(trainer.dataset, images) if spread else torch.arange(min(images, len(asked)))
@@ -56,6 +58,7 @@ def reconstruct(
     )
 
 
+@takes_plain_values
 def sample(
     run: Run,
     out: str | None = None,
@@ -69,13 +72,14 @@ def sample(
     """Images at draws of z from the prior: `aevb sample`."""
     at_least_1(num=num)
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer.folder, "sample", out, (".png", ".npy"), forms(save_array))
+    target = Out(trainer, "sample", out, (".png", ".npy"), forms(save_array))
     images = trainer.model.sample(num, generator=torch.Generator(trainer.device).manual_seed(seed))
     dataset = trainer.dataset
     look = pictures.Look(dataset.image_shape, invert)
     return Answer(target.write(png=png(lambda: pictures.samples(dataset.name, look, images)), npy=npy(images)))
 
 
+@takes_plain_values
 def embed(
     run: Run,
     out: str | None = None,
@@ -88,7 +92,7 @@ def embed(
 ) -> Answer:
     """The posterior of each image, as arrays and a map: `aevb embed`."""
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer.folder, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"], [data])
+    target = Out(trainer, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"], [data])
     if num_samples is not None:
         at_least_1(num_samples=num_samples)
     asked = asked_images(trainer, part, data)
@@ -108,6 +112,7 @@ def embed(
     )
 
 
+@takes_plain_values
 def manifold(
     run: Run,
     out: str | None = None,
@@ -124,7 +129,7 @@ def manifold(
             f"the run's latent_dim is {trainer.model.latent_dim}; the manifold is a picture of 2 dimensions: see "
             "`aevb traverse`, which shows more, dimension by dimension"
         )
-    target = Out(trainer.folder, "manifold", out, (".png", ".npy"), forms(save_array))
+    target = Out(trainer, "manifold", out, (".png", ".npy"), forms(save_array))
     images = trainer.model.manifold(num)
     dataset = trainer.dataset
     title = f"{dataset.name}: the learned manifold, z over the prior's quantiles"
@@ -132,6 +137,7 @@ def manifold(
     return Answer(target.write(png=png(lambda: pictures.manifold(title, images, look)), npy=npy(images)))
 
 
+@takes_plain_values
 def traverse(
     run: Run,
     out: str | None = None,
@@ -145,11 +151,12 @@ def traverse(
     """One dimension of z at a time through its prior: `aevb traverse`. `options` are those of `traversed`."""
     at_least_1(num_dims=num_dims, steps=steps)
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer.folder, "traverse", out, (".png", ".npy"), forms(save_array))
+    target = Out(trainer, "traverse", out, (".png", ".npy"), forms(save_array))
     images, figure = traversed(trainer, num_dims=num_dims, steps=steps, **options)
     return Answer(target.write(png=png(figure), npy=npy(images)))
 
 
+@takes_plain_values
 def traversed(
     trainer: Trainer,
     *,
@@ -175,16 +182,18 @@ def traversed(
     return images, lambda: pictures.grid(title, images, look, names, percent)
 
 
+@takes_plain_values
 def interpolate(
     run: Run, out: str | None = None, *, best: bool = False, save_array: bool = False, **options: Any
 ) -> Answer:
     """From one test image to another: `aevb interpolate`. `options` are those of `interpolated`."""
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer.folder, "interpolate", out, (".png", ".npy"), forms(save_array))
+    target = Out(trainer, "interpolate", out, (".png", ".npy"), forms(save_array))
     images, figure = interpolated(trainer, **options)
     return Answer(target.write(png=png(figure), npy=npy(images)))
 
 
+@takes_plain_values
 def interpolated(
     trainer: Trainer,
     *,

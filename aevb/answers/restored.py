@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import pictures
+from ..arguments import takes_plain_values
 from ..choices import LIKELIHOODS, unknown
 from ..observations import add_gaussian, flip_bits
 from ..ops import mix_seed
@@ -34,6 +35,7 @@ _BINARIZED = {
 PICTURED = 20  # restored images in a picture
 
 
+@takes_plain_values
 def impute(
     run: Run,
     out: str | None = None,
@@ -50,6 +52,7 @@ def impute(
     return _written(target, imputed(trainer, data=data, **options), invert)
 
 
+@takes_plain_values
 def denoise(
     run: Run,
     out: str | None = None,
@@ -66,6 +69,7 @@ def denoise(
     return _written(target, denoised(trainer, data=data, **options), invert)
 
 
+@takes_plain_values
 def imputed(
     trainer: Trainer,
     *,
@@ -96,6 +100,7 @@ def imputed(
     return Restored(trainer, _name(trainer, data), what, "masked", x, observed, found, scores, grey)
 
 
+@takes_plain_values
 def denoised(
     trainer: Trainer,
     *,
@@ -197,7 +202,7 @@ class Restored:
 def _out(
     trainer: Trainer, name: str, out: str | None, data: str | None, save_array: bool, mask: str | None = None
 ) -> Out:
-    return Out(trainer.folder, name, out, (".png", ".npy"), forms(save_array or data is not None), [data, mask])
+    return Out(trainer, name, out, (".png", ".npy"), forms(save_array or data is not None), [data, mask])
 
 
 def _to_restore(

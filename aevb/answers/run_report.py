@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import pictures
+from ..arguments import takes_plain_values
 from ..diagnostics import active_units, kl_per_dimension
 from ..runs import EVALUATION, METRICS, RunFolder
 from ..train import Trainer
@@ -42,10 +43,11 @@ EVALUATED = {
 }
 
 
+@takes_plain_values
 def report(run: Run, out: str | None = None, *, seed: int = 0, invert: bool = False, best: bool = False) -> Answer:
     """One page of HTML: options, curves, images, the posterior, numbers, restoration."""
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer.folder, "report", out, (".html",), [".html"])
+    target = Out(trainer, "report", out, (".html",), [".html"])
     history = _history(trainer.folder)
     parts = [
         _head(trainer, history),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..arguments import takes_plain_values
 from .dataset import Dataset
 from .files import digits, open_path
 from .mapped import MappedImages
@@ -22,10 +23,17 @@ __all__ = [
     "Targets",
     "batches",
     "epoch_order",
+    "is_name",
     "load",
 ]
 
 
+def is_name(source: str) -> bool:
+    """Whether `load` takes the text for a data set's name, and not for a path."""
+    return source == "digits" or source in NAMED
+
+
+@takes_plain_values
 def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed: int = 0) -> Dataset:
     """A data set by name or path.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..arguments import converted
 from .mapped import MappedImages
 
 
@@ -37,6 +38,8 @@ class Dataset:
     note: str = ""
 
     def __post_init__(self) -> None:
+        for field, hint in (("name", str), ("image_shape", tuple[int, ...]), ("max_value", int)):
+            object.__setattr__(self, field, converted(field, getattr(self, field), hint))
         dtypes = {}
         for part, images, labels in self._parts():
             self._check_images(f"{part}_images", images)

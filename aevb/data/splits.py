@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import takes_plain_values
 from .dataset import Dataset
 from .mapped import MappedImages
 from .shapes import image_shape
@@ -20,6 +21,7 @@ Images = Tensor | MappedImages
 Labelled = tuple[Images, Tensor | None]
 
 
+@takes_plain_values
 def dataset(source: Source, validation: float, split_seed: int) -> Dataset:
     """The data set of a source, split by the rule that `load` states."""
     if not 0 <= validation < 1:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import takes_plain_values
 from .mapped import MappedImages
 
 BLOCK_BYTES = 1 << 22  # neighbours on the disk that are read together
@@ -19,6 +20,7 @@ _ANNOUNCED_BYTES = 1 << 20
 _GAP_BYTES = 1 << 16  # that are rather read than sought over
 
 
+@takes_plain_values
 def epoch_order(images: Tensor | MappedImages, seed: int) -> Tensor:
     """The images' numbers, (N,), int64, in the order of an epoch: a permutation that is a function of N and `seed`.
 
@@ -35,6 +37,7 @@ def epoch_order(images: Tensor | MappedImages, seed: int) -> Tensor:
     return torch.cat([window[torch.randperm(len(window), generator=generator)] for window in windows])
 
 
+@takes_plain_values
 def batches(images: Tensor | MappedImages, order: Tensor, batch_size: int) -> Iterator[Tensor]:
     """`order`, or any part of it, cut into batches. Of images on the disk, what the next batches need is read in the
     background, and the memory of those before is given back: some 3 windows of 128 MiB are held at any time, and
