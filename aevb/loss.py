@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import bounds, gaussian_likelihood, linear_likelihood, ops, ranges
+from .arguments import converted
 from .choices import LIKELIHOODS, REDUCTIONS, unknown
 from .explain import check_dense
 from .gaussian_likelihood import GaussianOutput
@@ -124,6 +125,8 @@ class FusedELBO(nn.Module):
         batch_dims: int | None = None,
     ):
         super().__init__()
+        if num_samples is not None and not isinstance(num_samples, int):
+            num_samples = converted("num_samples", num_samples, int)
         if reduction not in REDUCTIONS:
             raise unknown("reduction", reduction, REDUCTIONS)
         if estimator not in ESTIMATORS:
@@ -193,6 +196,8 @@ class FusedELBO(nn.Module):
         if isinstance(value, Tensor):
             self.register_buffer("_beta", value, persistent=False)
         else:
+            if not isinstance(value, float | int):
+                value = converted("beta", value, float)
             ranges.check_beta(value)
             self._beta = float(value)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import takes_plain_values
 from .explain import check_dense
 from .ops import mix_seed, sample_gaussian_log_ratio
 from .ranges import check_pixels
@@ -77,6 +78,7 @@ class _LogMeanExp:
 
 
 @torch.no_grad()
+@takes_plain_values
 def log_marginal_likelihood(
     model: LatentVariableModel,
     x: Tensor,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arguments import takes_plain_values
 from .choices import LIKELIHOODS, unknown
 from .explain import check_dense, is_dense
 from .files import MODEL
@@ -49,6 +50,7 @@ class BaseVAE(Questions, nn.Module):
     decoder: nn.Module
     sigmoid_means = True  # of a Gaussian p(x|z): as `FusedELBO` has it
 
+    @takes_plain_values
     def __init__(
         self,
         data_dim: int,
@@ -154,6 +156,7 @@ class BaseVAE(Questions, nn.Module):
             return -0.5 * ((x - mean).square() / variance + (2 * math.pi * variance).log())
         return x * F.logsigmoid(output) + (1 - x) * F.logsigmoid(-output)
 
+    @takes_plain_values
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """The pixel means, (n, data_dim), at n draws of z from the prior; no gradient."""
@@ -272,6 +275,7 @@ class VAE(BaseVAE):
         ValueError: a size below 1; at a call, a last dimension that does not fit, or x of integers.
     """
 
+    @takes_plain_values
     def __init__(
         self,
         data_dim: int,
@@ -347,6 +351,7 @@ class ConvVAE(BaseVAE):
     Raises ValueError: a size below 1; an image too small for so many layers.
     """
 
+    @takes_plain_values
     def __init__(
         self,
         image_shape: Sequence[int],

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from . import _C, reference  # importing _C registers the ops
+from .arguments import converted
 from .choices import GRADIENTS, REDUCTIONS, unknown
 from .explain import check_dense, explain
 from .ranges import check_bernoulli, check_gaussian, look_once
@@ -449,6 +450,8 @@ def sampled(
     """`sample_gaussian`, or `sample_gaussian_log_ratio` with that gradient, for `reader`."""
     if not (type(mu) is Tensor is type(logvar)):
         check_dense(reader, mu=mu, logvar=logvar)
+    if num_samples is not None and not isinstance(num_samples, int):
+        num_samples = converted("num_samples", num_samples, int)
     flat_mu, flat_logvar = latents(mu, logvar, batch_dims, reader, 4)
     check_seed(seed, batch_dims, num_samples)
     seed = _seed(flat_mu, seed, generator, num_samples)
@@ -546,6 +549,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_
 def latent_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
     """`gaussian_kl` of the last dimension, whatever the others are."""
     if groups is not None:
+        groups = groups if isinstance(groups, int) else converted("groups", groups, int)
         D = mu.shape[-1] if mu.dim() else 0
         if groups < 1 or D % groups:
             raise ValueError(f"groups is {groups}; expected a divisor of the {D} dimensions of mu")

@@ -318,3 +318,36 @@ def test_what_it_does_not_know_is_left_alone():
 def test_every_type_of_an_option_is_known():
     for name, hint in get_type_hints(aevb.TrainConfig).items():
         assert converted(name, getattr(aevb.TrainConfig(), name), hint) == getattr(aevb.TrainConfig(), name)
+
+
+MU, PIXELS = torch.zeros(3, 2), torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: aevb.VAE(64.5, 8, 2), "data_dim is 64.5; expected a whole number"),
+        (lambda: aevb.VAE(64, 8.5, 2), "hidden_dims is 8.5; expected"),
+        (lambda: aevb.VAE(64, 8, 2.7), "latent_dim is 2.7; expected a whole number"),
+        (lambda: aevb.ConvVAE((8, 8), (4.5,)), r"channels is \(4.5,\); expected whole numbers"),
+        (lambda: aevb.ConvVAE((8.5, 8)), r"image_shape is \(8.5, 8\); expected whole numbers"),
+        (lambda: aevb.VAE(64, 8, 2).sample(2.5), "n is 2.5; expected a whole number"),
+        (lambda: aevb.FusedELBO(num_samples=2.5), "num_samples is 2.5; expected a whole number"),
+        (lambda: aevb.FusedELBO("x"), "beta is 'x'; expected a number"),
+        (lambda: aevb.sample_gaussian(MU, MU, 2.5), "num_samples is 2.5; expected a whole number"),
+        (lambda: aevb.gaussian_kl(MU, MU, 1.5), "groups is 1.5; expected a whole number"),
+        (lambda: aevb.log_marginal_likelihood(aevb.VAE(4, 3, 2), PIXELS, 2.5), "num_samples is 2.5; expected a whole"),
+    ],
+)
+def test_models_losses_and_ops_cut_nothing(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+def test_models_losses_and_ops_take_plain_values():
+    model = aevb.VAE(np.int64(64), np.array([8, 4]), "2", likelihood="gaussian", variance=np.float32(0.5))
+    assert model.options()["hidden_dims"] == (8, 4)
+    assert '"data_dim": 64' in model.metadata()["model"]
+    assert aevb.VAE(64, [8.0], 2).sample(np.int64(3)).shape == (3, 64)
+    assert aevb.FusedELBO("0.5", num_samples="2", estimator="iwae").num_samples == 2
+    assert aevb.sample_gaussian(MU, MU, np.int64(2))[0].shape == (2, 3, 2)
