@@ -9,7 +9,7 @@ namespace {
 
 AEVB_FORMULA int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::uint8 ? 1 : 2; }
 
-inline void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
+__attribute__((noinline)) void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
   const auto* half = static_cast<const uint16_t*>(data);
   const auto* byte = static_cast<const uint8_t*>(data);
   switch (dtype) {
@@ -31,7 +31,7 @@ inline void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
   }
 }
 
-inline void write_floats(const float* x, int64_t n, Dtype dtype, void* data) {
+__attribute__((noinline)) void write_floats(const float* x, int64_t n, Dtype dtype, void* data) {
   auto* half = static_cast<uint16_t*>(data);
   switch (dtype) {
     case Dtype::bfloat16:
