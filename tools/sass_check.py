@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the CUDA kernels, reads their machine code, and fails on what must not be in it. No GPU is needed.
 
-    python tools/sass_check.py [--archs 80 90 100] [FILE.cu ...]
+    python tools/sass_check.py [FILE.cu ...] [--archs 80 90 100]
 
 Fails on: a warning of nvcc, a spill, local memory; float64, but for the kernels of FLOAT64; a call, which is the slow
 path of a division or root, or a function that was not inlined; and a kernel of WIDE without accesses so wide. How fast
