@@ -5,14 +5,15 @@
 #
 #   tools/abi_check.sh [VERSION ...]    such as 2.11.0 2.12.1; by default 2.11.0 and the newest that pip finds
 #
-# Prints a line a version. pip downloads several GB for each, which are deleted again before the next.
+# Prints a line a version. pip downloads several GB for each, which are deleted again before the next. The CUDA kernels
+# are built whatever torch there is, for all architectures, unless AEVB_CUDA=0 or AEVB_CUDA_ARCHS says otherwise.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
 [ $# -gt 0 ] || set -- 2.11.0 newest
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-export PIP_DISABLE_PIP_VERSION_CHECK=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1 AEVB_CUDA=${AEVB_CUDA:-1}
 
 mkdir "$folder/tree" "$folder/check"
 cp -r aevb csrc tools setup.py pyproject.toml README.md LICENSE "$folder/tree"
@@ -26,7 +27,7 @@ check() { # VERSION: everything that is printed goes to the log, but for the lin
   rm -rf "$folder/venv"
   "$python" -m venv "$folder/venv" && source "$folder/venv/bin/activate" || return
   pip install --no-cache-dir "torch${1:+==$1}" numpy safetensors tyro tqdm matplotlib pytest scipy \
-    "setuptools>=77" pybind11 ninja || return
+    "setuptools>=77" || return
   pip install --no-deps "$folder"/aevb-*.whl || return
   cd "$folder/check" || return
   python -c '

@@ -7,12 +7,11 @@ none (or one too old) is torch asked for. Under uv the target environment is out
 Where the kernels will run on CUDA and no nvcc works, nvcc's own packages are asked for: 105 MB, and no toolkit needed.
 """
 
-import ast
 import importlib.metadata
 import os
-import re
 import sys
 
+import compilation
 import cuda_toolkit
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
@@ -35,19 +34,11 @@ def _installed_torch():
     return None
 
 
-def _cuda_of_torch(path):
-    """The CUDA version that the torch in `path` was built for, such as (13, 0); None for a CPU build."""
-    with open(os.path.join(path, "torch", "version.py")) as file:
-        line = re.search(r"^cuda\b.*=\s*(.+)$", file.read(), re.MULTILINE)
-    version = ast.literal_eval(line.group(1)) if line else None
-    return tuple(int(part) for part in version.split(".")[:2]) if version else None
-
-
 def _why_cuda(torch):
     """In words, why kernels are wanted from CUDA 13, the oldest whose nvcc is on PyPI; None where they are not."""
     if cuda_toolkit.switch() == "1":
         return "AEVB_CUDA=1"
-    cuda = _cuda_of_torch(torch) if torch else None
+    cuda = cuda_toolkit.torch_cuda(os.path.join(torch, "torch")) if torch else None
     if cuda and cuda >= (13, 0):
         return f"torch is built for CUDA {cuda[0]}.{cuda[1]}"
     driver = cuda_toolkit.driver_version()
@@ -64,7 +55,12 @@ def _why_cuda(torch):
 
 def _nvcc_requirements(torch):
     """nvcc's packages, where no nvcc works and CUDA kernels are wanted."""
-    if cuda_toolkit.switch() == "0" or cuda_toolkit.flag("AEVB_SANITIZE") or cuda_toolkit.find()[0]:
+    asked = cuda_toolkit.switch()
+    if asked == "0" or cuda_toolkit.flag("AEVB_SANITIZE"):
+        return []
+    if torch and not asked and not cuda_toolkit.torch_cuda(os.path.join(torch, "torch")):
+        return []
+    if cuda_toolkit.find()[0]:
         return []
     why = _why_cuda(torch)
     if not why:
@@ -85,6 +81,7 @@ def _with_torch(build, *args, **kwargs):
     path = _installed_torch()
     if path and path not in sys.path:
         sys.path.append(path)  # last, so that the isolated environment's own packages win
+    compilation.under_pip = True
     return build(*args, **kwargs)
 
 

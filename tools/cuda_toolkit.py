@@ -1,30 +1,27 @@
-"""CUDA for setup.py and tools/backend.py: which nvcc there is, for which architectures it compiles, and how.
+"""CUDA for setup.py and tools/backend.py: whether kernels are built, by which nvcc, for which architectures, and how.
 
 Environment: AEVB_CUDA=0|1, AEVB_CUDA_ARCHS, CUDA_HOME or CUDA_PATH, CXX, NVCC_CCBIN.
 """
 
-import concurrent.futures
-import contextlib
+import ast
 import ctypes
 import os
 import re
-import shlex
 import shutil
 import site
-import subprocess
 import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass
 
+from compilation import USUAL_SECONDS, Job, run, stop
+
 MINIMUM = (12, 0)
 LAST_GUESS = "/usr/local/cuda/bin/nvcc"
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 PTX = ("90", "120")  # also as PTX, for GPUs that none of the architectures covers
-
-
-def stop(sentence):
-    sys.exit(f"\naevb: {sentence}\n")
+# Seconds of one core for an architecture, where they are more than a few.
+SECONDS = {"gaussian_likelihood": 29, "likelihood": 16, "gaussian": 14, "log_ratio": 11}
 
 
 def flag(name):
@@ -54,15 +51,6 @@ def candidates():
     if not home:
         places.append(LAST_GUESS)
     return [place for place in dict.fromkeys(places) if place and os.path.isfile(place)]
-
-
-def run(command):
-    """The exit status, and what was printed."""
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    except OSError as e:
-        return 1, str(e)
-    return done.returncode, done.stdout
 
 
 class UnusableError(Exception):
@@ -145,29 +133,64 @@ def driver_version():
     return version.value // 1000, version.value % 1000 // 10
 
 
-def native_architectures():
-    """The architectures of this machine's GPUs."""
-    _, output = run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
-    found = re.findall(r"^(\d+)\.(\d+)$", output, re.MULTILINE)
-    if not found:
-        stop("AEVB_CUDA_ARCHS is 'native', and nvidia-smi names no GPU here: say which, such as AEVB_CUDA_ARCHS=90.")
-    return ["".join(pair) for pair in found]
+def torch_cuda(folder):
+    """The CUDA version that the torch in `folder` was built for, such as (13, 0); None for a build without."""
+    with open(os.path.join(folder, "version.py")) as file:
+        line = re.search(r"^cuda\b.*=\s*(.+)$", file.read(), re.MULTILINE)
+    version = ast.literal_eval(line.group(1)) if line else None
+    return tuple(int(part) for part in version.split(".")[:2]) if version else None
 
 
-def choose_architectures(toolkit):
-    """What to compile for: AEVB_CUDA_ARCHS, or those of ARCHITECTURES that this nvcc knows."""
+def visible_gpus():
+    """The architectures of the GPUs that a program on this machine would see: by the driver, or else by nvidia-smi."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        driver = None
+    found, count = set(), ctypes.c_int()
+    if driver and not driver.cuInit(0) and not driver.cuDeviceGetCount(ctypes.byref(count)):
+        for device in range(count.value):
+            parts = [ctypes.c_int(), ctypes.c_int()]
+            for part, attribute in zip(parts, (75, 76), strict=True):  # compute capability, major and minor
+                driver.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
+            found.add("".join(str(part.value) for part in parts))
+    elif "CUDA_VISIBLE_DEVICES" not in os.environ:  # which nvidia-smi knows nothing of
+        _, output = run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
+        found = {"".join(pair) for pair in re.findall(r"^(\d+)\.(\d+)$", output, re.MULTILINE)}
+    return sorted(found, key=int)
+
+
+def is_for_this_machine(arguments):
+    """Whether what setup.py makes is used where it is made: all but a wheel that nobody is about to install."""
+    if not any(argument.startswith("bdist") for argument in arguments):
+        return True
+    try:  # pip and uv install by way of a wheel, and are the process above
+        with open(f"/proc/{os.getppid()}/cmdline", errors="replace") as file:
+            return not {"install", "sync", "add"}.isdisjoint(file.read().split("\0"))
+    except OSError:
+        return False
+
+
+def choose_architectures(toolkit, this_machine=False):
+    """What to compile for, and whether these are the GPUs of this machine: AEVB_CUDA_ARCHS; the GPUs here, where the
+    build is for them and this nvcc knows them; or those of ARCHITECTURES that this nvcc knows."""
     text = os.environ.get("AEVB_CUDA_ARCHS", "").strip()
-    wanted = native_architectures() if text == "native" else re.findall(r"[^;,\s]+", text)
+    wanted = [] if text == "all" else visible_gpus() if text == "native" else re.findall(r"[^;,\s]+", text)
+    if text == "native" and not wanted:
+        stop("AEVB_CUDA_ARCHS is 'native', and no GPU is to be seen here: say which, such as AEVB_CUDA_ARCHS=90.")
+    here = visible_gpus() if this_machine and not wanted and text != "all" else []
+    if here and all(arch in toolkit.architectures and int(arch) >= int(ARCHITECTURES[0]) for arch in here):
+        return here, True
     if not wanted:
-        return [arch for arch in ARCHITECTURES if arch in toolkit.architectures]
+        return [arch for arch in ARCHITECTURES if arch in toolkit.architectures], False
     for arch in wanted:
         if arch not in toolkit.architectures:
             known = " ".join(sorted(toolkit.architectures, key=int))
             stop(
                 f"AEVB_CUDA_ARCHS is {text!r}, and nvcc {toolkit.version} does not compile for {arch!r}: it takes "
-                f"'native', or numbers separated by ; of {known}."
+                f"'native', 'all', or numbers separated by ; of {known}."
             )
-    return sorted(set(wanted), key=int)
+    return sorted(set(wanted), key=int), text == "native"
 
 
 def architecture_flags(architectures):
@@ -183,11 +206,12 @@ class Kernels:
 
     toolkit: Toolkit
     architectures: list
+    here: bool  # they are those of this machine's GPUs
     debug: bool
 
     def decision(self):
-        unknown = [f"sm_{arch}" for arch in ARCHITECTURES if arch not in self.toolkit.architectures]
-        built = " ".join(f"sm_{arch}" for arch in self.architectures)
+        unknown = [f"sm_{arch}" for arch in ARCHITECTURES if arch not in self.toolkit.architectures and not self.here]
+        built = " ".join(f"sm_{arch}" for arch in self.architectures) + (", found here," if self.here else "")
         older = f", which is too old for {' '.join(unknown)}" if unknown else ""
         return f"built for {built} by nvcc {self.toolkit.version}{older}"
 
@@ -207,56 +231,31 @@ class Kernels:
         flags += architecture_flags(self.architectures)
         return self.toolkit.compile_command(*flags, "-MD", "-MF", target + ".d", "-c", source, "-o", target)
 
-    def compile(self, sources, folder, jobs):
-        """Compiles what changed, `jobs` at once, and gives the objects."""
-        targets = [os.path.join(folder, source + ".o") for source in sources]
-        commands = [self.command(*files) for files in zip(sources, targets, strict=True)]
-        records = [f"{self.toolkit.version}: {shlex.join(command)}" for command in commands]
-        todo = [i for i, target in enumerate(targets) if not up_to_date(target, records[i])]
-        threads = ["--threads", str(max(1, jobs // max(1, len(todo))))]
-
-        def compile_one(i):
-            os.makedirs(os.path.dirname(targets[i]), exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(targets[i] + ".command")  # an nvcc that is interrupted leaves half an object
-            print(shlex.join(commands[i]), flush=True)
-            status, output = run([*commands[i], *threads])
-            print(output, end="", flush=True)
-            if not status:
-                with open(targets[i] + ".command", "w") as file:
-                    file.write(records[i])
-            return status
-
-        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            if any(pool.map(compile_one, todo)):
-                stop("nvcc fails, as it says above. AEVB_CUDA=0 builds without the CUDA kernels.")
-        return targets
+    def jobs(self, sources, folder):
+        """What is to be compiled to objects in `folder`."""
+        found = []
+        for source in sources:
+            target = os.path.join(folder, source + ".o")
+            name = os.path.splitext(os.path.basename(source))[0]
+            seconds = SECONDS.get(name, USUAL_SECONDS) * len(self.architectures)
+            found.append(Job(source, target, tuple(self.command(source, target)), seconds, self.toolkit.version))
+        return found
 
 
-def up_to_date(target, record):
-    """Whether `target` was compiled by the command of `record`, from files that have not changed since."""
-    try:
-        built = os.path.getmtime(target)
-        with open(target + ".command") as file:
-            same = file.read() == record
-        with open(target + ".d") as file:
-            files = shlex.split(file.read().replace("\\\n", " ").split(" : ", 1)[1])
-        return same and all(os.path.getmtime(name) <= built for name in files)
-    except (OSError, IndexError):
-        return False
-
-
-def decide(debug):
-    """The Kernels to build, or None; and the decision, a phrase for aevb._C.build_info()."""
+def decide(debug, torch, this_machine=False):
+    """The Kernels to build with the torch in the folder `torch`, or None; and the decision, a phrase for
+    aevb._C.build_info()."""
     asked = switch()
     if asked == "0":
         return None, "not built (AEVB_CUDA=0)"
+    if not asked and not torch_cuda(torch):
+        return None, "not built (torch was a build without CUDA; AEVB_CUDA=1 builds them all the same)"
     toolkit, reason = find()
     driver = driver_version()
     if toolkit and not asked and driver and driver[0] < int(toolkit.version.split(".")[0]):
         return None, f"not built (nvcc is {toolkit.version}, and the GPU's driver is for CUDA {driver[0]}.{driver[1]})"
     if toolkit:
-        kernels = Kernels(toolkit, choose_architectures(toolkit), debug)
+        kernels = Kernels(toolkit, *choose_architectures(toolkit, this_machine), debug)
         return kernels, kernels.decision()
     if asked == "1":
         stop(f"AEVB_CUDA=1 asks for CUDA kernels, and they cannot be built: {reason}. Set CUDA_HOME to a toolkit.")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the CUDA kernels, reads their machine code, and fails on what must not be in it. No GPU is needed.
 
-    python tools/sass_check.py [FILE.cu ...]
+    python tools/sass_check.py [FILE.cu ...] [--archs 80 90 100]
 
 Fails on: a warning of nvcc, a spill, local memory; float64, but for the kernels of FLOAT64; a call, which is the slow
 path of a division or root, or a function that was not inlined; and a kernel of WIDE without accesses so wide. How fast
@@ -109,10 +109,11 @@ def check_all(sources: Sequence[Path], archs: Sequence[str] = READ + COMPILED, j
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="CUDA sources; all of csrc/cuda by default")
+    parser.add_argument("--archs", nargs="+", default=READ + COMPILED, help="by default seven, three of them read")
     options = parser.parse_args()
     sources = options.files or sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     try:
-        count, found = check_all(sources)
+        count, found = check_all(sources, options.archs)
     except FileNotFoundError as error:
         sys.exit(f"sass_check: {error}")
     print(*(f"FAILED {fault}" for fault in found), sep="\n")

@@ -4,12 +4,16 @@
 #include "../formulas/half.h"
 #include "isa.h"
 
+#ifndef AEVB_CONVERSION
+#define AEVB_CONVERSION inline
+#endif
+
 namespace aevb::cpu {
 namespace {
 
 AEVB_FORMULA int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::uint8 ? 1 : 2; }
 
-inline void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
+AEVB_CONVERSION void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
   const auto* half = static_cast<const uint16_t*>(data);
   const auto* byte = static_cast<const uint8_t*>(data);
   switch (dtype) {
@@ -31,7 +35,7 @@ inline void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
   }
 }
 
-inline void write_floats(const float* x, int64_t n, Dtype dtype, void* data) {
+AEVB_CONVERSION void write_floats(const float* x, int64_t n, Dtype dtype, void* data) {
   auto* half = static_cast<uint16_t*>(data);
   switch (dtype) {
     case Dtype::bfloat16:
