@@ -27,7 +27,7 @@ check() { # VERSION: everything that is printed goes to the log, but for the lin
   rm -rf "$folder/venv"
   "$python" -m venv "$folder/venv" && source "$folder/venv/bin/activate" || return
   pip install --no-cache-dir "torch${1:+==$1}" numpy safetensors tyro tqdm matplotlib pytest scipy \
-    "setuptools>=77" || return
+    "setuptools>=77" pybind11 ninja || return
   pip install --no-deps "$folder"/aevb-*.whl || return
   cd "$folder/check" || return
   python -c '

@@ -1,4 +1,4 @@
-"""Compiles what changed, several files at once, and says how far it is.
+"""Compiles the CUDA files that changed, several at once, and says how far it is; the C++ files are ninja's.
 
 Environment: MAX_JOBS.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 SECONDS = {
     "csrc/cpu/isa_avx512.cpp": 26,
     "csrc/cpu/isa_avx2.cpp": 24,
+    "csrc/bindings.cpp": 14,
     "csrc/cpu/isa_plain.cpp": 9,
     "csrc/cpu/ops.cpp": 7,
     "csrc/cuda/ops.cpp": 7,
@@ -94,6 +95,13 @@ class Job:
 
 def duration(seconds):
     return f"{round(seconds, -1) or 10:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+
+
+def say_cost(sources):
+    """That these C++ files are compiled now, by ninja, which takes those that changed; and how long all would take."""
+    seconds = [SECONDS.get(source, USUAL_SECONDS) for source in sources]
+    expected = max(sum(seconds) / max_jobs(), *seconds)
+    say(f"compiling {len(sources)} C++ files, {max_jobs()} at once; about {duration(expected)} on a quiet machine")
 
 
 def compile_all(jobs, processes):

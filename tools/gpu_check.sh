@@ -106,6 +106,8 @@ if has("torch"):
 else:
     missing.append("torch")
 print("Missing, and needed: " + ", ".join(missing) + "." if missing else "Nothing that is needed is missing.")
+if not has("ninja"):
+    print("Without ninja the build takes longer.")
 with open(sys.argv[1], "w") as file:
     file.write(";".join(sorted(set(archs), key=int)))
 sys.exit(bool(missing) and sys.argv[2] != "dry")
