@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from . import answers
+from . import __version__, answers
 from .answers import Part
 from .config import TrainConfig
 from .evaluation import evaluate as evaluate_model
@@ -474,8 +474,30 @@ COMMANDS = (
 )
 
 
+# What other programs call our options, too different to be suggested by their spelling.
+OTHERS_NAMES = {
+    **dict.fromkeys(("--lr", "--lr-rate"), "--learning-rate"),
+    **dict.fromkeys(("--bs", "--batch", "--bsz"), "--batch-size"),
+    **dict.fromkeys(("--z-dim", "--zdim", "--latent", "--latent-size", "--latent-dims", "--n-latent"), "--latent-dim"),
+    **dict.fromkeys(("--num-epochs", "--n-epochs", "--max-epochs", "--nepochs"), "--epochs"),
+    **dict.fromkeys(("--hidden", "--hidden-dim", "--hidden-size", "--n-hidden"), "--hidden-dims"),
+    **dict.fromkeys(("--kl-weight", "--kld-weight"), "--beta"),
+    **dict.fromkeys(("--gpu", "--cuda", "--use-cuda"), "--device cuda"),
+    **dict.fromkeys(("--output", "--output-dir", "--outdir", "--save-dir", "--logdir"), "--out"),
+    **dict.fromkeys(("--dataset", "--data-path", "--data-dir", "--input"), "--data"),
+}
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit status: 0, 1 after an error (a sentence on stderr), 130 after Ctrl-C."""
+    args = sys.argv[1:] if args is None else args
+    if list(args[:1]) in (["--version"], ["-V"]):
+        print(f"aevb {__version__}")
+        return 0
+    for name in (arg.partition("=")[0].replace("_", "-") for arg in args):
+        if name in OTHERS_NAMES:
+            print(f"aevb: there is no option {name}; expected {OTHERS_NAMES[name]}", file=sys.stderr)
+            return 2
     try:
         tyro.extras.subcommand_cli_from_dict(
             {command.__name__: command for command in COMMANDS},

@@ -1,5 +1,7 @@
 """The command line: what it prints, its exit status, and that an error is a sentence."""
 
+import dataclasses
+import inspect
 import json
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import time
 import pytest
 
 import aevb
+from aevb import cli
 from aevb.cli import COMMANDS, main
 
 SMALL = ["--epochs", "1", "--hidden-dims", "8", "--latent-dim", "2"]
@@ -170,3 +173,32 @@ def test_importing_aevb_stays_light():
 def test_python_m_aevb():
     done = subprocess.run([sys.executable, "-m", "aevb", "info"], capture_output=True, text=True, check=True)
     assert aevb.__version__ in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_version(capsys, flag):
+    assert main([flag]) == 0
+    assert capsys.readouterr().out == f"aevb {aevb.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["train", "--lr", "1e-3"], "--lr; expected --learning-rate"),
+        (["train", "--lr=1e-3"], "--lr; expected --learning-rate"),
+        (["train", "--z_dim", "3"], "--z-dim; expected --latent-dim"),
+        (["train", "--gpu"], "--gpu; expected --device cuda"),
+        (["embed", "run", "--output", "a.npz"], "--output; expected --out"),
+    ],
+)
+def test_what_other_programs_call_an_option(capsys, args, expected):
+    assert main(args) == 2
+    assert capsys.readouterr().err == f"aevb: there is no option {expected}\n"
+
+
+def test_no_option_is_one_that_other_programs_have():
+    named = {name for command in cli.COMMANDS for name in inspect.signature(command).parameters}
+    named |= {field.name for field in dataclasses.fields(aevb.TrainConfig)}
+    named = {f"--{name.replace('_', '-')}" for name in named}
+    assert not named & set(cli.OTHERS_NAMES)
+    assert {name.split()[0] for name in cli.OTHERS_NAMES.values()} <= named
