@@ -60,7 +60,8 @@ def test_environments(tmp_path, environment):
 
 
 @pytest.mark.parametrize(
-    "name", ["cost_$5_{.npy", "a b.npy", "-x.npy", "ä.npy", "100%.npy", "a\nb.npy", "x" * 200 + ".npy"]
+    "name",
+    ["cost_$5_{.npy", "a b.npy", "-x.npy", "ä.npy", "100%.npy", "a\nb.npy", "x" * 200 + ".npy", ".hidden.npy", "..npy"],
 )
 def test_names_of_data(tmp_path, name):
     np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).integers(0, 256, (40, 16)).astype("uint8"))

@@ -14,7 +14,7 @@ import numpy as np
 from .mapped import MappedImages, open_npy
 from .parts import IMAGES, LABELS, Chosen, choose, no_training_part, not_read, read
 from .shapes import CHANNELS, image_shape
-from .source import Part, Source, need
+from .source import Part, Source, name_of, need
 
 MAPPED_ABOVE = 1 << 30  # bytes; a smaller file is read as a whole
 
@@ -25,7 +25,7 @@ _SHOWN = IMAGES[:4]  # the usual names of images
 
 
 def npy(path: Path) -> Source:
-    return Source(path.name.split(".")[0], {"train": npy_part(path, is_large(path))})
+    return Source(name_of(path), {"train": npy_part(path, is_large(path))})
 
 
 def is_large(path: Path) -> bool:
@@ -48,7 +48,7 @@ def npz(path: Path, only: str | None = None) -> Source:
         for part, names in chosen.items()
     }
     note = "; ".join(filter(None, [note_on_training(chosen), _note_on_others(arrays, chosen)]))
-    return Source(path.name.split(".")[0], parts, note=note)
+    return Source(name_of(path), parts, note=note)
 
 
 class _Npz(Mapping[str, np.ndarray]):
@@ -100,7 +100,7 @@ def mat(path: Path, only: str | None = None) -> Source:
         notes.append("the last dimension of the array counts the images")
     notes.append(_note_on_others(arrays, chosen))
     note = "; ".join(filter(None, notes))
-    return Source(path.name.split(".")[0], parts, image_shape=FREY_SHAPE if is_frey else None, note=note)
+    return Source(name_of(path), parts, image_shape=FREY_SHAPE if is_frey else None, note=note)
 
 
 def _mat_arrays(path: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def image_folder(root: Path, files: Sequence[PurePath], folders: Sequence[PurePa
     without = [in_words(part) for part, (_, labels) in labelled.items() if labels is None]
     if len(without) < len(labelled):
         note = "; ".join(filter(None, [*(f"the {part} part has no labels" for part in without), note]))
-    return Source(root.resolve().name, found, max_value=255, note=note)
+    return Source(root.resolve().name or "data", found, max_value=255, note=note)
 
 
 # ---- parts and labels ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .source import Part, Source, check_labels
+from .source import Part, Source, check_labels, name_of
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801  # uint8 in 3 dimensions, in 1
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
@@ -42,7 +42,7 @@ def check_idx(parts: Collection[str], where: Path) -> None:
 
 def idx_file(path: Path) -> Source:
     """A file of images, with the labels of the file beside it."""
-    return Source(path.name.split(".")[0], {"train": idx_part(path, _labels_beside(path))}, max_value=255)
+    return Source(name_of(path), {"train": idx_part(path, _labels_beside(path))}, max_value=255)
 
 
 def _labels_beside(path: Path) -> Path | None:

@@ -54,7 +54,7 @@ def part_files(root: Path, files: Sequence[PurePath]) -> Source | None:
         not_read([f for f in kept if f not in used]),
     ]
     return Source(
-        root.resolve().name,
+        root.resolve().name or "data",
         {part: source.parts[part] for part, source in sources.items()},
         max_value=255 if {forms[file] for file in images} == {"IDX"} else None,
         image_shape=sources["train"].image_shape,

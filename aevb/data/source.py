@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
 from .mapped import MappedImages
+
+
+def name_of(path: Path) -> str:
+    """What a data set is called, and its run's folder: never nothing, which would be the folder of all runs."""
+    return path.name.strip(".").split(".")[0] or "data"
 
 
 class Part(NamedTuple):

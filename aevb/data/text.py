@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .source import Part, Source
+from .source import Part, Source, name_of
 
 _ENDINGS = {"train": "train", "validation": "valid", "test": "test"}
 
@@ -19,7 +19,7 @@ def is_amat(path: Path) -> bool:
 
 
 def amat_file(path: Path) -> Source:
-    return Source(path.name.split(".")[0], {"train": amat_part(path)})
+    return Source(name_of(path), {"train": amat_part(path)})
 
 
 def check_amat(parts: Collection[str], files: Sequence[Path], where: Path) -> None:
