@@ -41,7 +41,10 @@ def explain(error: BaseException, op: str, arguments: Mapping[str, Any], fake: C
     check_dense(reader, **tensors)
     if isinstance(error, torch.OutOfMemoryError):
         return
-    results = fake(*arguments.values())
+    try:
+        results = fake(*arguments.values())
+    except Exception:  # of arguments that are wrong otherwise, which the error says
+        return
     parts = list(_parts(tensors, results if isinstance(results, Sequence) else [results]))
     total = sum(size for _, size in parts)
     device = next(iter(tensors.values())).device

@@ -256,7 +256,8 @@ def test_a_file_that_was_shortened(tmp_path, mapped):
 
 
 def test_memory_is_given_back(tmp_path, monkeypatch):
-    """An epoch of 96 MB in windows of 8 MB holds less than 40 MB of the file at a time; without `batches`, all."""
+    """An epoch of 96 MB in windows of 8 MB holds less than 24 MB of the file, on the mean; without `batches`, all. (On
+    a busy machine the system may map more around what is read, for a moment.)"""
     monkeypatch.setattr("aevb.data.streaming.BLOCK_BYTES", 1 << 20)
     monkeypatch.setattr("aevb.data.streaming.WINDOW_BLOCKS", 8)
     np.save(tmp_path / "some.npy", np.zeros((96_000, 1000), np.uint8))
@@ -268,11 +269,11 @@ def test_memory_is_given_back(tmp_path, monkeypatch):
         lines = Path("/proc/self/smaps").read_text().split(str(tmp_path / "some.npy"))[1].splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("Rss")) * 1024
 
-    most = 0
+    held = []
     for index in batches(images, order, 1000):
         images[index]
-        most = max(most, of_file())
-    assert 4e6 < most < 40e6
+        held.append(of_file())
+    assert 4e6 < sum(held) / len(held) < 24e6
     assert of_file() < 1e6
     for index in order.split(1000):
         images[index]
