@@ -112,9 +112,7 @@ def test_whole_numbers_are_not_made_of_others():
             lambda seed: aevb.VAE(D, 5, 2).embed(X, 3, seed=seed if seed != "3" else 3.5),
             lambda seed: torch.func.vmap(lambda m, v: aevb.sample_gaussian(m, v, seed=seed))(MU, LOGVAR),
         ):
-            with pytest.raises(
-                ValueError, match=r"(seed|index) is .*; expected (an integer|a whole number)"
-            ):
+            with pytest.raises(ValueError, match=r"(seed|index) is .*; expected (an integer|a whole number)"):
                 call(seed)
         if seed != "3":
             for call in (aevb.sample_gaussian, reference.sample_gaussian):
