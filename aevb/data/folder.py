@@ -13,6 +13,7 @@ import numpy as np
 
 from .parts import in_words, more_than_the_part, named_parts, no_training_part, read, two_names, two_parts
 from .source import Part, Source, need
+from .values import in_a_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 _NUMBER = re.compile(r"\d{3,}")
@@ -286,8 +287,10 @@ def _read(file: Path) -> tuple[np.ndarray, bool]:
                 image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
             image = image.convert("L" if grey else "RGB")
             pixels = np.asarray(image if turn is None else image.transpose(turn))
-    except (OSError, SyntaxError, pillow.DecompressionBombError) as error:
-        raise ValueError(f"{file} is truncated, damaged or no image: {error}") from error
+    except Exception as error:  # of many kinds, by format
+        if isinstance(error, ValueError) and str(error).startswith(str(file)):
+            raise
+        raise ValueError(f"{file} is truncated, damaged or no image: {in_a_line(error)}") from error
     turned = turn is not None or image.size != size
     return (pixels if grey else np.moveaxis(pixels, -1, 0)), turned
 

@@ -133,6 +133,11 @@ def _clip(chunk: np.ndarray) -> str:
     return ". After a resize: images.clip(0, 255).round()" if beyond else ""
 
 
+def in_a_line(error: BaseException) -> str:
+    """What an error of a reader says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def number(value: np.generic) -> str:
     """A number of an array, with as many digits as tell it from others: 255.00002 is not 255."""
     short = f"{value:g}"
