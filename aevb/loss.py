@@ -416,6 +416,7 @@ class FusedELBO(nn.Module):
         elif isinstance(recon, GaussianOutput):
             batch = log_ratio.shape[1:]
             log_prob = gaussian_likelihood.log_prob_of(recon, x, batch, self.x_scale, self.sigmoid_means)
+            log_prob = log_prob.reshape(log_ratio.shape)  # of a pixel and a datapoint, samples look like either
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         else:
             x = self._rows(x, log_ratio.shape[1:])

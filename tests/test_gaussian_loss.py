@@ -214,3 +214,14 @@ def test_mean_squared_error():
     squared = torch.nn.functional.mse_loss(mean, x, reduction="sum")
     torch.testing.assert_close(loss, squared + 6 * D * 0.5 * math.log(math.pi))
     torch.testing.assert_close(torch.autograd.grad(loss, mean), torch.autograd.grad(squared, mean))
+
+
+@pytest.mark.parametrize("estimator", ["iwae", "dreg"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_sample_is_not_taken_for_a_datapoint_of_one_pixel(estimator, batch):
+    criterion = aevb.FusedELBO(likelihood="gaussian", reduction="none", estimator=estimator, num_samples=batch)
+    twin = reference.FusedELBO(likelihood="gaussian", reduction="none", estimator=estimator, num_samples=batch)
+    mu, logvar, x = randn(1, batch, 2), randn(2, batch, 2), rand(3, batch, 1)
+    z, kl = criterion.sample(mu, logvar, seed=3)
+    mean = z.sum(-1, keepdim=True)
+    torch.testing.assert_close(criterion(mean, x, kl=kl), twin(mean, x, kl=kl))
