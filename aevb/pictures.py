@@ -24,6 +24,7 @@ RGBA = tuple[float, float, float, float]
 COLUMNS = 10
 PAIR_ROWS = 4
 SAMPLES = 100
+NAME_LENGTH = 24  # letters of a label's name
 LEGEND_LABELS = 25  # more outgrow the picture
 LATENT_POINTS = 5000  # more only hide each other
 DPI = 120
@@ -123,23 +124,23 @@ def _latent(model: BaseVAE, dataset: Dataset) -> Figure:
     images, labels = dataset.test_images[:LATENT_POINTS], dataset.test_labels
     with torch.no_grad():
         mu, _ = model.encode(images * dataset.x_scale)
-    return latent(f"{dataset.name}: posterior means of {len(mu)} test images", mu, labels)
+    return latent(f"{dataset.name}: posterior means of {len(mu)} test images", mu, labels, dataset.label_names)
 
 
 @drawn
-def latent(title: str, mu: Tensor, labels: Tensor | None) -> Figure:
-    """Posterior means, (N, latent_dim), in a plane, coloured by the labels of the first N."""
+def latent(title: str, mu: Tensor, labels: Tensor | None, label_names: Sequence[str] = ()) -> Figure:
+    """Posterior means, (N, latent_dim), in a plane, coloured by the labels of the first N, which may have names."""
     from matplotlib.figure import Figure
 
     points, names = _plane(mu)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
     size = min(30, max(6, 9000 / len(mu)))
-    for colour, label, chosen in _by_label(labels, len(mu)):
+    for colour, label, chosen in _by_label(labels, len(mu), label_names):
         x, y = points[chosen].T.numpy()
         axes.scatter(x, y, s=size, alpha=0.7, linewidths=0, color=colour, label=label, rasterized=True)
     if labels is not None and len(labels.unique()) > LEGEND_LABELS:
-        _colour_bar(figure, axes, labels.unique().tolist())
+        _colour_bar(figure, axes, [_named(kind, label_names) for kind in labels.unique().tolist()])
     elif labels is not None:
         axes.legend(
             title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=math.sqrt(40 / size)
@@ -151,7 +152,7 @@ def latent(title: str, mu: Tensor, labels: Tensor | None) -> Figure:
     return figure
 
 
-def _colour_bar(figure: Figure, axes: Axes, kinds: Sequence[int]) -> None:
+def _colour_bar(figure: Figure, axes: Axes, kinds: Sequence[str]) -> None:
     """The colours of labels of which there are too many for a legend, with the names of some."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -160,11 +161,17 @@ def _colour_bar(figure: Figure, axes: Axes, kinds: Sequence[int]) -> None:
     last = len(kinds) - 1
     bar = figure.colorbar(ScalarMappable(Normalize(0, last), colormaps["turbo"]), ax=axes, shrink=0.6)
     marks = [round(last * i / 8) for i in range(9)]
-    bar.set_ticks(marks, labels=[str(kinds[i]) for i in marks])
+    bar.set_ticks(marks, labels=[kinds[i] for i in marks])
     bar.set_label(f"label, of {len(kinds)}")
 
 
-def _by_label(labels: Tensor | None, count: int) -> Iterator[tuple[RGBA, str, Tensor]]:
+def _named(label: int, names: Sequence[str]) -> str:
+    """What a label is called, in a picture: no more of it than fits."""
+    name = printable(names[label]) if 0 <= label < len(names) else str(label)
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+
+
+def _by_label(labels: Tensor | None, count: int, names: Sequence[str] = ()) -> Iterator[tuple[RGBA, str, Tensor]]:
     """For each label a colour, a name, and which of the first `count` images have it; without labels, for all."""
     from matplotlib import colormaps
 
@@ -175,7 +182,7 @@ def _by_label(labels: Tensor | None, count: int) -> Iterator[tuple[RGBA, str, Te
     kinds = labels.unique().tolist()
     for i, kind in enumerate(kinds):
         colour = tab10(i) if len(kinds) <= 10 else colormaps["turbo"](i / (len(kinds) - 1))
-        yield colour, str(kind), (labels[:count] == kind).nonzero().flatten()
+        yield colour, _named(kind, names), (labels[:count] == kind).nonzero().flatten()
 
 
 def _plane(mu: Tensor) -> tuple[Tensor, tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Parts by their usual names, in folders, arrays and files; and photographs that a camera says are turned."""
 
+import dataclasses
 import gzip
 import re
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from aevb import pictures as drawings
+from aevb.cli import main
 from aevb.data import load
 from aevb.data.parts import PARTS, read
 
@@ -476,3 +479,28 @@ def test_damaged_exif_is_left_alone(tmp_path):
     data = load(tmp_path)
     assert data.image_shape == (4, 8)
     assert not re.search("EXIF", data.note)
+
+
+def test_labels_keep_their_names(tmp_path, monkeypatch):
+    """In the legend of the map, and in the file of the posteriors."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("zebra", "ant", "cost_$5_{"):
+            folder = tmp_path / "animals" / part / name
+            folder.mkdir(parents=True)
+            for i in range(6):
+                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i}.png")
+    data = load("animals")
+    assert data.label_names == ("ant", "cost_$5_{", "zebra")
+    assert data.train_labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    figure = drawings.latent("animals", torch.randn(18, 2), data.test_labels, data.label_names)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["ant", "cost_$5_{", "zebra"]
+    assert main(["train", "--data", "animals", "--epochs", "1", "--hidden-dims", "4", "--no-progress"]) == 0
+    assert main(["embed", "runs/animals"]) == 0
+    with np.load("runs/animals/embed.npz", allow_pickle=False) as arrays:
+        assert arrays["label_names"][arrays["labels"]].tolist() == ["ant"] * 6 + ["cost_$5_{"] * 6 + ["zebra"] * 6
+    with pytest.raises(ValueError, match=r"train_labels lie in 0..2, and there are 2 label_names; expected a name"):
+        dataclasses.replace(data, label_names=("a", "b"))
+    many = drawings.latent("many", torch.randn(60, 2), torch.arange(60) % 30, [f"class {i}" for i in range(30)])
+    assert many.axes[1].get_yticklabels()[0].get_text() == "class 0"

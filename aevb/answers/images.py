@@ -6,7 +6,7 @@ drawn anew at each step, so that an answer has no noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,6 +84,7 @@ class Asked:
     what: str
     images: Tensor | MappedImages
     labels: Tensor | None
+    label_names: Sequence[str]
     floats: Callable[[Tensor], Tensor]
     grey_floats: Callable[[Tensor], Tensor]
 
@@ -115,7 +116,7 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
             raise ValueError(f"part is {part!r} and data {data!r}, a file without parts; expected one of them")
         file = ImageFile(trainer, data)
         file.check()
-        return Asked(Path(data).name, "images", torch.from_numpy(file.array), None, file.clean, file.floats)
+        return Asked(Path(data).name, "images", torch.from_numpy(file.array), None, (), file.clean, file.floats)
     dataset = trainer.dataset if data is None else load(data)
     part = part or "test"
     images, labels = (getattr(dataset, f"{part}_{kind}", None) for kind in ("images", "labels"))
@@ -132,6 +133,7 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
         what,
         images,
         labels,
+        dataset.label_names,
         lambda rows: pixels(trainer, rows, dataset),
         lambda rows: grey_pixels(trainer, rows, dataset),
     )

@@ -100,13 +100,15 @@ def embed(
     z = None if num_samples is None else posterior_draws(mu, logvar, num_samples, seed)
     arrays = {"mu": mu, "logvar": logvar, "z": z, "labels": asked.labels}
     present = {name: t.numpy() for name, t in arrays.items() if t is not None}
+    if asked.labels is not None and asked.label_names:
+        present["label_names"] = np.array(asked.label_names)
     shown = mu[: pictures.LATENT_POINTS]
     title = f"{asked.name}: posterior means of {len(shown)} {asked.what}"
     return Answer(
         target.write(
             npz=lambda: to_bytes(lambda file: np.savez(file, allow_pickle=False, **present)),
             npy=npy(mu),
-            png=png(lambda: pictures.latent(title, shown, asked.labels)),
+            png=png(lambda: pictures.latent(title, shown, asked.labels, asked.label_names)),
         ),
         f"{len(asked):,} images, {mu.shape[1]} dimensions: {', '.join(present)}",
     )

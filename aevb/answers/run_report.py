@@ -151,7 +151,9 @@ def _posterior(trainer: Trainer) -> str:
     mu = trainer.model.embed(x).mu.cpu()
     kl, units = kl_per_dimension(trainer.model, x).cpu(), active_units(trainer.model, x)
     with ink():
-        plane = pictures.latent(f"posterior means of {len(mu):,} test images", mu, dataset.test_labels)
+        plane = pictures.latent(
+            f"posterior means of {len(mu):,} test images", mu, dataset.test_labels, dataset.label_names
+        )
         bars = _bars(kl, units.mask.cpu())
         return section(
             "The posterior",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ class Dataset:
     x_scale is in [0, 1]; or float32 in [0, 1], and max_value is 1. Tensors, or what stays on the disk (`MappedImages`).
     Labels are int64, (N,), or None.
 
-    Attributes: note, what `load` found worth saying about the source.
+    Attributes: note, what `load` found worth saying about the source; label_names, what the labels 0, 1, ... are
+    called, as the subfolders of a folder of images.
 
     Raises:
         ValueError: images or labels of another type, shape or range; an empty part; a NaN.
@@ -36,9 +38,11 @@ class Dataset:
     validation_images: Tensor | MappedImages | None = None
     validation_labels: Tensor | None = None
     note: str = ""
+    label_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field, hint in (("name", str), ("image_shape", tuple[int, ...]), ("max_value", int)):
+        hints: dict[str, Any] = {"name": str, "image_shape": tuple[int, ...], "max_value": int}
+        for field, hint in {**hints, "label_names": tuple[str, ...]}.items():
             object.__setattr__(self, field, converted(field, getattr(self, field), hint))
         dtypes = {}
         for part, images, labels in self._parts():
@@ -47,6 +51,12 @@ class Dataset:
             if labels is not None and tuple(labels.shape) != (len(images),):
                 raise ValueError(
                     f"{part}_labels has shape {tuple(labels.shape)}; expected ({len(images)},), one an image"
+                )
+            names = len(self.label_names)
+            if names and labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < names:
+                ends = f"{int(labels.min())}..{int(labels.max())}"
+                raise ValueError(
+                    f"{part}_labels lie in {ends}, and there are {names} label_names; expected a name for each"
                 )
         if len(set(dtypes.values())) > 1:
             raise ValueError(f"the parts have images of {dtypes}; expected one dtype")

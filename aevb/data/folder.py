@@ -50,13 +50,13 @@ def image_folder(root: Path, files: Sequence[PurePath], folders: Sequence[PurePa
         raise no_training_part(str(root), {part: str(min(of_part)) for part, of_part in parts.items()})
     found: dict[str, Part] = {}
     first: list[_Seen] = []
-    labelled = _labelled(root, parts)
+    labelled, names = _labelled(root, parts)
     for part, (listed, labels) in labelled.items():
         found[part] = Part(_pixels([root / file for file in listed], first), labels, str(_common(root, listed)))
     without = [in_words(part) for part, (_, labels) in labelled.items() if labels is None]
     if len(without) < len(labelled):
         note = "; ".join(filter(None, [*(f"the {part} part has no labels" for part in without), note]))
-    return Source(root.resolve().name or "data", found, max_value=255, note=note)
+    return Source(root.resolve().name or "data", found, max_value=255, note=note, label_names=names)
 
 
 # ---- parts and labels ------------------------------------------------------------------------------------------------
@@ -171,8 +171,8 @@ def _placed_by_names(root: Path, files: Sequence[PurePath]) -> Placed:
     return placed
 
 
-def _labelled(root: Path, parts: Placed) -> dict[str, tuple[list[PurePath], np.ndarray | None]]:
-    """The files of each part, in order, and their labels."""
+def _labelled(root: Path, parts: Placed) -> tuple[dict[str, tuple[list[PurePath], np.ndarray | None]], tuple[str, ...]]:
+    """The files of each part, in order, and their labels; and what these are called."""
     names = _label_names(parts)
     classes: dict[str, list[str]] = {}
     for part, of_part in names.items():
@@ -197,7 +197,7 @@ def _labelled(root: Path, parts: Placed) -> dict[str, tuple[list[PurePath], np.n
         listed = sorted(of_part, key=lambda file: (of_part[file] or "", file))
         labels = [classes[part].index(name) for file in listed if (name := of_part[file]) is not None]
         found[part] = (listed, np.array(labels) if labels else None)
-    return found
+    return found, next((tuple(of_part) for of_part in classes.values() if of_part), ())
 
 
 def _label_names(parts: Placed) -> dict[str, dict[PurePath, str | None]]:

@@ -34,7 +34,8 @@ class Part(NamedTuple):
 @dataclass(frozen=True)
 class Source:
     """The parts that a source has: "train", perhaps "test" and "validation". max_value is None where it is to be found
-    from the values; num_test, of a source without a test part, how many to hold out, or None for a tenth."""
+    from the values; num_test, of a source without a test part, how many to hold out, or None for a tenth;
+    label_names, what the labels 0, 1, ... are called, where a source says it."""
 
     name: str
     parts: Mapping[str, Part]
@@ -42,6 +43,7 @@ class Source:
     image_shape: tuple[int, ...] | None = None
     num_test: int | None = None
     note: str = ""
+    label_names: tuple[str, ...] = ()
 
 
 def check_labels(labels: np.ndarray, labels_where: object, count: int, where: object) -> None:

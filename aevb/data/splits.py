@@ -59,6 +59,7 @@ def dataset(source: Source, validation: float, split_seed: int) -> Dataset:
         validation_images=None if held_out is None else held_out[0],
         validation_labels=None if held_out is None else held_out[1],
         note=note,
+        label_names=source.label_names,
     )
 
 
