@@ -6,6 +6,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -528,3 +529,19 @@ def test_names_of_rows_do_not_overlap(shape):
         boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
         for above, below in itertools.pairwise(boxes if figure in figures[1:3] else []):
             assert below.y1 < above.y0 + 1
+
+
+def test_float_images_in_whole_numbers_are_taken_as_in_training(tmp_path, monkeypatch):
+    """Those of 0..16 here, as the digits are; a model of MNIST's takes floats of 0..255."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--epochs", "1", "--hidden-dims", "8", "--latent-dim", "2", "--no-progress"]) == 0
+    whole = np.random.default_rng(0).integers(0, 17, (5, 64))
+    np.save("floats.npy", whole.astype(np.float32))
+    np.save("bytes.npy", whole.astype(np.uint8))
+    np.save("beyond.npy", 15.0 * whole.astype(np.float32))
+    for name in ("floats", "bytes"):
+        assert main(["embed", "runs/digits", "--data", f"{name}.npy", "--out", f"of_{name}.npz"]) == 0
+        assert main(["reconstruct", "runs/digits", "--data", f"{name}.npy", "--out", f"of_{name}.npy"]) == 0
+    assert Path("of_floats.npz").read_bytes() == Path("of_bytes.npz").read_bytes()
+    assert Path("of_floats.npy").read_bytes() == Path("of_bytes.npy").read_bytes()
+    assert main(["embed", "runs/digits", "--data", "beyond.npy", "--out", "beyond.npz"]) == 1

@@ -140,8 +140,8 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
 
 
 class ImageFile:
-    """Images of a .npy file: bits; integers in 0..max_value, where one is above 1; or numbers in [0, 1], with noise
-    perhaps beyond.
+    """Images of a .npy file: bits; whole numbers in 0..max_value, where one is above 1; or numbers in [0, 1], with
+    noise perhaps beyond.
 
     Attributes: array, (N, data_dim), as the file has it.
     """
@@ -160,18 +160,20 @@ class ImageFile:
         self.whole = self._is_whole()
 
     def _is_whole(self) -> bool:
-        """Whether the values are 0..max_value."""
-        return self.array.dtype.kind in "iu" and bool(self.array.max() > 1)
+        """Whether the values are 0..max_value: whole numbers, of floats too, as of the data that are trained on."""
+        array = self.array
+        whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.rint(array)).all()))
+        return whole and bool(array.min() >= 0) and bool(array.max() > 1)
 
     def check(self) -> None:
         """Raises ValueError for what is no clean image."""
         dataset, array = self.trainer.dataset, self.array
-        limit = dataset.max_value if array.dtype.kind in "iu" else 1
+        limit = dataset.max_value if array.dtype.kind in "iu" or self.whole else 1
         if not (array.min() >= 0 and array.max() <= limit):  # nor where one is NaN
             row, pixel = np.argwhere(~((array >= 0) & (array <= limit)))[0]
             raise ValueError(
                 f"{self.path}: datapoint {row}, pixel {pixel} is {array[row, pixel]:g}; expected numbers in [0, 1], or "
-                f"integers in 0..{dataset.max_value}"
+                f"whole numbers in 0..{dataset.max_value}"
             )
 
     def clean(self, rows: Tensor) -> Tensor:
