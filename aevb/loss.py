@@ -16,6 +16,8 @@ from .gaussian_likelihood import GaussianOutput
 from .linear_likelihood import LinearLogits
 from .shapes import Generators, checked_batch_dims, latents, say_one_datapoint
 
+_is_compiling = torch.compiler.is_compiling
+
 
 class Estimator(NamedTuple):
     """How a bound and its gradient are estimated from samples."""
@@ -251,11 +253,13 @@ class FusedELBO(nn.Module):
                 self._check_given(recon, x, mu, logvar, kl)
             if mu.dim() == 1 and self.batch_dims is None and x.dim() > 1 and x.shape[0] == mu.shape[0]:
                 say_one_datapoint(mu, x, 5)
-            mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO", 5)
+            if self.batch_dims is not None or mu.dim() > 2:
+                mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO", 5)
         recon = self._checked_recon(recon)
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
-        if self.validate_args is not False and not torch.compiler.is_compiling():
+        # In a graph `_looked` is not read: it would be a guard.
+        if self.validate_args is not False and not _is_compiling() and (self.validate_args or not self._looked):
             self._look(recon, x)
         if kl is not None:
             self._check_kl(recon, x, kl)
@@ -319,12 +323,13 @@ class FusedELBO(nn.Module):
             check_dense("FusedELBO", kl=kl)
         per_sample, groups = self._per_sample_kl(), self.free_bits is not None
         inner = per_sample or groups  # a dimension that is none of the batch
-        fewest = inner + (self.batch_dims is None and not ops.is_batched())
-        if per_sample and (kl.dim() < fewest or kl.shape[0] != self.num_samples):
+        dims = kl.dim()
+        too_few = dims <= inner and (dims < inner or (self.batch_dims is None and not ops.is_batched()))
+        if per_sample and (too_few or kl.shape[0] != self.num_samples):
             expected = f"(num_samples={self.num_samples}, *batch), log q(z|x) - log p(z) of each sample"
-        elif groups and (kl.dim() < fewest or self.groups not in (None, kl.shape[-1])):
+        elif groups and (too_few or self.groups not in (None, kl.shape[-1])):
             expected = f"(*batch, groups{'' if self.groups is None else f'={self.groups}'}), for free_bits"
-        elif kl.dim() < fewest:
+        elif too_few:
             raise ValueError(
                 "kl is 0-d, which makes all of x one datapoint; expected one number for each, as aevb.sample_gaussian "
                 "and aevb.gaussian_kl give it, no mean or sum of them. Of a single datapoint: FusedELBO(batch_dims=0)"
@@ -335,7 +340,7 @@ class FusedELBO(nn.Module):
             raise ValueError(
                 f"kl has shape {tuple(kl.shape)}; expected {expected}, as z, kl = criterion.sample(mu, logvar) gives it"
             )
-        if self.batch_dims is not None and kl.dim() - inner != self.batch_dims:
+        if self.batch_dims is not None and dims - inner != self.batch_dims:
             raise ValueError(
                 f"kl has shape {tuple(kl.shape)} and batch_dims is {self.batch_dims}; expected one number for each "
                 f"datapoint, {self.batch_dims + inner} dimensions"

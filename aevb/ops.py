@@ -27,7 +27,7 @@ from . import _C, reference  # importing _C registers the ops
 from .arguments import converted
 from .choices import GRADIENTS, REDUCTIONS, unknown
 from .explain import check_dense, explain
-from .ranges import check_bernoulli, check_gaussian, look_once
+from .ranges import check_bernoulli, check_gaussian, is_wanted, look_once
 from .shapes import Generators, check_generators, check_seed, int64, latents, shaped
 
 _ops = torch.ops.aevb
@@ -452,15 +452,17 @@ def sampled(
         check_dense(reader, mu=mu, logvar=logvar)
     if num_samples is not None and not isinstance(num_samples, int):
         num_samples = converted("num_samples", num_samples, int)
-    flat_mu, flat_logvar = latents(mu, logvar, batch_dims, reader, 4)
-    check_seed(seed, batch_dims, num_samples)
+    flat_mu, flat_logvar = mu, logvar
+    if batch_dims is not None or mu.dim() > 2:
+        flat_mu, flat_logvar = latents(mu, logvar, batch_dims, reader, 4)
+        check_seed(seed, batch_dims, num_samples)
     seed = _seed(flat_mu, seed, generator, num_samples)
     if gradient is None:
         z, found = _sample_gaussian(flat_mu, flat_logvar, seed, num_samples)
     else:
         code = GRADIENTS.index(gradient)
         z, found = _sample_gaussian_log_ratio(flat_mu, flat_logvar, seed, num_samples, code)
-    return shaped(z, mu, flat_mu), found
+    return z if batch_dims is None else shaped(z, mu, flat_mu), found
 
 
 def _seed(mu: Tensor, seed: Tensor | int | None, generator: Generators | None, num_samples: int | None) -> Tensor:
@@ -542,7 +544,8 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_
     """
     if not (type(mu) is Tensor is type(logvar)):
         check_dense("gaussian_kl", mu=mu, logvar=logvar)
-    mu, logvar = latents(mu, logvar, batch_dims, "gaussian_kl", 3)
+    if batch_dims is not None or mu.dim() > 2:
+        mu, logvar = latents(mu, logvar, batch_dims, "gaussian_kl", 3)
     return latent_kl(mu, logvar, groups)
 
 
@@ -628,7 +631,7 @@ def bernoulli_log_prob(
     """
     if not (type(logits) is Tensor is type(x)):
         check_dense("bernoulli_log_prob", logits=logits, x=x)
-    if validate_args is not False:
+    if validate_args is not False and is_wanted("bernoulli_log_prob", validate_args):
         look_once("bernoulli_log_prob", validate_args, check_bernoulli, logits, x, x_scale, False)
     return _bernoulli_log_prob(logits, x, x_scale, False)
 
@@ -725,7 +728,7 @@ def gaussian_log_prob(
     """
     if not (type(mean) is Tensor is type(x)):
         check_dense("gaussian_log_prob", mean=mean, x=x)
-    if validate_args is not False:
+    if validate_args is not False and is_wanted("gaussian_log_prob", validate_args):
         look_once("gaussian_log_prob", validate_args, check_gaussian, mean, x, x_scale, sigmoid)
     return _gaussian_log_prob(*gaussian_arguments(mean, x, logvar, x_scale, sigmoid))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .explain import check_dense, is_dense
 
 _functorch_active = torch._C._are_functorch_transforms_active
+_is_compiling = torch.compiler.is_compiling
 _modes = torch._C._len_torch_dispatch_stack
 _looked: set[str] = set()  # functions whose first call was looked at
 
@@ -40,10 +41,14 @@ def look(validate_args: bool | None, looked: bool, *tensors: Tensor) -> bool:
     )
 
 
+def is_wanted(function: str, validate_args: bool | None) -> bool:
+    """Whether a function's call may be one that `look_once` looks at: quickly, at every call. In a graph, without
+    having read what would be a guard."""
+    return not _is_compiling() and (validate_args is True or function not in _looked)
+
+
 def look_once(function: str, validate_args: bool | None, check: Callable[..., None], *arguments) -> None:
     """``check(*arguments, strict)`` of a function's call: without validate_args, of its first in a process."""
-    if torch.compiler.is_compiling():
-        return
     tensors = (t for t in arguments if isinstance(t, Tensor))
     if look(validate_args, function in _looked, *tensors):
         check(*arguments, validate_args is True)
@@ -143,7 +148,7 @@ def check_pixels(model: object, images: Mapping[str, Tensor | None], sigma: floa
     images."""
     likelihood = getattr(model, "likelihood", None)
     unit = likelihood == "bernoulli" or (likelihood == "gaussian" and getattr(model, "sigmoid_means", False))
-    if torch.compiler.is_compiling() or not unit:
+    if _is_compiling() or not unit:
         return
     for name, x in images.items():
         if x is None:

@@ -188,6 +188,7 @@ def test_probabilities_given_to_the_function_of_logits():
 
 
 def test_not_in_graphs_which_never_recompile():
+    torch._dynamo.reset()  # other tests' graphs count towards its limit
     criterion = aevb.FusedELBO()
     counter = CompileCounter()
     compiled = torch.compile(criterion, backend=counter, fullgraph=True)
