@@ -11,9 +11,9 @@ import numpy as np
 
 from .mapped import MappedImages, open_npy
 from .parts import IMAGES, LABELS, Chosen, choose, no_training_part, not_read, read
+from .sentences import damaged
 from .shapes import CHANNELS, image_shape
 from .source import Part, Source, name_of, need
-from .values import in_a_line
 
 MAPPED_ABOVE = 1 << 30  # bytes; a smaller file is read as a whole
 
@@ -73,12 +73,8 @@ class _Npz(Mapping[str, np.ndarray]):
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
                 yield arrays
-        except Exception as error:  # of many kinds, where a file is damaged
-            if "allow_pickle" in str(error):
-                raise ValueError(
-                    f"{self.path} holds Python objects, which are not loaded; expected arrays of numbers"
-                ) from error
-            raise ValueError(f"{self.path} is truncated or damaged: {in_a_line(error)}") from error
+        except Exception as error:
+            raise damaged(self.path, error) from error
 
 
 def mat(path: Path, only: str | None = None) -> Source:
@@ -108,8 +104,8 @@ def _mat_arrays(path: Path) -> dict[str, Any]:
         arrays: Mapping[str, Any] = matlab.loadmat(path)
     except NotImplementedError as error:  # HDF5
         raise ValueError(f"{path} is of MATLAB 7.3; expected MATLAB 5 to 7.2: save it with '-v7'") from error
-    except Exception as error:  # of many kinds, where a file is damaged
-        raise ValueError(f"{path} is truncated or damaged: {in_a_line(error)}") from error
+    except Exception as error:
+        raise damaged(path, error) from error
     return {name: array for name, array in arrays.items() if not name.startswith("__")}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from .parts import in_words, more_than_the_part, named_parts, no_training_part, read, two_names, two_parts
+from .sentences import damaged
 from .source import Part, Source, need
-from .values import in_a_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 _NUMBER = re.compile(r"\d{3,}")
@@ -287,10 +287,10 @@ def _read(file: Path) -> tuple[np.ndarray, bool]:
                 image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
             image = image.convert("L" if grey else "RGB")
             pixels = np.asarray(image if turn is None else image.transpose(turn))
-    except Exception as error:  # of many kinds, by format
+    except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(str(file)):
             raise
-        raise ValueError(f"{file} is truncated, damaged or no image: {in_a_line(error)}") from error
+        raise damaged(file, error, "truncated, damaged or no image") from error
     turned = turn is not None or image.size != size
     return (pixels if grey else np.moveaxis(pixels, -1, 0)), turned
 

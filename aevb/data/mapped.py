@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..ops import binarize
 from .noise import bernoulli_bits
+from .sentences import damaged
 from .shapes import image_shape
-from .values import KINDS, check_rows, in_a_line, readings
+from .values import KINDS, check_rows, readings
 
 _MAPPED_AROUND = 1 << 21  # bytes on each side of a page that come with it, at most: a huge page
 _SAMPLE_BYTES = 1 << 24  # of the start, the middle and the end: what tells bits, bytes and [0, 1] apart
@@ -156,12 +157,8 @@ def open_npy(path: Path) -> np.memmap:
     """
     try:
         array = np.lib.format.open_memmap(path, mode="c")
-    except Exception as error:  # of many kinds, where a file is damaged
-        if "Python objects" in str(error):
-            raise ValueError(
-                f"{path} holds Python objects, which are not loaded; expected an array of numbers"
-            ) from error
-        raise ValueError(f"{path} is truncated or damaged: {in_a_line(error)}") from error
+    except Exception as error:
+        raise damaged(path, error) from error
     size, expected = path.stat().st_size, array.offset + array.nbytes
     if size != expected:
         raise ValueError(f"{path} is damaged: {size} bytes, expected {expected} for an array of shape {array.shape}")

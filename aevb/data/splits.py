@@ -11,9 +11,10 @@ from torch import Tensor
 from ..arguments import takes_plain_values
 from .dataset import Dataset
 from .mapped import MappedImages
+from .sentences import number
 from .shapes import image_shape
 from .source import Part, Source
-from .values import KINDS, agreed, converted, number
+from .values import KINDS, agreed, converted
 
 FILE_TEST_FRACTION = 10  # of a source without a test part, one image in so many is held out for the test
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .sentences import number
+
 CHUNK_BYTES = 1 << 26
 # x / 255 in float32, or x * (1 / 255), is off by less than half of this.
 _FRACTION_TOLERANCE = 5e-5
@@ -131,17 +133,6 @@ def _clip(chunk: np.ndarray) -> str:
     """What helps where resizing went beyond the range by less than one step."""
     beyond = chunk.min() > -1 and 255 < chunk.max() < 256 and chunk.dtype.kind == "f"
     return ". After a resize: images.clip(0, 255).round()" if beyond else ""
-
-
-def in_a_line(error: BaseException) -> str:
-    """What an error of a reader says, in one line; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def number(value: np.generic) -> str:
-    """A number of an array, with as many digits as tell it from others: 255.00002 is not 255."""
-    short = f"{value:g}"
-    return short if value != value or value.dtype.type(short) == value else str(value)
 
 
 def _at(chunk: np.ndarray, wrong: np.ndarray, where: str, first_row: int) -> str:
