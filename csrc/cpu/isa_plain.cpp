@@ -2,7 +2,7 @@
 // The kernels for any machine, without vector instructions of its own.
 #include "isa.h"
 
-#if defined(__x86_64__)  // where only the tests run these: half the time to compile, for a few percent
+#if defined(__x86_64__)  // where only the tests run these: half the time to compile
 #define AEVB_CONVERSION __attribute__((noinline))
 #endif
 #define AEVB_KERNELS plain_kernels
