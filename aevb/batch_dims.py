@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
-from collections.abc import Sequence
-from typing import SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .explain import check_dense, is_dense
-
-Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator]"  # or one for each datapoint
+from .arguments import converted
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _said: set[str] = set()
@@ -20,17 +15,13 @@ _said: set[str] = set()
 
 def checked_batch_dims(batch_dims: int | None) -> int | None:
     """batch_dims, None or a whole number from 0 up."""
-    if batch_dims is None:
-        return None
-    try:
-        number = -1 if isinstance(batch_dims, bool) else operator.index(batch_dims)
-    except TypeError:
-        number = -1
-    if number < 0:
+    if batch_dims is not None and (isinstance(batch_dims, bool) or not isinstance(batch_dims, int)):
+        batch_dims = converted("batch_dims", batch_dims, int)
+    if batch_dims is not None and batch_dims < 0:
         raise ValueError(
-            f"batch_dims is {batch_dims!r}; expected how many leading dimensions are the batch: 1 for mu (B, C, H, W)"
+            f"batch_dims is {batch_dims}; expected how many leading dimensions are the batch: 1 for mu (B, C, H, W)"
         )
-    return number
+    return batch_dims
 
 
 def latents(
@@ -59,46 +50,6 @@ def latents(
 def shaped(z: Tensor, mu: Tensor, flat: Tensor) -> Tensor:
     """Samples (*samples, *batch, D) of flat latents, in the shape of mu."""
     return z if flat.dim() == mu.dim() else z.reshape(*z.shape[: z.dim() - flat.dim()], *mu.shape)
-
-
-def int64(value: Tensor | SupportsIndex, name: str, device: torch.device | None = None) -> Tensor:
-    """An int or a tensor of int64, as a tensor: what is no whole number is not cut to one."""
-    if isinstance(value, Tensor):
-        if value.dtype != torch.int64:
-            raise RuntimeError(f"{name} has dtype {str(value.dtype)[6:]}; expected an int or an int64 tensor")
-        if not is_dense(value):
-            check_dense("mix_seed", **{name: value})
-        return value
-    if not isinstance(value, int):
-        try:
-            value = operator.index(value)  # numpy's integers too
-        except TypeError:
-            raise ValueError(f"{name} is {value!r}; expected an integer, or an int64 tensor") from None
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name} is {value}; expected a 64-bit signed integer")
-    return torch.full((), value, dtype=torch.int64, device=device)  # a fill: a copy would wait for a GPU
-
-
-def check_generators(generators: Sequence[torch.Generator], mu: Tensor) -> None:
-    """That there is one for each datapoint of mu (*batch, D), by its first dimension."""
-    if mu.dim() < 2 or len(generators) != mu.shape[0]:
-        raise ValueError(
-            f"there are {len(generators)} generators for mu of shape {tuple(mu.shape)}; expected one for each of its "
-            "first dimension"
-        )
-
-
-def check_seed(seed: object, batch_dims: int | None, num_samples: int | None) -> None:
-    """That a tensor of seeds, where batch_dims is given, has a seed for each datapoint, or fewer."""
-    if batch_dims is None or not isinstance(seed, Tensor):
-        return
-    most = batch_dims + (num_samples is not None)
-    if seed.dim() > most:
-        expected = "(), (num_samples,) or (num_samples, *batch)" if num_samples is not None else "() or (*batch,)"
-        raise ValueError(
-            f"seed has shape {tuple(seed.shape)} and batch_dims is {batch_dims}; expected {expected}: the noise of a "
-            "datapoint has one seed"
-        )
 
 
 def _can_say(what: str) -> bool:

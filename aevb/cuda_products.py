@@ -16,7 +16,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .products import ACTIVATIONS
+from .choices import ACTIVATIONS
 
 _ops = torch.ops.aevb
 bias_activation = _ops.bias_activation_.default

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from . import bounds, gaussian_likelihood, linear_likelihood, ops, ranges
 from .arguments import converted
+from .batch_dims import checked_batch_dims, latents, say_one_datapoint
 from .choices import LIKELIHOODS, REDUCTIONS, unknown
 from .explain import check_dense
 from .gaussian_likelihood import GaussianOutput
 from .linear_likelihood import LinearLogits
-from .shapes import Generators, checked_batch_dims, latents, say_one_datapoint
+from .seeds import Generators
 
 _is_compiling = torch.compiler.is_compiling
 

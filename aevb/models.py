@@ -109,7 +109,7 @@ class BaseVAE(Questions, nn.Module):
                 f"x is {x.dtype}; expected values in [0, 1], floating or bool: for pixels, x_scale=1/255, or x / 255"
             )
         if x.is_floating_point():
-            x = x.to(self._weight().dtype)
+            x = x.to(weight_of(self).dtype)
         mu, logvar = self._encoded(x, x_scale).chunk(2, dim=-1)
         return mu, logvar
 
@@ -162,7 +162,7 @@ class BaseVAE(Questions, nn.Module):
         """The pixel means, (n, data_dim), at n draws of z from the prior; no gradient."""
         if n < 0:
             raise ValueError(f"n is {n}; expected the number of samples")
-        weight = self._weight()
+        weight = weight_of(self)
         z = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
         return self.mean(z)
 
@@ -213,10 +213,6 @@ class BaseVAE(Questions, nn.Module):
         if not isinstance(model, cls):
             raise ValueError(f"{path} holds a {kind.__name__}; expected a {cls.__name__}")
         return model
-
-    def _weight(self) -> Tensor:
-        """A tensor of the model's dtype and device."""
-        return weight_of(self)
 
     # ---- what a model has of its own ----
 
@@ -329,7 +325,7 @@ class VAE(BaseVAE):
         return None
 
     def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
-        return call(self.encoder, x, x_scale, None if x.is_floating_point() else self._weight())
+        return call(self.encoder, x, x_scale, None if x.is_floating_point() else weight_of(self))
 
     def _decoded(self, z: Tensor) -> Tensor:
         return call(self.decoder, z)
@@ -396,7 +392,7 @@ class ConvVAE(BaseVAE):
         return {"image_shape": self.image_shape, "channels": self.channels, **super().options()}
 
     def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
-        x = floating(x, x_scale, self._weight())
+        x = floating(x, x_scale, weight_of(self))
         return self.encoder(x.reshape(-1, self.data_dim)).view(*x.shape[:-1], 2 * self.latent_dim)
 
     def _decoded(self, z: Tensor) -> Tensor:

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from . import _C, reference  # importing _C registers the ops
 from .arguments import converted
+from .batch_dims import latents, shaped
 from .choices import GRADIENTS, REDUCTIONS, unknown
 from .explain import check_dense, explain
 from .ranges import check_bernoulli, check_gaussian, is_wanted, look_once
-from .shapes import Generators, check_generators, check_seed, int64, latents, shaped
+from .seeds import Generators, check_generators, check_seed, int64
 
 _ops = torch.ops.aevb
 _functorch_active = torch._C._are_functorch_transforms_active

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import bounds
+from .batch_dims import latents, shaped
 from .choices import ACTIVATIONS, GRADIENTS, LIKELIHOODS, REDUCTIONS, unknown
-from .shapes import Generators, check_generators, int64, latents, shaped
+from .seeds import Generators, check_generators, int64
 
 _WORD = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

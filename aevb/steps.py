@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import cuda_graphs, cuda_products
+from .choices import ACTIVATIONS, GRADIENTS
 from .chunks import FEWEST_ROWS, both_kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
 from .loss import ESTIMATORS, FusedELBO
 from .models import VAE, BaseVAE
-from .ops import GRADIENTS, mix_seed, on_reference, weigh_samples
+from .ops import mix_seed, on_reference, weigh_samples
 from .plain_modules import has_hooks, inherits, is_hooked, is_plain
 from .processes import Alone, Several
-from .products import ACTIVATIONS, activation_backward_, bias_activation, product, rows_product
+from .products import activation_backward_, bias_activation, product, rows_product
 
 _sample = torch.ops.aevb.sample_gaussian_forward.default
 _sample_backward = torch.ops.aevb.sample_gaussian_backward.default

@@ -8,7 +8,7 @@ import torch
 from conftest import rand, randn, same_bits
 
 import aevb
-from aevb import reference, shapes
+from aevb import batch_dims, reference
 
 ESTIMATORS = [("sgvb-b", None), ("sgvb-b", 3), ("sgvb-a", 3), ("stl", None), ("iwae", 3), ("dreg", 3)]
 MU, LOGVAR, X, LOGITS = randn(1, 2, 3, 8, 4), 0.3 * randn(2, 2, 3, 8, 4), rand(3, 2, 3, 8, 8), randn(4, 2, 3, 8, 8)
@@ -16,7 +16,7 @@ MU, LOGVAR, X, LOGITS = randn(1, 2, 3, 8, 4), 0.3 * randn(2, 2, 3, 8, 4), rand(3
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(shapes, "_said", set())
+    monkeypatch.setattr(batch_dims, "_said", set())
 
 
 def flat(t, batch_dims=1):
@@ -154,7 +154,7 @@ def test_a_batch_without_a_latent_dimension_is_said():
     with pytest.warns(UserWarning, match=r"as one datapoint of 5 latent dimensions.*mu\.unsqueeze\(-1\)") as said:
         aevb.FusedELBO()(randn(1, 5, 7), rand(2, 5, 7), randn(3, 5), randn(4, 5))
     assert said[0].filename == __file__
-    shapes._said.clear()
+    batch_dims._said.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         aevb.FusedELBO()(randn(1, 35), rand(2, 35), randn(3, 5), randn(4, 5))
@@ -220,8 +220,8 @@ def test_in_torch_func_a_datapoint_is_one(estimator, num_samples):
 
 
 def test_bad_batch_dims():
-    for bad in (-1, 1.5, True, "1"):
-        with pytest.raises(ValueError, match=f"batch_dims is {re.escape(repr(bad))}; expected how many leading"):
+    for bad in (-1, 1.5, True, "x"):
+        with pytest.raises(ValueError, match=rf"batch_dims is {re.escape(repr(bad))}; expected (how many|a whole)"):
             aevb.FusedELBO(batch_dims=bad)
         with pytest.raises(ValueError, match="batch_dims is"):
             aevb.sample_gaussian(MU, LOGVAR, batch_dims=bad)

@@ -95,7 +95,7 @@ def test_the_codes_of_the_kernels():
 
 def test_whole_numbers_are_not_made_of_others():
     """3.2 and 3.7 are no seed, and not the seed 3."""
-    for seed in (3.2, 3.7, "3"):
+    for seed in (3.2, 3.7):
         for call in (
             lambda seed: aevb.sample_gaussian(MU, LOGVAR, seed=seed),
             lambda seed: aevb.sample_gaussian_log_ratio(MU, LOGVAR, seed=seed),
@@ -108,19 +108,18 @@ def test_whole_numbers_are_not_made_of_others():
             lambda seed: reference.normal(seed, (3,)),
             lambda seed: reference.mix_seed(seed, 1),
             lambda seed: reference.binarize((255 * X).byte(), seed=seed),
-            lambda seed: aevb.log_marginal_likelihood(aevb.VAE(D, 5, 2), X, 3, seed=seed if seed != "3" else 3.5),
-            lambda seed: aevb.VAE(D, 5, 2).embed(X, 3, seed=seed if seed != "3" else 3.5),
+            lambda seed: aevb.log_marginal_likelihood(aevb.VAE(D, 5, 2), X, 3, seed=seed),
+            lambda seed: aevb.VAE(D, 5, 2).embed(X, 3, seed=seed),
             lambda seed: torch.func.vmap(lambda m, v: aevb.sample_gaussian(m, v, seed=seed))(MU, LOGVAR),
         ):
-            with pytest.raises(ValueError, match=r"(seed|index) is .*; expected (an integer|a whole number)"):
+            with pytest.raises(ValueError, match=r"(seed|index) is .*; expected a whole number"):
                 call(seed)
-        if seed != "3":
-            for call in (aevb.sample_gaussian, reference.sample_gaussian):
-                with pytest.raises(RuntimeError, match="seed has dtype float32; expected an int or an int64 tensor"):
-                    call(MU, LOGVAR, seed=torch.tensor(seed))
+        for call in (aevb.sample_gaussian, reference.sample_gaussian):
+            with pytest.raises(RuntimeError, match="seed has dtype float32; expected an int or an int64 tensor"):
+                call(MU, LOGVAR, seed=torch.tensor(seed))
     import numpy as np
 
-    for number in (np.int32(3), np.uint8(3), np.int64(3)):
+    for number in (np.int32(3), np.uint8(3), np.int64(3), 3.0, "3"):
         assert torch.equal(
             aevb.sample_gaussian(MU, LOGVAR, seed=number)[0], aevb.sample_gaussian(MU, LOGVAR, seed=3)[0]
         )

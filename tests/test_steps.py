@@ -7,8 +7,8 @@ from emulation.build import emulated_ops
 
 import aevb
 from aevb import cuda_products, steps
+from aevb.choices import GRADIENTS
 from aevb.data import Targets
-from aevb.ops import GRADIENTS
 from aevb.steps import AutogradStep, DirectStep, GraphStep, training_step
 
 SEEDS = torch.tensor(3), torch.tensor(4)
