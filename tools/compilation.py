@@ -117,7 +117,7 @@ def compile_all(jobs, processes):
     start, done, failed = time.monotonic(), 0, []
 
     def compile_one(job):
-        return job, job.run(*(["--threads", threads] if job.source.endswith(".cu") else []))
+        return job, job.run("--threads", threads)
 
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         for future in concurrent.futures.as_completed([pool.submit(compile_one, job) for job in todo]):
@@ -133,6 +133,7 @@ def compile_all(jobs, processes):
             if failed:
                 break
     if failed:
-        hint = " AEVB_CUDA=0 builds without the CUDA kernels." if failed[0].source.endswith(".cu") else ""
-        stop(f"the compiler fails on {failed[0].source}, as it says above.{hint}")
+        stop(
+            f"the compiler fails on {failed[0].source}, as it says above. AEVB_CUDA=0 builds without the CUDA kernels."
+        )
     return [job.target for job in jobs]

@@ -4,8 +4,7 @@
 #   tools/pypi_nvcc_check.sh [FOLDER]    the package is left in FOLDER, if one is named
 #
 # It uses the python on PATH, or $PYTHON, which needs torch and the packages that aevb imports, CPU builds or not. It
-# compiles for AEVB_CUDA_ARCHS (90 by default, which is quick), with nvcc's warnings as errors. What build/ has of the
-# C++ files is not compiled again.
+# compiles for AEVB_CUDA_ARCHS (90 by default, which is quick), with nvcc's warnings as errors.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -17,7 +16,6 @@ site=$(realpath -m "${1:-$folder/site}")
 mkdir "$folder/tree"
 cp -a aevb csrc tools setup.py pyproject.toml README.md LICENSE "$folder/tree"
 rm -f "$folder"/tree/aevb/*.so
-if [ -d build ]; then mkdir "$folder/tree/build" && cp -a build/temp.* "$folder/tree/build"; fi
 
 # A CUDA_HOME that is none hides the machine's own toolkits.
 export CUDA_HOME=$folder/no-toolkit AEVB_CUDA=1 AEVB_CUDA_ARCHS=${AEVB_CUDA_ARCHS:-90}
