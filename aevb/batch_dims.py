@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from .arguments import converted
+from .explain import warn
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _said: set[str] = set()
@@ -24,14 +23,12 @@ def checked_batch_dims(batch_dims: int | None) -> int | None:
     return batch_dims
 
 
-def latents(
-    mu: Tensor, logvar: Tensor, batch_dims: int | None, reader: str = "", frames: int = 0
-) -> tuple[Tensor, Tensor]:
-    """mu and logvar as (*batch, D). Without batch_dims the batch is all but the last dimension, and `reader`, who was
-    called so many frames above, says once how it read more than two."""
+def latents(mu: Tensor, logvar: Tensor, batch_dims: int | None, reader: str = "") -> tuple[Tensor, Tensor]:
+    """mu and logvar as (*batch, D). Without batch_dims the batch is all but the last dimension, and `reader` says once
+    how it read more than two."""
     if batch_dims is None:
         if mu.dim() > 2 and _can_say(reader):
-            _say_batch(mu, reader, frames)
+            _say_batch(mu, reader)
         return mu, logvar
     batch_dims = checked_batch_dims(batch_dims)
     assert batch_dims is not None
@@ -58,25 +55,23 @@ def _can_say(what: str) -> bool:
     return not torch.compiler.is_compiling() and not _functorch_active() and what not in _said
 
 
-def _say_batch(mu: Tensor, reader: str, frames: int) -> None:
+def _say_batch(mu: Tensor, reader: str) -> None:
     _said.add(reader)
     *batch, size = mu.shape
     count = torch.Size(batch).numel()
-    warnings.warn(
+    warn(
         f"{reader} read mu of shape {tuple(mu.shape)} as {count} datapoints of {size} latent dimensions: without "
         f"batch_dims every dimension but the last is of the batch. batch_dims={len(batch)} says that this is meant; "
-        f"batch_dims=1 means {mu.shape[0]} datapoints of {mu.shape[1:].numel()}",
-        stacklevel=frames + 1,
+        f"batch_dims=1 means {mu.shape[0]} datapoints of {mu.shape[1:].numel()}"
     )
 
 
-def say_one_datapoint(mu: Tensor, x: Tensor, frames: int) -> None:
+def say_one_datapoint(mu: Tensor, x: Tensor) -> None:
     """Warns once of mu (B,) beside x (B, ...), which is one datapoint of B latent dimensions."""
     if not _can_say("1-d"):
         return
     _said.add("1-d")
-    warnings.warn(
+    warn(
         f"FusedELBO read mu of shape {tuple(mu.shape)} and x of shape {tuple(x.shape)} as one datapoint of {len(mu)} "
-        "latent dimensions. batch_dims=0 says that this is meant; one latent dimension of a batch is mu.unsqueeze(-1)",
-        stacklevel=frames,
+        "latent dimensions. batch_dims=0 says that this is meant; one latent dimension of a batch is mu.unsqueeze(-1)"
     )

@@ -1,8 +1,10 @@
-"""What a call that failed says: which argument was no dense tensor, or how much memory was asked for, and for what."""
+"""What a call says: which argument was no dense tensor, how much memory was asked for and for what, and warnings."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,3 +78,11 @@ def _free(device: torch.device) -> float:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return float("inf")
+
+
+def warn(sentence: str) -> None:
+    """Warns at the line that called the library."""
+    frame, count = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("aevb", "torch"):
+        frame, count = frame.f_back, count + 1
+    warnings.warn(sentence, stacklevel=count + 1)

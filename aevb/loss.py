@@ -226,7 +226,7 @@ class FusedELBO(nn.Module):
         z, kl = ops.sampled(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO")
         if gradient is not None or self.free_bits is None:
             return z, kl
-        return z, self._closed_form_kl(*latents(mu, logvar, self.batch_dims, "FusedELBO", 2))
+        return z, self._closed_form_kl(*latents(mu, logvar, self.batch_dims, "FusedELBO"))
 
     def forward(
         self,
@@ -253,9 +253,9 @@ class FusedELBO(nn.Module):
             if not (type(mu) is Tensor is type(logvar)):
                 self._check_given(recon, x, mu, logvar, kl)
             if mu.dim() == 1 and self.batch_dims is None and x.dim() > 1 and x.shape[0] == mu.shape[0]:
-                say_one_datapoint(mu, x, 5)
+                say_one_datapoint(mu, x)
             if self.batch_dims is not None or mu.dim() > 2:
-                mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO", 5)
+                mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO")
         recon = self._checked_recon(recon)
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)

@@ -455,7 +455,7 @@ def sampled(
         num_samples = converted("num_samples", num_samples, int)
     flat_mu, flat_logvar = mu, logvar
     if batch_dims is not None or mu.dim() > 2:
-        flat_mu, flat_logvar = latents(mu, logvar, batch_dims, reader, 4)
+        flat_mu, flat_logvar = latents(mu, logvar, batch_dims, reader)
         check_seed(seed, batch_dims, num_samples)
     seed = _seed(flat_mu, seed, generator, num_samples)
     if gradient is None:
@@ -546,7 +546,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_
     if not (type(mu) is Tensor is type(logvar)):
         check_dense("gaussian_kl", mu=mu, logvar=logvar)
     if batch_dims is not None or mu.dim() > 2:
-        mu, logvar = latents(mu, logvar, batch_dims, "gaussian_kl", 3)
+        mu, logvar = latents(mu, logvar, batch_dims, "gaussian_kl")
     return latent_kl(mu, logvar, groups)
 
 

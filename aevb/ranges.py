@@ -7,15 +7,13 @@ that is eager, on a CPU, looks. True looks at every call and at more; False at n
 
 from __future__ import annotations
 
-import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from .explain import check_dense, is_dense
+from .explain import check_dense, is_dense, warn
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
@@ -108,7 +106,7 @@ def check_probabilities(recon: Tensor, x: Tensor, strict: bool) -> None:
         )
     bits = ends == (0, 1) and bool(((recon == 0) | (recon == 1)).all())
     if bits and x.is_floating_point() and not ((x == 0) | (x == 1)).any():
-        _warn("recon holds nothing but 0 and 1, and x neither: they may be swapped. Expected criterion(recon, x, ...)")
+        warn("recon holds nothing but 0 and 1, and x neither: they may be swapped. Expected criterion(recon, x, ...)")
 
 
 def check_logits(logits: Tensor, strict: bool) -> None:
@@ -119,7 +117,7 @@ def check_logits(logits: Tensor, strict: bool) -> None:
     if strict and not (math.isfinite(ends[0]) and math.isfinite(ends[1])):
         raise ValueError(f"{_first(logits, None, torch.isfinite, 'recon')}; a logit is finite")
     if 0 <= ends[0] < ends[1] <= 1 and logits.numel() >= FEWEST_LOGITS:
-        _warn(
+        warn(
             f"every logit lies in [0, 1] ({ends[0]:.3g} to {ends[1]:.3g}), as probabilities do. If the decoder ends in "
             "a sigmoid, leave it out, which is faster and more exact, or say FusedELBO(from_probs=True)"
         )
@@ -136,7 +134,7 @@ def check_sigmoid_targets(x: Tensor, x_scale: float | None, mean: Tensor | None 
     """Warns where x is far from [0, 1], which is where the means of a sigmoid lie."""
     ends = _ends(x, x_scale)
     if ends is not None and not (ends[0] >= -FAR and ends[1] <= 1 + FAR):
-        _warn(
+        warn(
             f"x lies in {ends[0]:.4g}..{ends[1]:.4g}, and with sigmoid_means=True the means in 0..1"
             f"{_advice(ends, mean)}"
         )
@@ -161,7 +159,7 @@ def check_pixels(model: object, images: Mapping[str, Tensor | None], sigma: floa
         if likelihood == "bernoulli":
             sentence = _first(x, None, _between(-slack, 1 + slack), name)
             raise ValueError(f"{sentence}; the model's pixels lie in [0, 1]{_scaling(ends)}")
-        _warn(f"{name} lies in {ends[0]:.4g}..{ends[1]:.4g}, and the model's pixels in 0..1{_scaling(ends)}")
+        warn(f"{name} lies in {ends[0]:.4g}..{ends[1]:.4g}, and the model's pixels in 0..1{_scaling(ends)}")
 
 
 def check_beta(beta: float) -> None:
@@ -211,15 +209,3 @@ def _scaling(ends: tuple[float, float]) -> str:
     if -1.01 <= low < 0 and high <= 1.01:
         return ". Of [-1, 1] it is (x + 1) / 2"
     return ""
-
-
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=_frames_inside())
-
-
-def _frames_inside() -> int:
-    """How many frames from here up to the one that called the library."""
-    frame, count = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("aevb", "torch"):
-        frame, count = frame.f_back, count + 1
-    return count

@@ -274,6 +274,7 @@ def test_memory_is_given_back(tmp_path, monkeypatch):
         images[index]
         held.append(of_file())
     assert 4e6 < sum(held) / len(held) < 24e6
+    assert max(held) < 64e6
     assert of_file() < 1e6
     for index in order.split(1000):
         images[index]
