@@ -249,7 +249,7 @@ def linear_bernoulli_log_prob(
     """
     if not (is_dense(h) and is_dense(x)):
         check_dense("linear_bernoulli_log_prob", h=h, weight=weight, x=x)
-    if validate_args is not False and is_wanted("linear_bernoulli_log_prob", validate_args):
+    if validate_args is not False and is_wanted("linear_bernoulli_log_prob", validate_args, x):
         look_once("linear_bernoulli_log_prob", validate_args, check_bernoulli, None, x, x_scale, False)
     logits = LinearLogits(h, weight, bias)
     rows = h.shape[:-1].numel()

@@ -259,8 +259,7 @@ class FusedELBO(nn.Module):
         recon = self._checked_recon(recon)
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
-        # In a graph `_looked` is not read: it would be a guard.
-        if self.validate_args is not False and not _is_compiling() and (self.validate_args or not self._looked):
+        if self.validate_args is not False and not _is_compiling() and self._is_wanted(x):
             self._look(recon, x)
         if kl is not None:
             self._check_kl(recon, x, kl)
@@ -283,6 +282,10 @@ class FusedELBO(nn.Module):
         parts = recon if isinstance(recon, (LinearLogits, GaussianOutput)) else (recon,)
         given = {"recon": parts[0], "x": x, "mu": mu, "logvar": logvar, "kl": kl}
         check_dense("FusedELBO", **{name: t for name, t in given.items() if t is not None or name in ("recon", "x")})
+
+    def _is_wanted(self, x: Tensor) -> bool:
+        """Whether a call with x may be one that is looked at. Not asked in a graph: `_looked` would be a guard."""
+        return self.validate_args is True or (not self._looked and x.is_cpu)
 
     def _look(self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor) -> None:
         """At the values, where `validate_args` says so. What was found wrong is looked for again."""

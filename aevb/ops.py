@@ -632,7 +632,7 @@ def bernoulli_log_prob(
     """
     if not (type(logits) is Tensor is type(x)):
         check_dense("bernoulli_log_prob", logits=logits, x=x)
-    if validate_args is not False and is_wanted("bernoulli_log_prob", validate_args):
+    if validate_args is not False and is_wanted("bernoulli_log_prob", validate_args, x):
         look_once("bernoulli_log_prob", validate_args, check_bernoulli, logits, x, x_scale, False)
     return _bernoulli_log_prob(logits, x, x_scale, False)
 
@@ -729,7 +729,7 @@ def gaussian_log_prob(
     """
     if not (type(mean) is Tensor is type(x)):
         check_dense("gaussian_log_prob", mean=mean, x=x)
-    if validate_args is not False and is_wanted("gaussian_log_prob", validate_args):
+    if validate_args is not False and is_wanted("gaussian_log_prob", validate_args, x):
         look_once("gaussian_log_prob", validate_args, check_gaussian, mean, x, x_scale, sigmoid)
     return _gaussian_log_prob(*gaussian_arguments(mean, x, logvar, x_scale, sigmoid))
 

@@ -39,10 +39,10 @@ def look(validate_args: bool | None, looked: bool, *tensors: Tensor) -> bool:
     )
 
 
-def is_wanted(function: str, validate_args: bool | None) -> bool:
-    """Whether a function's call may be one that `look_once` looks at: quickly, at every call. In a graph, without
-    having read what would be a guard."""
-    return not _is_compiling() and (validate_args is True or function not in _looked)
+def is_wanted(function: str, validate_args: bool | None, x: Tensor) -> bool:
+    """Whether a function's call with x may be one that `look_once` looks at: quickly, at every call. In a graph,
+    without having read what would be a guard."""
+    return not _is_compiling() and (validate_args is True or (x.is_cpu and function not in _looked))
 
 
 def look_once(function: str, validate_args: bool | None, check: Callable[..., None], *arguments) -> None:

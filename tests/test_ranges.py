@@ -273,3 +273,16 @@ def test_a_models_pixels(question, times):
 def test_what_is_missing_may_be_anything():
     observed = X > 0.5
     aevb.VAE(D, 5, 2).impute(X.where(observed, -77.0), observed, steps=1, num_samples=2)
+
+
+def test_a_gpus_values_are_not_looked_at_unless_asked():
+    """The question, whose answer is always no, costs its calls next to nothing."""
+
+    class OnGpu:
+        is_cpu = False
+
+    assert not aevb.FusedELBO()._is_wanted(OnGpu())
+    assert aevb.FusedELBO(validate_args=True)._is_wanted(OnGpu())
+    assert not ranges.is_wanted("bernoulli_log_prob", None, OnGpu())
+    assert ranges.is_wanted("bernoulli_log_prob", True, OnGpu())
+    assert ranges.is_wanted("bernoulli_log_prob", None, X)
