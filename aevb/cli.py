@@ -120,7 +120,7 @@ def reconstruct(
     best: bool = False,
     out: str | None = None,
 ) -> None:
-    """Show images and their reconstructions, at the mean of the posterior; leaves reconstruct.png in the run folder.
+    """Show images and their reconstructions, at the mean of the posterior; leaves reconstructions.png.
 
     Example: aevb reconstruct runs/digits --save-array
 
@@ -129,7 +129,7 @@ def reconstruct(
         part: of the data set; by default test.
         data: other images of the same shape: a .npy file, or a data set as `aevb train` takes it.
         images: how many the picture shows.
-        save_array: write the reconstructions of all images too: reconstruct.npy, (N, pixels).
+        save_array: write the reconstructions of all images too: reconstructions.npy, (N, pixels).
         invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .png or .npy file, written alone, or a folder, in place of the run folder.
@@ -151,7 +151,7 @@ def sample(
     best: bool = False,
     out: str | None = None,
 ) -> None:
-    """Draw images from the model, z from the prior; leaves sample.png in the run folder.
+    """Draw images from the model, z from the prior; leaves samples.png in the run folder.
 
     Example: aevb sample runs/digits --num 50 --seed 1
 
@@ -159,7 +159,7 @@ def sample(
         run: the run folder.
         num: how many.
         seed: the draws follow from it.
-        save_array: write the images too: sample.npy, (num, pixels).
+        save_array: write the images too: samples.npy, (num, pixels).
         invert: show the images inverted, 0 as white.
         best: the model of the best epoch by the validation images, not the last one's.
         out: a .png or .npy file, written alone, or a folder, in place of the run folder.
@@ -177,7 +177,7 @@ def embed(
     best: bool = False,
     out: str | None = None,
 ) -> None:
-    """Write the posterior of each image: embed.npz with mu, logvar and labels, and embed.png, a map of the means.
+    """Write the posterior of each image: latent.npz with mu, logvar and labels, and latent.png, a map of the means.
 
     Example: aevb embed runs/digits --part train --out features.npy
 

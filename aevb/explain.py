@@ -41,13 +41,20 @@ def explain(error: BaseException, op: str, arguments: Mapping[str, Any], fake: C
     reader = READERS.get(op, op)
     tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
     check_dense(reader, **tensors)
+    explain_memory(error, reader, tensors, lambda: fake(*arguments.values()))
+
+
+def explain_memory(
+    error: BaseException, reader: str, tensors: Mapping[str, Tensor], fake: Callable[[], Tensor | Sequence[Tensor]]
+) -> None:
+    """Raises, where a kernel of `reader` found too little memory, an error that says how many bytes for what."""
     if isinstance(error, torch.OutOfMemoryError):
         return
     try:
-        results = fake(*arguments.values())
+        results = fake()
     except Exception:  # of arguments that are wrong otherwise, which the error says
         return
-    parts = list(_parts(tensors, results if isinstance(results, Sequence) else [results]))
+    parts = list(_parts(tensors, [results] if isinstance(results, Tensor) else results))
     total = sum(size for _, size in parts)
     device = next(iter(tensors.values())).device
     if isinstance(error, MemoryError) or "allocat" in str(error) or total > _free(device):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from . import ops, reference
 from .choices import ACTIVATIONS, unknown
-from .explain import check_dense, is_dense
+from .explain import check_dense, explain_memory, is_dense
 from .plain_modules import is_plain
 from .products import activation_grads, product, rows_product
 
@@ -54,9 +54,14 @@ def linear(
         raise ValueError(f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; expected (..., D) and (H, D)")
     if not _has_kernels(weight, x):
         return reference.linear(x, weight, bias, activation, x_scale)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _Linear.apply(x, weight, bias, activation, x_scale)
-    return layer_forward(x, weight, bias, activation, x_scale, is_sparse(x))
+    try:
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+            return _Linear.apply(x, weight, bias, activation, x_scale)
+        return layer_forward(x, weight, bias, activation, x_scale, is_sparse(x))
+    except (RuntimeError, MemoryError) as error:
+        out = torch.empty((*x.shape[:-1], len(weight)), device="meta")
+        explain_memory(error, "linear", {"x": x, "weight": weight}, lambda: out)
+        raise
 
 
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
@@ -169,7 +174,13 @@ class _Linear(torch.autograd.Function):
             found = ops.reference_gradients(reference.linear, (x, weight, bias), ctx.options[:2], needs, (grad,))
             return *found, None, None
         activation, x_scale, sparse = ctx.options
-        grad_x, grad_weight, grad_bias = layer_backward(x, weight, out, grad, activation, x_scale, sparse, needs[:2])
+        try:
+            found = layer_backward(x, weight, out, grad, activation, x_scale, sparse, needs[:2])
+        except (RuntimeError, MemoryError) as error:
+            made = [torch.empty_like(t, device="meta") for t, need in zip((x, weight), needs, strict=False) if need]
+            explain_memory(error, "linear, backward", {"x": x, "weight": weight}, lambda: made)
+            raise
+        grad_x, grad_weight, grad_bias = found
         return grad_x, grad_weight, grad_bias if needs[2] else None, None, None
 
     @staticmethod

@@ -103,7 +103,7 @@ class BaseVAE(Questions, nn.Module):
     def encode(self, x: Tensor, x_scale: float | None = None) -> tuple[Tensor, Tensor]:
         """(mu, logvar), each (..., latent_dim), of the posterior q(z|x). x may be floating, bool, or uint8 with
         x_scale: 1/255 for pixels in 0..255. Bits and pixels are taken as they are where most of them are 0."""
-        _check_last(x, "x", self.data_dim, ": flatten each datapoint, x.flatten(1)")
+        _check_last(self, x, "x", self.data_dim, ": flatten each datapoint, x.flatten(1)")
         if not (x.is_floating_point() or x.dtype == torch.bool or (x.dtype == torch.uint8 and x_scale is not None)):
             raise ValueError(
                 f"x is {x.dtype}; expected values in [0, 1], floating or bool: for pixels, x_scale=1/255, or x / 255"
@@ -116,7 +116,7 @@ class BaseVAE(Questions, nn.Module):
     def decode(self, z: Tensor) -> Tensor | GaussianOutput:
         """Of p(x|z) the logits, (..., data_dim); of a Gaussian (mean, logvar): the mean before the sigmoid, and logvar
         (..., data_dim), 0-d or a number."""
-        _check_last(z, "z", self.latent_dim)
+        _check_last(self, z, "z", self.latent_dim)
         return self._output(self._decoded(z))
 
     def recon(self, z: Tensor) -> Tensor | LinearLogits | GaussianOutput:
@@ -304,7 +304,7 @@ class VAE(BaseVAE):
 
         Raises ValueError where the last layer is more than a product with its weight: then `recon` is `decode`.
         """
-        _check_last(z, "z", self.latent_dim)
+        _check_last(self, z, "z", self.latent_dim)
         if reason := self._why_not_linear():
             raise ValueError(f"{reason}; expected a plain nn.Linear at the end: use recon(z), which calls it")
         hidden: list[nn.Module]
@@ -482,8 +482,8 @@ def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequenti
     return nn.Sequential(*layers[:-1])
 
 
-def _check_last(t: Tensor, name: str, size: int, hint: str = "") -> None:
+def _check_last(model: nn.Module, t: Tensor, name: str, size: int, hint: str = "") -> None:
     if not is_dense(t):
-        check_dense("VAE", **{name: t})
+        check_dense(type(model).__name__, **{name: t})
     if t.dim() == 0 or t.shape[-1] != size:
         raise ValueError(f"{name} has shape {tuple(t.shape)}; expected (..., {size}){hint}")

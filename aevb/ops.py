@@ -27,7 +27,7 @@ from . import _C, reference  # importing _C registers the ops
 from .arguments import converted
 from .batch_dims import latents, shaped
 from .choices import GRADIENTS, REDUCTIONS, unknown
-from .explain import check_dense, explain
+from .explain import READERS, check_dense, explain, explain_memory
 from .ranges import check_bernoulli, check_gaussian, is_wanted, look_once
 from .seeds import Generators, check_generators, check_seed, int64
 
@@ -121,11 +121,20 @@ def differentiable(
             grads = for_kernel(ctx.options, grads)
         if only_needed:
             wanted = [needs[i] for i in fused]
-            found = backward_kernel(*ctx.saved_tensors, *ctx.options, *grads, wanted)
+            found = run_backward(*ctx.saved_tensors, *ctx.options, *grads, wanted)
             found = tuple([f if want else None for f, want in zip(found, wanted, strict=True)])
         else:
-            found = backward_kernel(*ctx.saved_tensors, *ctx.options, *grads)
+            found = run_backward(*ctx.saved_tensors, *ctx.options, *grads)
         return by_position((*found, None) if len(fused) > 1 else (found, None))
+
+    def run_backward(*args):
+        try:
+            return backward_kernel(*args)
+        except (RuntimeError, MemoryError) as error:
+            tensors = {key: t for key, t in zip(names, args, strict=False) if isinstance(t, Tensor)}
+            reader = f"{READERS.get(name, name)}, backward"
+            explain_memory(error, reader, tensors, lambda: fake_backward(*map(to_meta, args)))
+            raise
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -152,7 +161,7 @@ def differentiable(
         ctx.set_materialize_grads(False)
 
     def meta_results(*args):
-        return fake(*(t.to("meta") if isinstance(t, Tensor) else t for t in args))
+        return fake(*map(to_meta, args))
 
     names = [argument.name for argument in backward_kernel._schema.arguments]
 
@@ -208,6 +217,10 @@ def differentiable(
             raise
 
     return call
+
+
+def to_meta(argument):
+    return argument.to("meta") if isinstance(argument, Tensor) else argument
 
 
 def _fake_gradient(of: Tensor | None, other: Tensor, wanted: bool) -> Tensor:
@@ -341,7 +354,13 @@ def binarize(images: Tensor, index: Tensor | None = None, *, seed: Tensor | int,
     seed = int64(seed, "seed", images.device)
     if images.is_cuda and "cuda" in _reference_on:
         return reference.binarize(images, index, seed, max_value)
-    return _ops.binarize.default(images, index, seed, max_value)
+    try:
+        return _ops.binarize.default(images, index, seed, max_value)
+    except (RuntimeError, MemoryError) as error:
+        rows = len(images if index is None else index)
+        made = torch.empty((rows, *images.shape[1:]), dtype=torch.bool, device="meta")
+        explain_memory(error, "binarize", {"images": images}, lambda: made)
+        raise
 
 
 # ---- the Gaussian posterior -----------------------------------------------------------------------------------------

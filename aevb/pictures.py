@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Dataset
+from .data.targets import encoder_input
 from .drawing import drawn, printable
 from .models import BaseVAE
 
@@ -33,14 +34,22 @@ NAMED_ROW = 0.2  # inches of a row with a name, at least
 LEAST_HEIGHT = 0.4  # inches of all rows
 TILE = 84  # pixels that an image is drawn with, at least
 MARGIN = 5
+MANIFOLD_MARGIN = 2  # tiles are many, and must not touch
 MISSING = (0.72, 0.83, 0.95)  # the colour of pixels that are not there
 
 
 class Look(NamedTuple):
-    """How images are shown: as they are, or inverted, 0 as white."""
+    """How images are shown.
+
+    Attributes:
+        shape: of an image: (height, width) or (channels, height, width).
+        invert: 0 as white.
+        bare: without any text, which is to stand beside the picture: `caption(figure)`.
+    """
 
     shape: Sequence[int]
     invert: bool = False
+    bare: bool = False
 
     @property
     def sides(self) -> tuple[float, float]:
@@ -50,17 +59,20 @@ class Look(NamedTuple):
 
 
 @drawn
-def draw(model: BaseVAE, dataset: Dataset, seed: int = 0, invert: bool = False) -> dict[str, bytes]:
+def draw(
+    model: BaseVAE, dataset: Dataset, seed: int = 0, invert: bool = False, binarize: str = "none"
+) -> dict[str, bytes]:
     """reconstructions.png, samples.png and latent.png of the model and the test images.
 
-    `seed` decides what is sampled from the prior. Images are shown as they are, or inverted, 0 as white. matplotlib's
-    figures are used without its global state: no display is needed, and a caller's figures are left alone.
+    They are those of `aevb reconstruct`, `sample` and `embed`, which draw them anew. `seed` decides what is sampled
+    from the prior, `binarize` what the encoder is given. matplotlib's figures are used without its global state: no
+    display is needed, and a caller's figures are left alone.
     """
     look = Look(dataset.image_shape, invert)
     figures = {
-        "reconstructions.png": _reconstructions(model, dataset, look),
+        "reconstructions.png": _reconstructions(model, dataset, look, binarize),
         "samples.png": _samples(model, dataset, look, seed),
-        "latent.png": _latent(model, dataset),
+        "latent.png": _latent(model, dataset, binarize),
     }
     return {name: png(figure) for name, figure in figures.items()}
 
@@ -72,9 +84,17 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _reconstructions(model: BaseVAE, dataset: Dataset, look: Look) -> Figure:
-    x = dataset.test_images[examples(dataset, PAIR_ROWS * COLUMNS)] * dataset.x_scale
-    return reconstructions(dataset.name, look, x, model.reconstruct(x))
+def caption(figure: Figure) -> str:
+    """What a picture of images shows, in words: its title and what its rows and columns are."""
+    return str(figure.get_label())
+
+
+def _reconstructions(model: BaseVAE, dataset: Dataset, look: Look, binarize: str) -> Figure:
+    images = dataset.test_images[examples(dataset, PAIR_ROWS * COLUMNS)]
+    grey, x = (encoder_input(images, dataset.max_value, how) for how in ("none", binarize))
+    return reconstructions(
+        dataset.name, look, grey, model.reconstruct(x), binarized=None if torch.equal(x, grey) else x
+    )
 
 
 @drawn
@@ -120,30 +140,39 @@ def samples(name: str, look: Look, images: Tensor) -> Figure:
     return mosaic(f"{name}: samples from the prior\n(expected pixels at random z)", {"": images}, look)
 
 
-def _latent(model: BaseVAE, dataset: Dataset) -> Figure:
+def _latent(model: BaseVAE, dataset: Dataset, binarize: str) -> Figure:
     images, labels = dataset.test_images[:LATENT_POINTS], dataset.test_labels
     with torch.no_grad():
-        mu, _ = model.encode(images * dataset.x_scale)
+        mu, _ = model.encode(encoder_input(images, dataset.max_value, binarize))
     return latent(f"{dataset.name}: posterior means of {len(mu)} test images", mu, labels, dataset.label_names)
 
 
 @drawn
-def latent(title: str, mu: Tensor, labels: Tensor | None, label_names: Sequence[str] = ()) -> Figure:
-    """Posterior means, (N, latent_dim), in a plane, coloured by the labels of the first N, which may have names."""
+def latent(
+    title: str,
+    mu: Tensor,
+    labels: Tensor | None,
+    label_names: Sequence[str] = (),
+    size: tuple[float, float] = (7, 6),
+) -> Figure:
+    """Posterior means, (N, latent_dim), in a plane, coloured by the labels of the first N, which may have names.
+
+    `size` is width and height in inches.
+    """
     from matplotlib.figure import Figure
 
     points, names = _plane(mu)
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
-    size = min(30, max(6, 9000 / len(mu)))
+    area = min(30, max(6, 9000 / len(mu)))
     for colour, label, chosen in _by_label(labels, len(mu), label_names):
         x, y = points[chosen].T.numpy()
-        axes.scatter(x, y, s=size, alpha=0.7, linewidths=0, color=colour, label=label, rasterized=True)
+        axes.scatter(x, y, s=area, alpha=0.7, linewidths=0, color=colour, label=label, rasterized=True)
     if labels is not None and len(labels.unique()) > LEGEND_LABELS:
         _colour_bar(figure, axes, [_named(kind, label_names) for kind in labels.unique().tolist()])
     elif labels is not None:
         axes.legend(
-            title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=math.sqrt(40 / size)
+            title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=math.sqrt(40 / area)
         )
     axes.set(xlabel=names[0], ylabel=names[1], title=printable(title))
     centre, radius = (points.amax(0) + points.amin(0)) / 2, 0.55 * float((points.amax(0) - points.amin(0)).max()) or 1
@@ -220,8 +249,10 @@ def mosaic(
     }
     names = list(rows) * len(groups)
     figure, axes = _figure(columns, len(names), title, look, named=named)
+    if named:
+        _describe(figure, f"From top to bottom: {', '.join(rows)}.")
     height = _show(axes, [part for group in zip(*tiles.values(), strict=True) for part in group], columns)
-    axes.set_yticks([height * (i + 0.5) for i in range(len(names))] if named else [], names if named else [])
+    _name_rows(axes, height, names if named else [], look)
     return figure
 
 
@@ -232,23 +263,34 @@ def grid(
     """Images (rows, columns, data_dim), with names at the left and at the top."""
     rows, columns, _ = images.shape
     figure, axes = _figure(columns, rows, title, look, named=bool(row_names))
+    if row_names:
+        _describe(figure, f"From top to bottom: {', '.join(row_names)}.")
+    if column_names:
+        _describe(figure, f"From left to right: {', '.join(column_names)}.")
     height = _show(axes, list(_tiles(images.flatten(0, 1), look, named=bool(row_names)).split(columns)), columns)
-    width = axes.get_xlim()[1] / columns
-    axes.set_yticks([height * (i + 0.5) for i in range(len(row_names))], row_names)
-    axes.set_xticks([width * (i + 0.5) for i in range(len(column_names))], column_names)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
+    _name_rows(axes, height, row_names, look)
+    if column_names and not look.bare:
+        width = axes.get_xlim()[1] / columns
+        axes.set_xticks([width * (i + 0.5) for i in range(len(column_names))], column_names)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
     return figure
 
 
 @drawn
 def manifold(title: str, images: Tensor, look: Look) -> Figure:
-    """The manifold, (n, n, data_dim), as one picture without gaps."""
+    """The manifold, (n, n, data_dim), with the coordinates of some columns and rows."""
     n = len(images)
     marks = sorted({0, n // 4, n // 2, n - 1 - n // 4, n - 1})
     quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).tolist()
     figure, axes = _figure(n, n, title, look, side=0.42)
-    height = _show(axes, list(_tiles(images.flatten(0, 1), look, margin=0).split(n)), n)
+    height = _show(axes, list(_tiles(images.flatten(0, 1), look, margin=MANIFOLD_MARGIN).split(n)), n)
+    _describe(
+        figure,
+        f"The first dimension of z grows to the right, the second upwards, {quantiles[0]:.2f} to {quantiles[-1]:.2f}.",
+    )
+    if look.bare:
+        return figure
     width = axes.get_xlim()[1] / n
     axes.set_xticks([width * (i + 0.5) for i in marks], [f"{quantiles[i]:.2f}" for i in marks])
     axes.set_yticks([height * (i + 0.5) for i in marks], [f"{quantiles[n - 1 - i]:.2f}" for i in marks])
@@ -267,6 +309,12 @@ def _figure(
     longest = max(map(len, title.splitlines()))
     width, height = look.sides
     row = max(side * height, NAMED_ROW) if named else side * height
+    if look.bare:
+        figure = Figure(figsize=(side * width * columns, row * rows))
+        _describe(figure, f"{title}.".replace("\n", " "))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        return figure, axes
     size = (
         max(side * width * columns + (1.5 if named else 1.3), 0.085 * longest + 0.4),
         max(row * rows, LEAST_HEIGHT) + 0.8,
@@ -278,6 +326,16 @@ def _figure(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure, axes
+
+
+def _describe(figure: Figure, sentence: str) -> None:
+    """Adds to what `caption` says."""
+    figure.set_label(f"{caption(figure)} {sentence}".strip())
+
+
+def _name_rows(axes: Axes, height: float, names: Sequence[str], look: Look) -> None:
+    shown = [] if look.bare else names
+    axes.set_yticks([height * (i + 0.5) for i in range(len(shown))], shown)
 
 
 def _tiles(

@@ -28,10 +28,11 @@ EVALUATION = "evaluation.json"
 PICTURES = ("reconstructions.png", "samples.png", "latent.png")
 TENSORBOARD = "events.out.tfevents.*"
 REPORT = "report.html"
-TRAINED = (CONFIG, METRICS, MODEL, BEST, *PICTURES)  # what training leaves
-ANSWERS = ("reconstruct", "sample", "embed", "impute", "denoise", "manifold", "traverse", "interpolate")
+OWN = (CONFIG, METRICS, MODEL, BEST)  # what only training writes
+TRAINED = (*OWN, *PICTURES)  # what training leaves
+ANSWERS = ("reconstructions", "samples", "latent", "impute", "denoise", "manifold", "traverse", "interpolate")
 ANSWER_FILES = (REPORT, *(name + suffix for name in ANSWERS for suffix in (".png", ".npy", ".npz")))
-_NAMED = (*TRAINED, EVALUATION, *ANSWER_FILES)
+_NAMED = tuple(dict.fromkeys((*TRAINED, EVALUATION, *ANSWER_FILES)))
 _BEGUN, _NEXT = ".next-run.part", ".next-run"
 
 

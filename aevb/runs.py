@@ -21,10 +21,10 @@ from .run_files import (
     CONFIG,
     EVALUATION,
     METRICS,
+    OWN,
     PICTURES,
     REPORT,
     TENSORBOARD,
-    TRAINED,
     Lock,
     LockedError,
     RunFolderError,
@@ -49,7 +49,6 @@ __all__ = [
     "PICTURES",
     "REPORT",
     "TENSORBOARD",
-    "TRAINED",
     "RunFolder",
     "RunFolderError",
     "data_of",
@@ -298,11 +297,11 @@ def default_folder(name: str) -> Path:
 
 
 def write_answer(path: Path, data: bytes) -> Path:
-    """Writes or replaces a file that is no part of a training run, whole or not at all; makes its folder.
+    """Writes or replaces an answer's file, whole or not at all; makes its folder. A picture may be drawn anew.
 
-    Raises RunFolderError: it would replace what training left, or cannot be written.
+    Raises RunFolderError: it would replace the run's model or history, or cannot be written.
     """
-    if path.name in TRAINED and holds_run(path.parent):
+    if path.name in OWN and holds_run(path.parent):
         raise RunFolderError(f"{path} is a training run's own file, which is kept; choose another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -422,7 +422,7 @@ class Trainer:
         model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
         try:
             with _evaluating(model):
-                pictures = draw(model, self.dataset, self.config.seed, self.config.invert)
+                pictures = draw(model, self.dataset, self.config.seed, self.config.invert, self.config.binarize)
             for name, png in pictures.items():
                 folder.write(name, png)
         except Exception as error:  # whatever it is, the model is trained and saved

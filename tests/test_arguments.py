@@ -248,7 +248,7 @@ def test_the_options_that_answers_hand_on(run, options, name):
 def test_answers_take_what_scripts_give(run, tmp_path):
     np.save(tmp_path / "some.npy", load("digits").test_images[:3].numpy())
     found = answers.embed(run, tmp_path / "out", data=tmp_path / "some.npy", num_samples=np.int64(2), seed="3")
-    assert [path.name for path in found.files] == ["embed.npz", "embed.png"]
+    assert [path.name for path in found.files] == ["latent.npz", "latent.png"]
     assert np.load(found.files[0])["z"].shape == (2, 3, 2)
     few = {"steps": np.int64(2), "num_samples": 4.0, "mask": "lower", "save_array": "false"}
     answers.impute(run, tmp_path / "out", data=tmp_path / "some.npy", **few)

@@ -20,7 +20,8 @@ from aevb.answers.images import asked_images, mask_of, pixels, training_moments
 from aevb.answers.latent import interpolated
 from aevb.cli import main
 from aevb.data import MappedImages
-from aevb.runs import TRAINED, RunFolder
+from aevb.run_files import OWN, PICTURES, TRAINED
+from aevb.runs import RunFolder, RunFolderError, write_answer
 
 LEFT = {*TRAINED, "checkpoints"} - {"best.safetensors"}  # there are no validation images
 
@@ -43,7 +44,12 @@ def run(runs):
     path = runs / "3"
     before = {name: (path / name).read_bytes() for name in LEFT - {"checkpoints"}}
     yield path
-    assert {name: (path / name).read_bytes() for name in LEFT - {"checkpoints"}} == before
+    after = {name: (path / name).read_bytes() for name in before}
+    assert {name: after[name] for name in OWN if name in after} == {
+        name: before[name] for name in OWN if name in before
+    }
+    for name in PICTURES:  # which may have been drawn anew
+        (path / name).write_bytes(before[name])
     for file in path.iterdir():
         if file.name not in LEFT:
             file.unlink()
@@ -87,19 +93,19 @@ def model_and_images(run):
 )
 def test_a_picture_and_an_array_in_the_run_folder_or_elsewhere(command, shape, run, tmp_path, capsys):
     name, *options = command
+    stem = {"reconstruct": "reconstructions", "sample": "samples"}.get(name, name)
     out = ask(capsys, name, run, *options)
-    files = {path.name for path in run.iterdir()} - LEFT
-    assert files == {f"{name}.png"}
-    assert f"written  {run / name}.png" in out
-    picture(run / f"{name}.png")
+    assert {path.name for path in run.iterdir()} == LEFT | {f"{stem}.png"}
+    assert f"written  {run / stem}.png" in out
+    picture(run / f"{stem}.png")
 
     ask(capsys, name, run, *options, "--save-array", "--out", tmp_path / "new" / "folder")
-    array = np.load(tmp_path / "new" / "folder" / f"{name}.npy")
+    array = np.load(tmp_path / "new" / "folder" / f"{stem}.npy")
     assert array.shape == shape
     assert array.dtype == np.float32
     assert ((array >= 0) & (array <= 1)).all()
-    same = (tmp_path / "new" / "folder" / f"{name}.png").read_bytes()
-    assert same == (run / f"{name}.png").read_bytes()
+    same = (tmp_path / "new" / "folder" / f"{stem}.png").read_bytes()
+    assert same == (run / f"{stem}.png").read_bytes()
 
     ask(capsys, name, run, *options, "--out", tmp_path / "alone.npy")
     assert np.array_equal(np.load(tmp_path / "alone.npy"), array)
@@ -116,12 +122,12 @@ def test_reconstruct_and_embed_are_the_models_own(run, tmp_path, capsys):
 
     out = ask(capsys, "embed", run)
     assert "297 images, 3 dimensions: mu, logvar, labels" in out
-    found, (mu, logvar) = np.load(run / "embed.npz"), model.encode(x)
+    found, (mu, logvar) = np.load(run / "latent.npz"), model.encode(x)
     assert set(found) == {"mu", "logvar", "labels"}
     np.testing.assert_allclose(found["mu"], mu.detach(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["logvar"], logvar.detach(), rtol=1e-5, atol=1e-6)
     assert found["labels"][:8].tolist() == [2, 8, 2, 6, 6, 7, 1, 9]
-    picture(run / "embed.png")
+    picture(run / "latent.png")
 
     ask(capsys, "embed", run, "--part", "train", "--num-samples", "2", "--out", tmp_path / "t.npz")
     found = np.load(tmp_path / "t.npz")
@@ -194,8 +200,8 @@ def test_an_answer_does_not_replace_what_was_asked_about(run, tmp_path, monkeypa
             sentence = f"{target} would be replaced by the answer, and it is what was asked about; choose another out"
             assert sentence in error_of(capsys, "impute", run, *options, "--out", target)
     (tmp_path / "impute.npy").write_bytes(before[0])
-    for command in ("impute", "reconstruct", "embed"):
-        data = tmp_path / f"{command}.npy"
+    for command, stem in (("impute", "impute"), ("reconstruct", "reconstructions"), ("embed", "latent")):
+        data = tmp_path / f"{stem}.npy"
         data.write_bytes(before[0])
         place = data if command == "embed" else tmp_path
         more = [] if command != "reconstruct" else ["--save-array"]
@@ -242,9 +248,11 @@ def test_what_cannot_be_answered_is_a_sentence(args, sentence, run, capsys):
 
 
 def test_what_training_left_is_kept(run, tmp_path, capsys):
-    assert "samples.png is a training run's own file, which is kept" in error_of(
-        capsys, "sample", run, "--out", run / "samples.png"
-    )
+    trainer = aevb.Trainer.load(run)
+    for name in ("metrics.jsonl", "model.safetensors", "config.json"):
+        with pytest.raises(RunFolderError, match=f"{name} is a training run's own file, which is kept"):
+            write_answer(run / name, b"")
+    assert aevb.Trainer.load(run).evaluate() == trainer.evaluate()
     assert "holds no run" in error_of(capsys, "sample", tmp_path)
     for name, array in {"text": np.array(["a"]), "shape": np.zeros((2, 7)), "large": np.full((1, 64), 1.5)}.items():
         np.save(tmp_path / f"{name}.npy", array)
@@ -280,7 +288,7 @@ def test_report_is_one_page_that_needs_nothing_else(runs, run, monkeypatch, caps
     ask(capsys, "evaluate", run, "--num-samples", "10", "--images", "20", "--no-progress")
     evaluated = json.loads((run / "evaluation.json").read_text())["log_marginal_likelihood"]
     for path, texts in (
-        (run, ["traversals", f"{evaluated:,.3f}"]),
+        (run, ["each dimension of z", f"{evaluated:,.3f}"]),
         (runs / "2", ["manifold", "`aevb evaluate` adds log p(x)"]),
     ):
         ask(capsys, "report", path)
@@ -292,8 +300,11 @@ def test_report_is_one_page_that_needs_nothing_else(runs, run, monkeypatch, caps
         assert "@import" not in text
         assert "script" not in links.tags
         assert "link" not in links.tags
-        assert links.tags.count("svg") == links.ends.count("svg") == 4
+        assert links.tags.count("svg") == links.ends.count("svg") == 5
         assert links.tags.count("img") == 6
+        assert links.tags.count("figcaption") == 11
+        assert links.tags.count("pre") == 0, "numbers stand in tables"
+        assert links.tags.count("table") == 4
         assert all(t in text for t in texts)
         last = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])
         assert f"Test ELBO {last['test_elbo']:.2f} nats" in text

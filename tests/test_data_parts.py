@@ -498,7 +498,7 @@ def test_labels_keep_their_names(tmp_path, monkeypatch):
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["ant", "cost_$5_{", "zebra"]
     assert main(["train", "--data", "animals", "--epochs", "1", "--hidden-dims", "4", "--no-progress"]) == 0
     assert main(["embed", "runs/animals"]) == 0
-    with np.load("runs/animals/embed.npz", allow_pickle=False) as arrays:
+    with np.load("runs/animals/latent.npz", allow_pickle=False) as arrays:
         assert arrays["label_names"][arrays["labels"]].tolist() == ["ant"] * 6 + ["cost_$5_{"] * 6 + ["zebra"] * 6
     with pytest.raises(ValueError, match=r"train_labels lie in 0..2, and there are 2 label_names; expected a name"):
         dataclasses.replace(data, label_names=("a", "b"))

@@ -62,7 +62,7 @@ def checkpoint(path):
 def test_equal_runs_leave_equal_files(tmp_path):
     first, second = (files_of(tmp_path / seed, seed) for seed in ("1", "2"))
     assert first.keys() == second.keys()
-    assert {"best.safetensors", "config.json", "embed.npz", "evaluation.json", "report.html", "samples.png"} <= set(
+    assert {"best.safetensors", "config.json", "latent.npz", "evaluation.json", "report.html", "samples.png"} <= set(
         first
     )
     for name in first:

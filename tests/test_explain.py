@@ -1,6 +1,8 @@
 """Arguments that are no dense tensors, and memory that is not there: which, and how many bytes, in one sentence."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from conftest import rand, randn, same_bits
 
 import aevb
-from aevb import reference
+from aevb import layers, reference
 
 B, D = 4, 6
 RECON, X, MU, KL = randn(1, B, D), rand(2, B, D).round(), randn(3, B, 2), rand(4, B)
@@ -101,6 +103,37 @@ def test_memory_that_is_not_there():
             call()
         assert f"{count:,} bytes are needed for" in str(said.value)
         assert "cpu has not so many left" in str(said.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_memory_that_is_not_there_for_a_layer_or_for_bits(dtype):
+    x = torch.zeros(1, 1, dtype=dtype).expand(10**12, 20)
+    weight = torch.zeros(500, 20)
+    scale = 1 / 255 if dtype == torch.uint8 else None
+    for w in (weight, weight.clone().requires_grad_()):
+        with pytest.raises(torch.OutOfMemoryError, match=r"a result, float32 \(1000000000000, 500\)"):
+            layers.linear(x, w, None, "tanh", scale)
+    if dtype == torch.uint8:
+        with pytest.raises(torch.OutOfMemoryError, match=r"binarize: 40,000,000,000,000 bytes .*a result, bool"):
+            aevb.data.targets.binarize(x, seed=1)
+
+
+BACKWARD_WITHOUT_MEMORY = """
+import resource, torch, aevb
+mu, logvar = torch.zeros(2, 1, 30_000_000).requires_grad_().unbind()
+loss = aevb.gaussian_kl(mu, logvar).sum()
+used = 4096 * int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, resource.RLIM_INFINITY))
+try:
+    loss.backward()
+except torch.OutOfMemoryError as error:
+    print(error)
+"""
+
+
+def test_memory_that_is_not_there_for_a_gradient():
+    said = subprocess.run([sys.executable, "-c", BACKWARD_WITHOUT_MEMORY], capture_output=True, text=True).stdout
+    assert "aevb.gaussian_kl, backward: 240,000,000 bytes are needed for a result, float32 (1, 30000000), a r" in said
 
 
 # ---- a generator for each datapoint ---------------------------------------------------------------------------------

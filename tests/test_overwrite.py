@@ -179,7 +179,7 @@ def test_killed_in_every_call_until_the_first_step(trained, tmp_path):
             assert not list(run.glob(".next-run*"))
         else:
             new_runs += 1
-            assert not (run / "sample.png").exists()
+            assert not (run / "samples.png").exists()
             again.fit()
             assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
             assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
@@ -213,7 +213,7 @@ def other_folder(folder):
     "names",
     [
         *(["config.json", "model.safetensors"], ["samples.png"], ["metrics.jsonl"], ["report.html", "notes.txt"]),
-        *(["evaluation.json"], ["impute.npy"], ["sample.png"]),
+        *(["evaluation.json"], ["impute.npy"], ["samples.png"]),
     ],
     ids=",".join,
 )
@@ -247,7 +247,7 @@ def test_a_users_files_in_a_runs_folder_are_kept(run):
     after = contents(run)
     assert {name: after[name] for name in MINE} == mine
     assert json.loads(after["config.json"])["seed"] == 3
-    assert "sample.png" not in after, "an answer of the run before"
+    assert "samples.png" not in after, "an answer of the run before"
     assert len(list((run / "checkpoints").glob("step-" + "?" * 12 + ".safetensors"))) == 2
 
 
@@ -288,8 +288,8 @@ def test_links_are_removed_and_not_what_they_lead_to(run, tmp_path):
 def test_what_is_to_be_trained_on_is_no_file_of_the_run(run, capsys):
     assert main(["sample", str(run), "--num", "30", "--save-array"]) == 0
     before = contents(run)
-    with pytest.raises(RunFolderError, match=r"sample.npy is what to train on, and would be deleted"):
-        aevb.Trainer(config(run, data=run / "sample.npy")).fit()
+    with pytest.raises(RunFolderError, match=r"samples.npy is what to train on, and would be deleted"):
+        aevb.Trainer(config(run, data=run / "samples.npy")).fit()
     assert contents(run) == before
 
 

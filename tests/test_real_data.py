@@ -49,7 +49,7 @@ def test_from_training_to_the_report(tmp_path, capsys, name):
     for command in ("reconstruct", "sample", "manifold", "traverse", "interpolate"):
         assert f"{command}.png" in says(capsys, command, run)
     says(capsys, "embed", run)
-    posterior = np.load(run / "embed.npz")
+    posterior = np.load(run / "latent.npz")
     assert posterior["mu"].shape == posterior["logvar"].shape == (shape[0], 2)
     assert ("labels" in posterior) == (name == "mnist")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data import Dataset, MappedImages, load
 from ..data.shapes import image_shape
-from ..data.targets import above_half
+from ..data.targets import above_half, encoder_input
 from ..observations import random_mask
 from ..ops import mix_seed
 from ..train import Trainer
@@ -30,14 +30,12 @@ BATCH = 1000  # images that are floats at a time
 def pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
     """What the encoder is given of a data set's images, (N, data_dim), float32, on the trainer's device."""
     dataset = dataset or trainer.dataset
-    if trainer.config.binarize == "threshold":
-        return above_half(images, dataset.max_value).float().to(trainer.device)
-    return grey_pixels(trainer, images, dataset)
+    return encoder_input(images, dataset.max_value, trainer.config.binarize).to(trainer.device)
 
 
 def grey_pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
     """Images as they are, grey: (N, data_dim), float32 in [0, 1]."""
-    return (images * (dataset or trainer.dataset).x_scale).to(trainer.device)
+    return encoder_input(images, (dataset or trainer.dataset).max_value, "none").to(trainer.device)
 
 
 def if_another(x: Tensor, grey: Tensor) -> Tensor | None:

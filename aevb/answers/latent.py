@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def reconstruct(
     """Images and their reconstructions at the posterior mean: `aevb reconstruct`."""
     at_least_1(images=images)
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer, "reconstruct", out, (".png", ".npy"), forms(save_array), [data])
+    target = Out(trainer, "reconstructions", out, (".png", ".npy"), forms(save_array), [data])
     asked = asked_images(trainer, part, data)
     spread = data is None and part in (None, "test")
     index = pictures.examples(trainer.dataset, images) if spread else torch.arange(min(images, len(asked)))
@@ -72,7 +73,7 @@ def sample(
     """Images at draws of z from the prior: `aevb sample`."""
     at_least_1(num=num)
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer, "sample", out, (".png", ".npy"), forms(save_array))
+    target = Out(trainer, "samples", out, (".png", ".npy"), forms(save_array))
     images = trainer.model.sample(num, generator=torch.Generator(trainer.device).manual_seed(seed))
     dataset = trainer.dataset
     look = pictures.Look(dataset.image_shape, invert)
@@ -92,7 +93,7 @@ def embed(
 ) -> Answer:
     """The posterior of each image, as arrays and a map: `aevb embed`."""
     trainer = Trainer.load(run, best=best)
-    target = Out(trainer, "embed", out, (".npz", ".npy", ".png"), [".npz", ".png"], [data])
+    target = Out(trainer, "latent", out, (".npz", ".npy", ".png"), [".npz", ".png"], [data])
     if num_samples is not None:
         at_least_1(num_samples=num_samples)
     asked = asked_images(trainer, part, data)
@@ -154,8 +155,23 @@ def traverse(
     at_least_1(num_dims=num_dims, steps=steps)
     trainer = Trainer.load(run, best=best)
     target = Out(trainer, "traverse", out, (".png", ".npy"), forms(save_array))
-    images, figure = traversed(trainer, num_dims=num_dims, steps=steps, **options)
-    return Answer(target.write(png=png(figure), npy=npy(images)))
+    found = traversed(trainer, num_dims=num_dims, steps=steps, **options)
+    return Answer(target.write(png=png(found.figure), npy=npy(found.images)), str(found))
+
+
+@dataclass(frozen=True, eq=False)
+class Traversal:
+    """E[x|z], (dims, steps, data_dim), as one dimension of z at a time goes through its prior; its picture and text."""
+
+    images: Tensor
+    dims: Sequence[int]
+    kl: Sequence[float]
+    image: int
+    figure: Callable[[], Figure]
+
+    def __str__(self) -> str:
+        dims = ", ".join(f"{j} ({kl:.2f} nats)" for j, kl in zip(self.dims, self.kl, strict=True))
+        return f"test image {self.image}; dimensions of z, with their mean KL: {dims}"
 
 
 @takes_plain_values
@@ -167,8 +183,9 @@ def traversed(
     num_dims: int = 10,
     steps: int = 11,
     invert: bool = False,
-) -> tuple[Tensor, Callable[[], Figure]]:
-    """(dims, steps, data_dim), around the posterior mean of a test image; by default the dimensions of largest KL."""
+    bare: bool = False,
+) -> Traversal:
+    """Traverses z around the posterior mean of a test image: by default the dimensions of largest KL."""
     model, dataset = trainer.model, trainer.dataset
     total = len(dataset.test_images)
     if not 0 <= image < total:
@@ -176,12 +193,16 @@ def traversed(
     kl = kl_per_dimension(model, pixels(trainer, dataset.test_images[:KL_IMAGES])).cpu()
     if dims is None:
         dims = kl.argsort(descending=True, stable=True)[:num_dims].tolist()
-    (images,) = model.traverse(pixels(trainer, dataset.test_images[image : image + 1]), dims, steps)
+    start = dataset.test_images[image : image + 1]
+    (images,) = model.traverse(pixels(trainer, start), dims, steps)
+    shown = torch.cat([grey_pixels(trainer, start).expand(len(dims), 1, -1), images], 1)
     names = [f"z{j}: {kl[j]:.2f} nats" for j in dims]
-    percent = [f"{100 * (i + 0.5) / steps:.0f}%" for i in range(steps)]
+    columns = ["image", *(f"{100 * (i + 0.5) / steps:.0f}%" for i in range(steps))]
     title = f"{dataset.name}: test image {image}, each dimension of z (with its KL)\nthrough the quantiles of its prior"
-    look = pictures.Look(dataset.image_shape, invert)
-    return images, lambda: pictures.grid(title, images, look, names, percent)
+    look = pictures.Look(dataset.image_shape, invert, bare)
+    return Traversal(
+        images, dims, [float(kl[j]) for j in dims], image, lambda: pictures.grid(title, shown, look, names, columns)
+    )
 
 
 @takes_plain_values
@@ -204,6 +225,7 @@ def interpolated(
     spherical: bool = False,
     seed: int = 0,
     invert: bool = False,
+    bare: bool = False,
 ) -> tuple[Tensor, Callable[[], Figure]]:
     """(pairs, steps, data_dim), between test images that the seed chooses: by default 8 pairs, or as many as there
     are."""
@@ -223,5 +245,5 @@ def interpolated(
     how = "on a great circle" if spherical else "on a line"
     title = f"{dataset.name}: from a test image to another, {how} between their posterior means"
     columns = ["image", *(f"{i / (steps - 1):.2f}".rstrip("0").rstrip(".") for i in range(steps)), "image"]
-    look = pictures.Look(dataset.image_shape, invert)
+    look = pictures.Look(dataset.image_shape, invert, bare)
     return images, lambda: pictures.grid(title, shown, look, column_names=columns)

@@ -24,6 +24,7 @@ from ..restoration import Method, Restoration
 from ..train import Trainer
 from .files import Answer, Out, Run, at_least_1, forms, npy, png
 from .images import ImageFile, grey_pixels, has_bits, if_another, mask_of, training_moments
+from .page import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -174,14 +175,30 @@ class Restored:
 
     def __str__(self) -> str:
         lines = [f"{len(self.x)} {self.what}", *([str(self.scores)] if self.scores is not None else [])]
+        return "\n".join([*lines, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """What there is to say of the samples."""
+        lines = []
         effective, accepted = self.found.effective_sample_size, self.found.acceptance_rate
         if effective is not None:
             lines.append(f"effective samples, median: {float(effective.median()):.1f}")
         if accepted is not None:
             lines.append(f"proposals accepted: {float(accepted.mean()):.1%}")
-        return "\n".join(lines)
+        return lines
 
-    def figure(self, count: int = PICTURED, invert: bool = False) -> Figure:
+    @property
+    def against(self) -> str:
+        """Of which images the errors are."""
+        return f"against {self.scores.against}" if self.scores is not None else ""
+
+    def table(self) -> Table:
+        """The numbers, for a page."""
+        rows = {} if self.scores is None else self.scores.rows
+        cells = {name: [f"{error:.4f}", f"{log_prob:.4f}"] for name, (error, log_prob) in rows.items()}
+        return Table(cells, ("squared error", "log-likelihood (nats)"), True, "; ".join([self.what, *self.notes()]))
+
+    def figure(self, count: int = PICTURED, invert: bool = False, bare: bool = False) -> Figure:
         """Rows of images as they are, binarized, as given, and restored."""
         given, grey, missing = self.x[:count].nan_to_num(), self.grey[:count].nan_to_num(), ~self.observed[:count]
         hidden = {self.given: missing}
@@ -195,7 +212,7 @@ class Restored:
                 rows["binarized"] = binarized
             rows |= {self.given: given, "one pass": self.scores.one_pass[:count]}
         rows["restored"] = self.found.mean[:count]
-        look = pictures.Look(self.trainer.dataset.image_shape, invert)
+        look = pictures.Look(self.trainer.dataset.image_shape, invert, bare)
         return pictures.mosaic(f"{self.name}: {self.what}", rows, look, missing=hidden)
 
 
@@ -263,7 +280,7 @@ class _Scores:
             raise unknown("likelihood", self.model.likelihood, LIKELIHOODS)
         self.bernoulli = self.model.likelihood == "bernoulli"
         self.training_images = len(trainer.dataset.train_images)
-        self.rows: dict[str, tuple[float, float]] = {}
+        self.rows: dict[str, tuple[float, float]] = {}  # squared error and log-likelihood, by method
         is_grey = if_another(clean, grey) is None
         self.against = "the clean images" if is_grey else f"the binarized images, {_BINARIZED[trainer.config.binarize]}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,13 @@ from torch import Tensor
 from .. import pictures
 from ..arguments import takes_plain_values
 from ..diagnostics import active_units, kl_per_dimension
+from ..drawing import printable
 from ..runs import EVALUATION, METRICS, RunFolder
 from ..train import Trainer
 from .files import Answer, Out, Run
 from .images import grey_pixels, if_another, pixels
 from .latent import interpolated, traversed
-from .page import figures, image, ink, page, paragraph, preformatted, section, svg, table
+from .page import Section, Table, image, ink, page, svg
 from .restored import Restored, denoised, imputed, knows_noise
 
 if TYPE_CHECKING:
@@ -49,18 +49,18 @@ def report(run: Run, out: str | None = None, *, seed: int = 0, invert: bool = Fa
     trainer = Trainer.load(run, best=best)
     target = Out(trainer, "report", out, (".html",), [".html"])
     history = _history(trainer.folder)
-    parts = [
-        _head(trainer, history),
-        *([section("Training", _curves(history))] if history else []),
+    sections = [
+        *([_curves(history)] if history else []),
         _images(trainer, seed, invert),
         _posterior(trainer),
         _latent_space(trainer, seed, invert),
         _restoration(trainer, seed, invert),
         _evaluation(trainer),
-        section("Options", table(trainer.folder.options())),
+        Section("Options", tables=[Table({name: [str(value)] for name, value in trainer.folder.options().items()})]),
     ]
-    title = f"aevb: {trainer.dataset.name}, {trainer.model.latent_dim} latent dimensions"
-    return Answer(target.write(html=lambda: page(title, parts)))
+    name = printable(trainer.dataset.name)
+    title = f"aevb: {name}, {trainer.model.latent_dim} latent dimensions"
+    return Answer(target.write(html=lambda: page(title, name, _what(trainer), _summary(trainer, history), sections)))
 
 
 def _history(folder: RunFolder) -> list[dict[str, Any]]:
@@ -74,51 +74,60 @@ def _history(folder: RunFolder) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _head(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> str:
+def _what(trainer: Trainer) -> str:
     model, dataset = trainer.model, trainer.dataset
-    shape = "x".join(map(str, dataset.image_shape))
-    what = (
-        f"{len(dataset.train_images):,} training and {len(dataset.test_images):,} test images of {shape}, "
-        f"{model.likelihood.capitalize()} pixels, {model.latent_dim} latent dimensions"
+    return (
+        f"{len(dataset.train_images):,} training and {len(dataset.test_images):,} test images of "
+        f"{'x'.join(map(str, dataset.image_shape))}, {model.likelihood.capitalize()} pixels, {model.latent_dim} latent "
+        "dimensions"
     )
-    lines = [f"<header><h1>{html.escape(dataset.name)}</h1>", paragraph(what, faint=True)]
-    if history:
-        # That of the weights, which need not be the last.
-        last = next((line for line in history if line.get("epoch") == trainer.epoch), history[-1])
-        terms = ", ".join(
-            f"{name} {last[key]:.2f}"
-            for name, key in (("log-likelihood", "test_log_likelihood"), ("KL", "test_kl"))
-            if key in last
-        )
-        if "test_elbo" in last:
-            epochs = f" after {last['epoch']} epochs" if "epoch" in last else ""
-            lines.append(paragraph(f"Test ELBO {last['test_elbo']:.2f} nats per datapoint ({terms}){epochs}."))
-    return "\n".join([*lines, "</header>"])
 
 
-def _curves(history: Sequence[Mapping[str, Any]]) -> str:
-    """ELBO, and its two terms, over the epochs."""
+def _summary(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> str:
+    """The test ELBO and its terms, of the weights that are loaded, which need not be the last."""
+    if not history:
+        return ""
+    last = next((line for line in history if line.get("epoch") == trainer.epoch), history[-1])
+    terms = ", ".join(
+        f"{name} {last[key]:.2f}"
+        for name, key in (("log-likelihood", "test_log_likelihood"), ("KL", "test_kl"))
+        if key in last
+    )
+    if "test_elbo" not in last:
+        return ""
+    epochs = f" after {last['epoch']} epochs" if "epoch" in last else ""
+    return f"Test ELBO {last['test_elbo']:.2f} nats per datapoint ({terms}){epochs}."
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> Section:
+    """The ELBO and its two terms over the epochs, each on axes of its own."""
+    panels = {
+        "ELBO": {"train_elbo": "training, as the weights move", "test_elbo": "test"},
+        "test log-likelihood": {"test_log_likelihood": ""},
+        "test KL": {"test_kl": ""},
+    }
+    drawn = []
     with ink():
-        left, axes = _axes("epoch", "nats per datapoint", "ELBO")
-        _lines(axes, history, {"train_elbo": "training, as the weights move", "test_elbo": "test"})
-        right, axes = _axes("epoch", "nats per datapoint", "terms of the test ELBO")
-        _lines(axes, history, {"test_log_likelihood": "log-likelihood", "test_kl": "KL"})
-        return figures(svg(left, "ELBO over the epochs"), svg(right, "log-likelihood and KL over the epochs"))
+        for name, lines in panels.items():
+            figure, axes = _axes("epoch", f"{name} (nats)")
+            if _lines(axes, history, lines):
+                drawn.append(svg(figure, f"The {name} over the epochs, in nats per datapoint."))
+    return Section("Training", pictures=drawn)
 
 
-def _axes(x: str, y: str, title: str, size: tuple[float, float] = (5.2, 3.4)) -> tuple[Figure, Axes]:
+def _axes(x: str, y: str, size: tuple[float, float] = (4.6, 3.2)) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#808080", alpha=0.25, linewidth=0.6)
     return figure, axes
 
 
-def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> None:
+def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> bool:
+    """Draws the series by key, with a legend where they have labels; whether the history has any."""
     from matplotlib.ticker import MaxNLocator
 
     for key, label in names.items():
@@ -126,48 +135,49 @@ def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str,
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else "", markersize=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
+    if axes.lines and any(names.values()):
+        axes.legend(frameon=False)
+    return bool(axes.lines)
 
 
-def _images(trainer: Trainer, seed: int, invert: bool) -> str:
+def _images(trainer: Trainer, seed: int, invert: bool) -> Section:
     model, dataset = trainer.model, trainer.dataset
-    chosen = pictures.examples(dataset, pictures.PAIR_ROWS * pictures.COLUMNS)
+    chosen = pictures.examples(dataset, 2 * pictures.COLUMNS)
     x, grey = (of(trainer, dataset.test_images[chosen]) for of in (pixels, grey_pixels))
-    drawn = model.sample(60, generator=torch.Generator(trainer.device).manual_seed(seed))
-    look = pictures.Look(dataset.image_shape, invert)
+    drawn = model.sample(5 * pictures.COLUMNS, generator=torch.Generator(trainer.device).manual_seed(seed))
+    look = pictures.Look(dataset.image_shape, invert, bare=True)
     reconstructions = pictures.reconstructions(
         dataset.name, look, grey, model.reconstruct(x), binarized=if_another(x, grey)
     )
     samples = pictures.samples(dataset.name, look, drawn)
-    return section(
-        "Images", figures(image(reconstructions, "test images and reconstructions"), image(samples, "samples"))
-    )
+    return Section("Images", pictures=[image(reconstructions), image(samples)])
 
 
-def _posterior(trainer: Trainer) -> str:
+def _posterior(trainer: Trainer) -> Section:
     """The latent map, and the KL of each dimension."""
     dataset = trainer.dataset
     x = pixels(trainer, dataset.test_images[: pictures.LATENT_POINTS])
     mu = trainer.model.embed(x).mu.cpu()
     kl, units = kl_per_dimension(trainer.model, x).cpu(), active_units(trainer.model, x)
     with ink():
-        plane = pictures.latent(
-            f"posterior means of {len(mu):,} test images", mu, dataset.test_labels, dataset.label_names
-        )
+        plane = pictures.latent("", mu, dataset.test_labels, dataset.label_names, size=(5.4, 4.4))
         bars = _bars(kl, units.mask.cpu())
-        return section(
+        return Section(
             "The posterior",
-            paragraph(
+            [
                 f"{units.count} of {len(kl)} dimensions are active: the variance of the posterior mean is above 0.01. "
                 f"The KL of all is {float(kl.sum()):.2f} nats."
-            ),
-            figures(svg(plane, "latent map"), svg(bars, "KL of each dimension")),
+            ],
+            [
+                svg(plane, f"The latent map: posterior means of {len(mu):,} test images."),
+                svg(bars, "The KL of each dimension of z, mean over these images; grey: not active."),
+            ],
         )
 
 
 def _bars(kl: Tensor, active: Tensor) -> Figure:
     order = kl.argsort(descending=True, stable=True)
-    figure, axes = _axes("dimension of z, the most informative first", "mean KL (nats)", "KL of each dimension")
+    figure, axes = _axes("dimension of z, the most informative first", "mean KL (nats)", (5.4, 4.4))
     colours = ["#4c8fd6" if active[j] else "#9a9a9a" for j in order]
     axes.bar(range(len(kl)), kl[order].tolist(), color=colours)
     axes.set_xlim(-0.7, max(len(kl), 8) - 0.3)
@@ -177,44 +187,42 @@ def _bars(kl: Tensor, active: Tensor) -> Figure:
     return figure
 
 
-def _latent_space(trainer: Trainer, seed: int, invert: bool) -> str:
+def _latent_space(trainer: Trainer, seed: int, invert: bool) -> Section:
     """The manifold where it is a plane, else what single dimensions do; and interpolations."""
-    dataset, parts = trainer.dataset, []
+    dataset, shown = trainer.dataset, []
     if trainer.model.latent_dim == 2:
         title = f"{dataset.name}: the learned manifold, z over the prior's quantiles"
-        figure = pictures.manifold(title, trainer.model.manifold(15), pictures.Look(dataset.image_shape, invert))
-        parts.append(image(figure, "the learned manifold"))
+        look = pictures.Look(dataset.image_shape, invert, bare=True)
+        shown.append(image(pictures.manifold(title, trainer.model.manifold(15), look)))
     else:
-        parts.append(
-            image(traversed(trainer, num_dims=8, steps=9, invert=invert)[1](), "traversals of single dimensions")
-        )
+        shown.append(image(traversed(trainer, num_dims=8, steps=9, invert=invert, bare=True).figure()))
     pairs = min(6, len(dataset.test_images) // 2)
     if pairs:
-        parts.append(
-            image(interpolated(trainer, pairs=pairs, steps=7, seed=seed, invert=invert)[1](), "interpolations")
-        )
-    return section("The latent space", figures(*parts))
+        _, figure = interpolated(trainer, pairs=pairs, steps=7, seed=seed, invert=invert, bare=True)
+        shown.append(image(figure()))
+    return Section("The latent space", pictures=shown)
 
 
-def _restoration(trainer: Trainer, seed: int, invert: bool) -> str:
+def _restoration(trainer: Trainer, seed: int, invert: bool) -> Section:
     """Missing pixels, and noise."""
     found: list[Restored] = [imputed(trainer, images=RESTORED, seed=seed)]
     if knows_noise(trainer):
         noise: dict[str, Any] = {"sigma": SIGMA} if trainer.model.likelihood == "gaussian" else {"flip": FLIP}
         found.append(denoised(trainer, images=RESTORED, seed=seed, **noise))
-    return section(
+    return Section(
         "Restoration",
-        paragraph(
+        [
             "The posterior of the clean image, given a part or a noisy version of it: of the binarized image, where "
             "grey images are binarized for the model. One pass is the encoder and the decoder once, the missing pixels "
             "filled with the training mean."
-        ),
-        figures(*(image(one.figure(RESTORED_SHOWN, invert), one.what) for one in found)),
-        *(preformatted(str(one)) for one in found),
+        ],
+        [image(one.figure(RESTORED_SHOWN, invert, bare=True)) for one in found],
+        [one.table() for one in found],
+        f"Means per pixel over {len(found[0].x)} images, {found[0].against}.",
     )
 
 
-def _evaluation(trainer: Trainer) -> str:
+def _evaluation(trainer: Trainer) -> Section:
     """evaluation.json's numbers, or those that take no time."""
     numbers = _evaluated(trainer)
     if numbers is not None:
@@ -224,11 +232,11 @@ def _evaluation(trainer: Trainer) -> str:
         numbers = {"elbo": found.elbo, "log_likelihood": found.log_likelihood, "kl": found.kl}
         note = "Averages per test image, in nats. `aevb evaluate` adds log p(x) and more."
     rows = {
-        label: f"{value:,.3f}" if isinstance(value := numbers[key], float) else f"{value:,}"
+        label: [f"{value:,.3f}" if isinstance(value := numbers[key], float) else f"{value:,}"]
         for key, label in EVALUATED.items()
         if isinstance(numbers.get(key), int | float)
     }
-    return section("Evaluation", paragraph(note, faint=True), table(rows, numbers=True))
+    return Section("Evaluation", tables=[Table(rows, numbers=True)], note=note)
 
 
 def _evaluated(trainer: Trainer) -> dict[str, Any] | None:

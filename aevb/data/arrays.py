@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ FREY_SHAPE = (28, 20)
 _FREY_DIM = 28 * 20
 _FREY_KEY = "ff"
 _SHOWN = IMAGES[:4]  # the usual names of images
+_MATRIX, _COMPRESSED = 14, 15  # types of elements of MATLAB 5's format
+_MAT_TYPES = frozenset((*range(1, 8), 9, *range(12, 19)))
 
 
 def npy(path: Path) -> Source:
@@ -101,12 +105,37 @@ def mat(path: Path, only: str | None = None) -> Source:
 def _mat_arrays(path: Path) -> dict[str, Any]:
     matlab = need("scipy.io", "scipy", "data", f"{path}, a MATLAB file,")
     try:
+        _check_types(path)
         arrays: Mapping[str, Any] = matlab.loadmat(path)
     except NotImplementedError as error:  # HDF5
         raise ValueError(f"{path} is of MATLAB 7.3; expected MATLAB 5 to 7.2: save it with '-v7'") from error
     except Exception as error:
         raise damaged(path, error) from error
     return {name: array for name, array in arrays.items() if not name.startswith("__")}
+
+
+def _check_types(path: Path) -> None:
+    """Raises ValueError for an element of a type that MATLAB 5's format has not: SciPy's reader would die of it."""
+    with open(path, "rb") as file:
+        header = file.read(128)
+        if len(header) < 128 or 0 in header[:4]:  # MATLAB 4, which has no such elements
+            return
+        tag = struct.Struct("<II" if header[126:] == b"IM" else ">II")
+        ends = [path.stat().st_size]  # of the matrices that are being read, the file's last
+        while ends:
+            start = file.tell()
+            if start + tag.size > ends[-1]:
+                file.seek(ends.pop())
+                continue
+            kind, size = tag.unpack(file.read(tag.size))
+            if kind >> 16:  # a small element, whose data are where the size would be
+                kind, size = kind & 0xFFFF, 0
+            if kind not in _MAT_TYPES:
+                raise ValueError(f"an element of type {kind} at byte {start}")
+            if kind == _MATRIX:
+                ends.append(min(start + tag.size + size, ends[-1]))
+            else:
+                file.seek(size if kind == _COMPRESSED else -(-size // 8) * 8, os.SEEK_CUR)
 
 
 def labels_alone(path: Path) -> np.ndarray:

@@ -19,6 +19,13 @@ def above_half(images: Tensor, max_value: int) -> Tensor:
     return images > (max_value // 2 if images.dtype == torch.uint8 else 0.5)
 
 
+def encoder_input(images: Tensor, max_value: int, how: str) -> Tensor:
+    """Images, (N, D), as a trained encoder is given them, float32 in [0, 1]: grey, or of "threshold" the bits."""
+    if how == "threshold":
+        return above_half(images, max_value).float()
+    return images * (1 / max_value) if images.dtype == torch.uint8 else images
+
+
 class Targets:
     """What a model is given of images, bits or the pixels as they are: kept on a device, gathered when used; or left
     on the disk, and what was gathered brought to the device.

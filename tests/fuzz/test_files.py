@@ -60,7 +60,8 @@ FILES = {
     "floats.npy": lambda: npy(GREY.astype(np.float32) / 255),
     "stored.npz": lambda: npz(False),
     "deflated.npz": lambda: npz(True),
-    "deflated.mat": lambda: mat(True),  # of others that are damaged SciPy 1.17's reader dies
+    "stored.mat": lambda: mat(False),
+    "deflated.mat": lambda: mat(True),
     "a-images-idx3-ubyte": idx,
     "a-images-idx3-ubyte.gz": lambda: gzip.compress(idx(), mtime=0),
     "a.amat": amat,
