@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def mat(path: Path, only: str | None = None) -> Source:
 def _mat_arrays(path: Path) -> dict[str, Any]:
     matlab = need("scipy.io", "scipy", "data", f"{path}, a MATLAB file,")
     try:
-        _check_types(path)
+        _check_elements(path)
         arrays: Mapping[str, Any] = matlab.loadmat(path)
     except NotImplementedError as error:  # HDF5
         raise ValueError(f"{path} is of MATLAB 7.3; expected MATLAB 5 to 7.2: save it with '-v7'") from error
@@ -114,17 +115,21 @@ def _mat_arrays(path: Path) -> dict[str, Any]:
     return {name: array for name, array in arrays.items() if not name.startswith("__")}
 
 
-def _check_types(path: Path) -> None:
-    """Raises ValueError for an element of a type that MATLAB 5's format has not: SciPy's reader would die of it."""
+def _check_elements(path: Path) -> None:
+    """Raises ValueError for an element of a type that MATLAB 5's format has not, or a matrix that lacks elements:
+    SciPy's reader would die of them."""
     with open(path, "rb") as file:
         header = file.read(128)
         if len(header) < 128 or 0 in header[:4]:  # MATLAB 4, which has no such elements
             return
         tag = struct.Struct("<II" if header[126:] == b"IM" else ">II")
-        ends = [path.stat().st_size]  # of the matrices that are being read, the file's last
+        # What is being read, the file and matrices in it: where it ends, and how many elements it still needs.
+        ends, needed = [path.stat().st_size], [0]
         while ends:
             start = file.tell()
             if start + tag.size > ends[-1]:
+                if needed.pop() > 0:
+                    raise ValueError(f"a matrix that ends at byte {ends[-1]} before its numbers")
                 file.seek(ends.pop())
                 continue
             kind, size = tag.unpack(file.read(tag.size))
@@ -132,10 +137,36 @@ def _check_types(path: Path) -> None:
                 kind, size = kind & 0xFFFF, 0
             if kind not in _MAT_TYPES:
                 raise ValueError(f"an element of type {kind} at byte {start}")
+            needed[-1] -= 1
             if kind == _MATRIX:
                 ends.append(min(start + tag.size + size, ends[-1]))
+                needed.append(_elements_of(file.peek(16)[:16], tag))
+            elif kind == _COMPRESSED:
+                _check_compressed(file, size)
             else:
-                file.seek(size if kind == _COMPRESSED else -(-size // 8) * 8, os.SEEK_CUR)
+                file.seek(-(-size // 8) * 8, os.SEEK_CUR)
+
+
+def _check_compressed(file: BinaryIO, size: int) -> None:
+    """Reads `size` bytes of a zlib stream; raises zlib.error where its checksum is not that of what it holds."""
+    stream = zlib.decompressobj()
+    while size > 0 and (data := file.read(min(size, 1 << 20))):
+        size -= len(data)
+        while data:
+            stream.decompress(data, 1 << 20)
+            data = stream.unconsumed_tail
+    stream.flush()
+    if not stream.eof:
+        raise ValueError("a compressed element that is not complete")
+
+
+def _elements_of(start: bytes, tag: struct.Struct) -> int:
+    """How many elements a matrix has that begins so: flags, dimensions, name, numbers; 0 of a cell or a structure."""
+    if len(start) < 2 * tag.size:
+        return 0
+    flags, _ = tag.unpack(start[tag.size :])
+    kind, is_complex = flags & 0xFF, bool(flags & 0x800)
+    return 0 if kind in (1, 2, 3) else 4 + is_complex + 2 * (kind == 5)  # 5: sparse, with indices of both dimensions
 
 
 def labels_alone(path: Path) -> np.ndarray:
