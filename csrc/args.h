@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "formulas/likelihood_list.h"
+
 namespace aevb {
 
 enum class Dtype { float32, bfloat16, float16, uint8 };  // bool is read as uint8
@@ -38,26 +40,34 @@ struct GaussianArgs {
   void *grad_mu, *grad_logvar;  // [B, D], mu's dtype
 };
 
-enum class Likelihood { bernoulli_logits, bernoulli_probs, gaussian, gaussian_sigmoid };
+#define AEVB_NAME(name, ...) name,
+enum class Likelihood { AEVB_LIKELIHOODS(AEVB_NAME) };
+#undef AEVB_NAME
 
-// log p(x|z) for rows of decoder outputs, its gradient, or both: what is not null. Row l * x_rows + b of `output` goes
-// with row b of x.
+constexpr int kMostParams = 2;  // of a likelihood
+
+// log p(x|z) of each row of a decoder's outputs, its gradient, or both: a null result is not computed. Row l * x_rows +
+// b of the parameters goes with row b of x.
 struct LikelihoodArgs {
   Likelihood likelihood;
-  Rows output;         // [R, D]
-  Rows logvar;         // [R, D], of the Gaussian likelihoods, or absent:
-  float fixed_logvar;  // that of all elements
-  Rows x;              // [x_rows, D]
-  float x_scale;       // multiplies x
+  Rows param[kMostParams];  // [R, D]; those that the likelihood has not are absent
+  float scalar;             // of a likelihood that has one, such as the logvar of all elements
+  Rows x;                   // [x_rows, D]
+  float x_scale;            // multiplies x
   int64_t R, x_rows, D;
   float* log_prob;    // [R]
   const float* grad;  // upstream, at l * grad_sample_stride + b * grad_stride; null: 1 (with log_prob)
   int64_t grad_sample_stride, grad_stride;  // 0 or more
   float grad_scale;                         // multiplies the gradient before `grad` does
   bool done_for_1;                          // the gradient is there already if `grad`, one number, is 1
-  void* grad_output;                        // [R, D], output's dtype; may be `output` itself, if that is contiguous
-  void* grad_logvar;                        // [R, D], logvar's dtype
+  void* grad_param[kMostParams];            // [R, D], its parameter's dtype; may be that itself, if it is contiguous
 };
+
+inline bool wants_gradient(const LikelihoodArgs& a) {
+  for (void* grad : a.grad_param)
+    if (grad) return true;
+  return false;
+}
 
 enum class Reduction { none = 0, mean = 1, sum = 2 };
 

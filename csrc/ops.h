@@ -253,7 +253,8 @@ struct Ops {
                                   double fixed_logvar, std::optional<double> x_scale, bool sigmoid) {
     const LikelihoodShape shape = check_gaussian_likelihood("gaussian_log_prob", mean, x, logvar, x_scale);
     Device device(mean);
-    return log_prob_of(device, Decoded(mean, x, shape, gaussian(sigmoid), x_scale, logvar, fixed_logvar), shape.rows);
+    return log_prob_of(device, Decoded(mean, x, shape, gaussian(sigmoid, logvar), x_scale, logvar, fixed_logvar),
+                       shape.rows);
   }
 
   static Pair gaussian_log_prob_backward(const Tensor& mean, const Tensor& x, const OptionalTensor& logvar,
@@ -263,7 +264,7 @@ struct Ops {
     const LikelihoodShape shape = check_gaussian_likelihood(op, mean, x, logvar, x_scale);
     check_grad(op, "grad", grad, shape.rows, ScalarType::Float, mean);
     Device device(mean);
-    const Decoded decoded(mean, x, shape, gaussian(sigmoid), x_scale, logvar, fixed_logvar);
+    const Decoded decoded(mean, x, shape, gaussian(sigmoid, logvar), x_scale, logvar, fixed_logvar);
     const Tensor g = dense(grad);
     LikelihoodArgs a = decoded.args();
     a.grad = floats(g);
@@ -278,7 +279,7 @@ struct Ops {
     const char* op = "gaussian_log_prob_and_grad";
     const LikelihoodShape shape = check_gaussian_likelihood(op, mean, x, logvar, x_scale);
     Device device(mean);
-    const Decoded decoded(mean, x, shape, gaussian(sigmoid), x_scale, logvar, fixed_logvar);
+    const Decoded decoded(mean, x, shape, gaussian(sigmoid, logvar), x_scale, logvar, fixed_logvar);
     Tensor log_prob = device.empty(shape.rows, ScalarType::Float);
     LikelihoodArgs a = decoded.args();
     a.log_prob = floats(log_prob);
@@ -378,33 +379,36 @@ struct Ops {
     return from_probs ? Likelihood::bernoulli_probs : Likelihood::bernoulli_logits;
   }
 
-  static Likelihood gaussian(bool sigmoid) { return sigmoid ? Likelihood::gaussian_sigmoid : Likelihood::gaussian; }
+  static Likelihood gaussian(bool sigmoid, const OptionalTensor& logvar) {
+    if (logvar) return sigmoid ? Likelihood::gaussian_sigmoid : Likelihood::gaussian;
+    return sigmoid ? Likelihood::gaussian_sigmoid_fixed : Likelihood::gaussian_fixed;
+  }
 
-  // A decoder's output, or a Gaussian decoder's means and logvars, and its targets.
+  // The parameters of a likelihood, as a decoder gives them, and its targets.
   struct Decoded {
     LikelihoodShape shape;
-    Matrix output, x;
-    std::optional<Matrix> logvar;
+    Matrix p0, x;
+    std::optional<Matrix> p1;
     Likelihood likelihood;
-    float fixed_logvar, x_scale;
+    float scalar, x_scale;
 
-    Decoded(const Tensor& output_tensor, const Tensor& x_tensor, const LikelihoodShape& s, Likelihood l,
-            std::optional<double> scale, const OptionalTensor& logvars = std::nullopt, double logvar_of_all = 0.0)
+    Decoded(const Tensor& p0_tensor, const Tensor& x_tensor, const LikelihoodShape& s, Likelihood l,
+            std::optional<double> scale, const OptionalTensor& p1_tensor = std::nullopt, double own_scalar = 0.0)
         : shape(s),
-          output(matrix(output_tensor, s.D)),
+          p0(matrix(p0_tensor, s.D)),
           x(matrix(x_tensor, s.D)),
           likelihood(l),
-          fixed_logvar(static_cast<float>(logvar_of_all)),
+          scalar(static_cast<float>(own_scalar)),
           x_scale(static_cast<float>(scale.value_or(1.0))) {
-      if (logvars) logvar = matrix(*logvars, s.D);
+      if (p1_tensor) p1 = matrix(*p1_tensor, s.D);
     }
 
     LikelihoodArgs args() const {
       LikelihoodArgs a{};
       a.likelihood = likelihood;
-      a.output = output.rows;
-      if (logvar) a.logvar = logvar->rows;
-      a.fixed_logvar = fixed_logvar;
+      a.param[0] = p0.rows;
+      if (p1) a.param[1] = p1->rows;
+      a.scalar = scalar;
       a.x = x.rows;
       a.x_scale = x_scale;
       a.R = shape.R;
@@ -449,14 +453,14 @@ struct Ops {
     LikelihoodArgs a = decoded.args();
     a.log_prob = floats(log_prob);
     a.grad_scale = static_cast<float>(grad_scale);
-    a.grad_output = grad_output.mutable_data_ptr();
+    a.grad_param[0] = grad_output.mutable_data_ptr();
     device.likelihood(a);
     return {log_prob, grad_output};
   }
 
   static Tensor output_gradient(Device& device, LikelihoodArgs& a, const Tensor& output) {
     Tensor grad_output = device.empty(sizes_of(output), output.scalar_type());
-    a.grad_output = grad_output.mutable_data_ptr();
+    a.grad_param[0] = grad_output.mutable_data_ptr();
     device.likelihood(a);
     return grad_output;
   }
@@ -468,9 +472,9 @@ struct Ops {
     const Tensor& of_logvar = logvar ? *logvar : mean;
     Tensor grad_mean = device.empty(needs[0] ? sizes_of(mean) : Sizes{0}, mean.scalar_type());
     Tensor grad_logvar = device.empty(needs[1] && logvar ? sizes_of(*logvar) : Sizes{0}, of_logvar.scalar_type());
-    if (needs[0]) a.grad_output = grad_mean.mutable_data_ptr();
-    if (needs[1] && logvar) a.grad_logvar = grad_logvar.mutable_data_ptr();
-    if (a.log_prob || a.grad_output || a.grad_logvar) device.likelihood(a);
+    if (needs[0]) a.grad_param[0] = grad_mean.mutable_data_ptr();
+    if (needs[1] && logvar) a.grad_param[1] = grad_logvar.mutable_data_ptr();
+    if (a.log_prob || wants_gradient(a)) device.likelihood(a);
     return {grad_mean, grad_logvar};
   }
 
@@ -527,7 +531,7 @@ struct Ops {
     LikelihoodArgs a = decoded.args();
     a.log_prob = floats(log_prob);
     if (grad_recon) {
-      a.grad_output = (*grad_recon)->mutable_data_ptr();
+      a.grad_param[0] = (*grad_recon)->mutable_data_ptr();
       a.grad_scale = reconstruction_scale(decoded, how);
     }
     device.likelihood(a);
@@ -605,7 +609,7 @@ struct Ops {
         for_1->scalar_type() != recon.scalar_type())
       fail("negative_elbo_backward_", "recon_for_1 has shape ", shape_text(*for_1), " and dtype ",
            dtype_text(for_1->scalar_type()), "; expected what negative_elbo_and_grad gave, of a loss that is reduced");
-    a.grad_output = for_1->mutable_data_ptr();
+    a.grad_param[0] = for_1->mutable_data_ptr();
     a.done_for_1 = true;
     device.likelihood(a);
     return *for_1;

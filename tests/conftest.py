@@ -5,6 +5,16 @@ AEVB_CUDA_DRY=20 only every 20th of those tests.
 """
 
 import os
+import signal
+
+if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+    # A worker's threads, and those of the processes that it starts, are its share of the cores: too many wait for each
+    # other. Before torch is imported, which reads it.
+    cores = len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

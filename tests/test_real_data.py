@@ -46,8 +46,9 @@ def test_from_training_to_the_report(tmp_path, capsys, name):
     assert "log p(x)" in out
     found = json.loads((run / "evaluation.json").read_text())
     assert found["log_marginal_likelihood"] > found["elbo"]
+    pictures = {"reconstruct": "reconstructions", "sample": "samples"}
     for command in ("reconstruct", "sample", "manifold", "traverse", "interpolate"):
-        assert f"{command}.png" in says(capsys, command, run)
+        assert f"{pictures.get(command, command)}.png" in says(capsys, command, run)
     says(capsys, "embed", run)
     posterior = np.load(run / "latent.npz")
     assert posterior["mu"].shape == posterior["logvar"].shape == (shape[0], 2)

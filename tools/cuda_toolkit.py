@@ -21,7 +21,8 @@ LAST_GUESS = "/usr/local/cuda/bin/nvcc"
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 PTX = ("90", "120")  # also as PTX, for GPUs that none of the architectures covers
 # Seconds of one core for an architecture, where they are more than a few.
-SECONDS = {"gaussian_likelihood": 29, "likelihood": 16, "gaussian": 14, "log_ratio": 11}
+SECONDS = {"likelihood": 10, "gaussian": 14, "log_ratio": 11}
+LIKELIHOODS = "csrc/formulas/likelihood_list.h"
 
 
 def flag(name):
@@ -200,6 +201,12 @@ def architecture_flags(architectures):
     return flags + [f"-gencode=arch=compute_{a},code=compute_{a}" for a in ptx]
 
 
+def likelihoods():
+    """The names of the likelihoods that csrc has."""
+    with open(LIKELIHOODS) as file:
+        return re.findall(r"^ *X\((\w+),", file.read(), re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The CUDA kernels of a build: how they are compiled and linked."""
@@ -221,7 +228,7 @@ class Kernels:
         flags = [f"-L{self.toolkit.runtime}", "-lcudart_static", "-ldl", "-lpthread", "-lrt"]
         return [*flags, "-Wl,--no-as-needed", "-ltorch"]
 
-    def command(self, source, target):
+    def command(self, source, target, *defines):
         # One sequence of IEEE operations, as on the CPU: no contraction, nothing flushed, exact division and root.
         flags = ["-O3", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
         host = ["-fPIC", "-fvisibility=hidden", "-ffp-contract=off", f"-ffile-prefix-map={os.getcwd()}/="]
@@ -229,16 +236,18 @@ class Kernels:
         flags += ["-Xptxas", "-warn-spills,-warn-lmem-usage", "-Xfatbin", "-compress-all"]
         flags += ["-g", "-lineinfo"] if self.debug else []
         flags += architecture_flags(self.architectures)
-        return self.toolkit.compile_command(*flags, "-MD", "-MF", target + ".d", "-c", source, "-o", target)
+        return self.toolkit.compile_command(*flags, *defines, "-MD", "-MF", target + ".d", "-c", source, "-o", target)
 
     def jobs(self, sources, folder):
-        """What is to be compiled to objects in `folder`."""
+        """What is to be compiled to objects in `folder`: likelihood.cu once for each likelihood."""
         found = []
         for source in sources:
-            target = os.path.join(folder, source + ".o")
             name = os.path.splitext(os.path.basename(source))[0]
             seconds = SECONDS.get(name, USUAL_SECONDS) * len(self.architectures)
-            found.append(Job(source, target, tuple(self.command(source, target)), seconds, self.toolkit.version))
+            for one in likelihoods() if name == "likelihood" else [""]:
+                target = os.path.join(folder, f"{source}{'.' if one else ''}{one}.o")
+                command = self.command(source, target, *([f"-DAEVB_LIKELIHOOD={one}"] if one else []))
+                found.append(Job(source, target, tuple(command), seconds, self.toolkit.version))
         return found
 
 

@@ -120,9 +120,10 @@ def _check_elements(path: Path) -> None:
     SciPy's reader would die of them."""
     with open(path, "rb") as file:
         header = file.read(128)
-        if len(header) < 128 or 0 in header[:4]:  # MATLAB 4, which has no such elements
+        little = header[126:] == b"IM"
+        if len(header) < 128 or 0 in header[:4] or header[125 if little else 124] != 1:  # not of MATLAB 5
             return
-        tag = struct.Struct("<II" if header[126:] == b"IM" else ">II")
+        tag = struct.Struct("<II" if little else ">II")
         # What is being read, the file and matrices in it: where it ends, and how many elements it still needs.
         ends, needed = [path.stat().st_size], [0]
         while ends:

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // log p(x|z) over rows of decoder outputs, its gradient, or both in one pass, for any likelihood of formulas/.
 #pragma once
-#include "../formulas/bernoulli.h"
-#include "../formulas/gaussian_likelihood.h"
+#include "../formulas/likelihoods.h"
 #include "convert.h"
 #include "sum.h"
 
@@ -27,37 +26,37 @@ struct Upstream {
   float scale, grad;
 };
 
-// What is read of some elements, and where their gradients go: logvar and grad_logvar of likelihoods with kLogvar. A
+// What is read of some elements, and where their gradients go: p1 and grad1 of likelihoods with two parameters. A
 // gradient may go over what it is of.
 struct Elements {
-  const float *output, *logvar, *x;
-  float *grad, *grad_logvar;
+  const float *x, *p0, *p1;
+  float *grad0, *grad1;
 
   template <class L, Want kWant>
   AEVB_FORMULA Elements from(int i) const {
-    const int of_logvar = L::kLogvar ? i : 0, of_grad = has_grad(kWant) ? i : 0;
-    return {output + i, logvar + of_logvar, x + i, grad + of_grad, grad_logvar + (L::kLogvar ? of_grad : 0)};
+    const int of_p1 = L::kParams > 1 ? i : 0, of_grad = has_grad(kWant) ? i : 0;
+    return {x + i, p0 + i, p1 + of_p1, grad0 + of_grad, grad1 + (L::kParams > 1 ? of_grad : 0)};
   }
 };
 
 // kAbreast neighbouring elements.
 template <class L, Want kWant>
 AEVB_FORMULA void add_elements(L likelihood, const Elements& at, Upstream g, float* linear, float* product) {
-  const float *output = at.output, *logvar = at.logvar, *x = at.x;
-  float *grad = at.grad, *grad_logvar = at.grad_logvar;
+  const float *x = at.x, *p0 = at.p0, *p1 = at.p1;
+  float *grad0 = at.grad0, *grad1 = at.grad1;
 #pragma omp simd
   for (int k = 0; k < kAbreast; ++k) {
-    const float out = output[k], spread = L::kLogvar ? logvar[k] : 0.0f, target = x[k];
+    const float target = x[k], a = p0[k], b = L::kParams > 1 ? p1[k] : 0.0f;
     if constexpr (has_log_prob(kWant)) {
-      const NegLogProb t = likelihood.add_neg_log_prob(linear[k], out, spread, target);
+      const NegLogProb t = likelihood.add_neg_log_prob(linear[k], target, a, b);
       linear[k] = t.sum;
       // (1 + product) (1 + excess) - 1
       if constexpr (L::kProduct) product[k] = fmadd(product[k], t.excess, product[k] + t.excess);
     }
     if constexpr (has_grad(kWant)) {
-      const LikelihoodGradient d = likelihood.grad(out, spread, target);
-      grad[k] = g.grad * (g.scale * d.output);
-      if constexpr (L::kLogvar) grad_logvar[k] = g.grad * (g.scale * d.logvar);
+      const LikelihoodGradient d = likelihood.grad(target, a, b);
+      grad0[k] = g.grad * (g.scale * d.p0);
+      if constexpr (L::kParams > 1) grad1[k] = g.grad * (g.scale * d.p1);
     }
   }
 }
@@ -66,21 +65,21 @@ AEVB_FORMULA void add_elements(L likelihood, const Elements& at, Upstream g, flo
 template <class L, Want kWant>
 AEVB_FORMULA void add_last_elements(L likelihood, const Elements& at, Upstream g, int n, float* linear,
                                     float* product) {
-  alignas(64) float output[kAbreast] = {}, logvar[kAbreast] = {}, x[kAbreast] = {};
-  alignas(64) float grad[kAbreast], grad_logvar[kAbreast], linear_before[kAbreast], product_before[kAbreast];
+  alignas(64) float x[kAbreast] = {}, p0[kAbreast] = {}, p1[kAbreast] = {};
+  alignas(64) float grad0[kAbreast], grad1[kAbreast], linear_before[kAbreast], product_before[kAbreast];
   const auto bytes = n * sizeof(float);
-  __builtin_memcpy(output, at.output, bytes);
-  if constexpr (L::kLogvar) __builtin_memcpy(logvar, at.logvar, bytes);
   __builtin_memcpy(x, at.x, bytes);
+  __builtin_memcpy(p0, at.p0, bytes);
+  if constexpr (L::kParams > 1) __builtin_memcpy(p1, at.p1, bytes);
   for (int k = 0; k < kAbreast; ++k) linear_before[k] = linear[k], product_before[k] = product[k];
-  add_elements<L, kWant>(likelihood, {output, logvar, x, grad, grad_logvar}, g, linear, product);
+  add_elements<L, kWant>(likelihood, {x, p0, p1, grad0, grad1}, g, linear, product);
   for (int k = 0; k < kAbreast; ++k) {
     linear[k] = k < n ? linear[k] : linear_before[k];
     product[k] = k < n ? product[k] : product_before[k];
   }
   if constexpr (has_grad(kWant)) {
-    __builtin_memcpy(at.grad, grad, bytes);
-    if constexpr (L::kLogvar) __builtin_memcpy(at.grad_logvar, grad_logvar, bytes);
+    __builtin_memcpy(at.grad0, grad0, bytes);
+    if constexpr (L::kParams > 1) __builtin_memcpy(at.grad1, grad1, bytes);
   }
 }
 
@@ -146,8 +145,9 @@ class GradientWriter {
 // The work [begin, end), numbered row * chunks(D) + chunk.
 template <class L, Want kWant>
 inline void likelihood_units(L likelihood, const LikelihoodArgs& a, int64_t begin, int64_t end) {
-  alignas(64) float output_buffer[kGroup], logvar_buffer[L::kLogvar ? kGroup : 1], x_buffer[kGroup];
-  GradientWriter grad(a.grad_output, a.output, a.R * a.D), grad_logvar(a.grad_logvar, a.logvar, a.R * a.D);
+  constexpr bool kTwo = L::kParams > 1;
+  alignas(64) float x_buffer[kGroup], p0_buffer[kGroup], p1_buffer[kTwo ? kGroup : 1];
+  GradientWriter grad0(a.grad_param[0], a.param[0], a.R * a.D), grad1(a.grad_param[1], a.param[1], a.R * a.D);
   const int64_t per_row = chunks(a.D);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t row = unit / per_row, first = unit % per_row * kChunk;
@@ -159,42 +159,35 @@ inline void likelihood_units(L likelihood, const LikelihoodArgs& a, int64_t begi
     for (int64_t column = first; column < last; column += kGroup) {
       const int n = static_cast<int>(column + kGroup < last ? kGroup : last - column);
       Elements at{};
-      at.output = read_rows(a.output, row, 1, column, n, output_buffer);
-      if constexpr (L::kLogvar) at.logvar = read_rows(a.logvar, row, 1, column, n, logvar_buffer);
+      at.p0 = read_rows(a.param[0], row, 1, column, n, p0_buffer);
+      if constexpr (kTwo) at.p1 = read_rows(a.param[1], row, 1, column, n, p1_buffer);
       at.x = read_rows(a.x, b, 1, column, n, x_buffer);
-      if constexpr (has_grad(kWant)) at.grad = grad.begin(row * a.D + column);
-      if constexpr (has_grad(kWant) && L::kLogvar) at.grad_logvar = grad_logvar.begin(row * a.D + column);
+      if constexpr (has_grad(kWant)) at.grad0 = grad0.begin(row * a.D + column);
+      if constexpr (has_grad(kWant) && kTwo) at.grad1 = grad1.begin(row * a.D + column);
       sum.add(add_group<L, kWant>(likelihood, at, g, n));
-      if constexpr (has_grad(kWant)) grad.end(n);
-      if constexpr (has_grad(kWant) && L::kLogvar) grad_logvar.end(n);
+      if constexpr (has_grad(kWant)) grad0.end(n);
+      if constexpr (has_grad(kWant) && kTwo) grad1.end(n);
     }
     if (has_log_prob(kWant)) a.log_prob[unit] = -sum.total();
   }
-  if constexpr (has_grad(kWant)) grad.finish();
-  if constexpr (has_grad(kWant) && L::kLogvar) grad_logvar.finish();
+  if constexpr (has_grad(kWant)) grad0.finish();
+  if constexpr (has_grad(kWant) && kTwo) grad1.finish();
 }
 
 template <class L>
-inline void likelihood_of(L likelihood, const LikelihoodArgs& a, int64_t begin, int64_t end) {
+inline void rows_of(const LikelihoodArgs& a, int64_t begin, int64_t end) {
+  const L likelihood = likelihood_of<L>(a);
   if (!a.log_prob) return likelihood_units<L, Want::grad>(likelihood, a, begin, end);
-  if (!a.grad_output && !a.grad_logvar) return likelihood_units<L, Want::log_prob>(likelihood, a, begin, end);
+  if (!wants_gradient(a)) return likelihood_units<L, Want::log_prob>(likelihood, a, begin, end);
   likelihood_units<L, Want::both>(likelihood, a, begin, end);
-}
-
-template <bool kSigmoid>
-inline void gaussian_likelihood(const LikelihoodArgs& a, int64_t begin, int64_t end) {
-  if (a.logvar.data) return likelihood_of(GaussianMeansAndLogvars<kSigmoid>{a.x_scale}, a, begin, end);
-  likelihood_of(GaussianMeans<kSigmoid>::with_logvar(a.fixed_logvar, a.x_scale), a, begin, end);
 }
 
 // log_prob and the gradients: those that are not null.
 inline void likelihood_rows(const LikelihoodArgs& a, int64_t begin, int64_t end) {
-  switch (a.likelihood) {
-    case Likelihood::bernoulli_logits: return likelihood_of(BernoulliLogits{a.x_scale}, a, begin, end);
-    case Likelihood::bernoulli_probs: return likelihood_of(BernoulliProbs{a.x_scale}, a, begin, end);
-    case Likelihood::gaussian: return gaussian_likelihood<false>(a, begin, end);
-    case Likelihood::gaussian_sigmoid: return gaussian_likelihood<true>(a, begin, end);
-  }
+#define AEVB_ROWS(name, ...) \
+  case Likelihood::name: return rows_of<__VA_ARGS__>(a, begin, end);
+  switch (a.likelihood) { AEVB_LIKELIHOODS(AEVB_ROWS) }
+#undef AEVB_ROWS
 }
 
 }  // namespace

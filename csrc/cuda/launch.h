@@ -18,7 +18,6 @@ const char* gaussian_backward(const GaussianArgs& a, void* stream);
 const char* gaussian_log_ratio(const GaussianArgs& a, int multiprocessors, float* scratch, void* stream);
 const char* gaussian_log_ratio_backward(const GaussianArgs& a, void* stream);
 const char* likelihood(const LikelihoodArgs& a, int multiprocessors, float* scratch, void* stream);
-const char* gaussian_likelihood(const LikelihoodArgs& a, int multiprocessors, float* scratch, void* stream);
 const char* loss(const LossArgs& a, float* scratch, void* stream);
 const char* scale(const ScaleArgs& a, void* stream);
 const char* normal(const NormalArgs& a, void* stream);

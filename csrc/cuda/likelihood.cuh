@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// log p(x|z) over rows of decoder outputs, and its gradient, for any likelihood of formulas/: the kernels, and what
-// launches them for a file that says with which types.
+// log p(x|z) of each row of a decoder's outputs, and its gradient, for any likelihood of formulas/: the kernels, and
+// what launches them.
 #pragma once
 #include <algorithm>
 
-#include "../formulas/likelihood.h"
+#include "../formulas/likelihoods.h"
 #include "division.h"
 #include "launch.h"
 #include "launching.h"
+#include "parts.h"
 #include "sums.cuh"
 #include "vectors.cuh"
 
@@ -16,11 +17,11 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Elements whose dtype is known only at run time, read one by one: the kernels for every dtype of output, of logvar and
-// of x would be many, and mostly unused.
+// Elements whose dtype is known only at run time, read one by one: the kernels for every dtype of the parameters and of
+// x would be many, and mostly unused.
 struct AnyDtype {};
 
-// Rows beside the output: x, or logvar.
+// Rows beside the first parameter: x, or the second.
 template <class T>
 struct Beside {
   static constexpr bool kAtRunTime = false;
@@ -63,9 +64,9 @@ struct Beside<AnyDtype> {
   }
 };
 
-// logvar [R, D] of likelihoods with kLogvar, and its gradient; nothing of others.
-template <bool kLogvar, class T>
-struct Logvars {
+// The second parameter [R, D] of likelihoods that have one, and its gradient; nothing of others.
+template <bool kThere, class T>
+struct Second {
   static constexpr int64_t stride = 0;
   template <int V>
   AEVB_DEVICE LoadedAny<V> load_at(int64_t) const {
@@ -76,7 +77,7 @@ struct Logvars {
 };
 
 template <class T>
-struct Logvars<true, T> : Beside<T> {
+struct Second<true, T> : Beside<T> {
   T* grad;  // [R, D], or null
   template <int V>
   AEVB_DEVICE void store_grad(const float* x, int64_t i) const {
@@ -85,7 +86,7 @@ struct Logvars<true, T> : Beside<T> {
 };
 
 template <>
-struct Logvars<true, AnyDtype> : Beside<AnyDtype> {
+struct Second<true, AnyDtype> : Beside<AnyDtype> {
   void* grad;
   template <int V>
   AEVB_DEVICE void store_grad(const float* x, int64_t i) const {
@@ -93,37 +94,37 @@ struct Logvars<true, AnyDtype> : Beside<AnyDtype> {
     switch (dtype) {
       case Dtype::bfloat16: store<V>(x, static_cast<BFloat16*>(grad) + i); break;
       case Dtype::float16: store<V>(x, static_cast<Float16*>(grad) + i); break;
-      default: store<V>(x, static_cast<float*>(grad) + i);  // no logvar is uint8
+      default: store<V>(x, static_cast<float*>(grad) + i);  // no parameter is uint8
     }
   }
 };
 
-// Where the dtype of x is known at compile time, logvar's is that of the output.
+// Where the dtype of x is known at compile time, the second parameter's is that of the first.
 template <class T, class X>
-struct LogvarType {
+struct SecondType {
   using Type = T;
 };
 template <class T>
-struct LogvarType<T, AnyDtype> {
+struct SecondType<T, AnyDtype> {
   using Type = AnyDtype;
 };
 template <class L, class T, class X>
-using LogvarsOf = Logvars<L::kLogvar, typename LogvarType<T, X>::Type>;
+using SecondOf = Second<(L::kParams > 1), typename SecondType<T, X>::Type>;
 
-// V neighbouring elements, and the gradients of which likelihoods with kLogvar give two.
+// The gradients of V neighbouring elements.
 template <int V>
 struct Gradients {
-  float output[V], logvar[V];
+  float p0[V], p1[V];
 };
 
 template <class L, int V>
-AEVB_DEVICE void gradients_of(const L& likelihood, const float* out, const float* logvar, const float* target,
-                              float upstream, float scale, Gradients<V>& grad) {
+AEVB_DEVICE void gradients_of(const L& likelihood, const float* x, const float* p0, const float* p1, float upstream,
+                              float scale, Gradients<V>& grad) {
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    const LikelihoodGradient g = likelihood.grad(out[i], logvar[i], target[i]);
-    grad.output[i] = upstream * (scale * g.output);
-    if constexpr (L::kLogvar) grad.logvar[i] = upstream * (scale * g.logvar);
+    const LikelihoodGradient g = likelihood.grad(x[i], p0[i], p1[i]);
+    grad.p0[i] = upstream * (scale * g.p0);
+    if constexpr (L::kParams > 1) grad.p1[i] = upstream * (scale * g.p1);
   }
 }
 
@@ -132,10 +133,10 @@ AEVB_DEVICE void gradients_of(const L& likelihood, const float* out, const float
 template <class L, class T, class X>
 struct ForwardArgs {
   L likelihood;
-  const T* output;  // [R, D]
-  int64_t output_stride;
-  LogvarsOf<L, T, X> logvar;
-  Beside<X> x;  // [x_rows, D]
+  const T* p0;  // [R, D]
+  int64_t p0_stride;
+  SecondOf<L, T, X> p1;  // [R, D]
+  Beside<X> x;           // [x_rows, D]
   Divider x_rows, parts;
   int64_t units, D, part_elements;  // a row is cut into `parts` parts; R * parts units
   float sign;
@@ -144,28 +145,29 @@ struct ForwardArgs {
   const float* grad;
   int64_t grad_sample_stride, grad_stride;
   float grad_scale;
-  T* grad_output;  // [R, D]; may be `output`; with kLogvar may be null
+  T* grad0;  // [R, D]; may be p0; with two parameters may be null
 };
 
 // Blocks on a multiprocessor at once, as registers allow: 128 a thread, 80, or 64; from sm_100 on it takes more of
 // them.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 template <class L, bool kGrad, int V>
-constexpr int kResident = L::kLogvar                         ? (kGrad && V > 4 ? 1 : 2)
+constexpr int kResident = L::kParams > 1                     ? (kGrad && V > 4 ? 1 : 2)
                           : V > 4 || (kGrad && !L::kProduct) ? 2
                                                              : 3;
 #else
 template <class L, bool kGrad, int V>
-constexpr int kResident = V > 4 || (kGrad && !L::kProduct) ? 2
-                          : V > 2 || L::kLogvar            ? 3
-                                                           : 4;
+constexpr int kResident = V > 4 && kGrad && !L::kProduct && L::kParams == 1 ? 1  // logarithms of 8 elements
+                          : V > 4 || (kGrad && !L::kProduct)                ? 2
+                          : V > 2 || L::kParams > 1                         ? 3
+                                                                            : 4;
 #endif
 
 // kLanes / V threads share a unit: each adds up V neighbouring lanes of every group.
 template <class L, bool kGrad, int V, class T, class X>
 __global__ void __launch_bounds__(kThreads, kResident<L, kGrad, V>) log_prob_rows(const ForwardArgs<L, T, X> a) {
   constexpr int kSharing = kLanes / V;
-  constexpr int kAtOnce = Beside<X>::kAtRunTime ? 1 : (V > 4 || L::kLogvar ? 2 : 4);  // vectors under way
+  constexpr int kAtOnce = Beside<X>::kAtRunTime ? 1 : (V > 4 || L::kParams > 1 ? 2 : 4);  // vectors under way
   const int64_t unit = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kSharing;
   if (unit >= a.units) return;
   const int t = threadIdx.x % kSharing;
@@ -179,52 +181,52 @@ __global__ void __launch_bounds__(kThreads, kResident<L, kGrad, V>) log_prob_row
   TreeSum<7> sum;
   for (int64_t first = begin; first < end; first += kGroup) {
     const int n = static_cast<int>(end - first < kGroup ? end - first : kGroup);
-    const T* output = a.output + row * a.output_stride + first + t * V;
-    int64_t x = x_row * a.x.stride + first + t * V, logvar = row * a.logvar.stride + first + t * V;
+    const T* p0 = a.p0 + row * a.p0_stride + first + t * V;
+    int64_t x = x_row * a.x.stride + first + t * V, p1 = row * a.p1.stride + first + t * V;
     int64_t grad = row * a.D + first + t * V;
     int k = 0;
     float linear[V] = {}, product[V] = {};
-    const auto add = [&](const auto& loaded_output, const auto& loaded_logvar, const auto& loaded_x, int64_t grad_at) {
-      float out[V], log_variance[V], target[V];
-      loaded_output.unpack_to(out);
-      loaded_logvar.unpack_to(log_variance);
+    const auto add = [&](const auto& loaded0, const auto& loaded1, const auto& loaded_x, int64_t grad_at) {
+      float param0[V], param1[V], target[V];
+      loaded0.unpack_to(param0);
+      loaded1.unpack_to(param1);
       loaded_x.unpack_to(target);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        const NegLogProb p = a.likelihood.add_neg_log_prob(linear[i], out[i], log_variance[i], target[i]);
+        const NegLogProb p = a.likelihood.add_neg_log_prob(linear[i], target[i], param0[i], param1[i]);
         linear[i] = p.sum;
         // (1 + product) (1 + excess) - 1
         if constexpr (L::kProduct) product[i] = fmadd(product[i], p.excess, product[i] + p.excess);
       }
       if constexpr (kGrad) {
         Gradients<V> g;
-        gradients_of(a.likelihood, out, log_variance, target, upstream, a.grad_scale, g);
-        if (!L::kLogvar || a.grad_output) store<V>(g.output, a.grad_output + grad_at);
-        a.logvar.template store_grad<V>(g.logvar, grad_at);
+        gradients_of(a.likelihood, target, param0, param1, upstream, a.grad_scale, g);
+        if (L::kParams == 1 || a.grad0) store<V>(g.p0, a.grad0 + grad_at);
+        a.p1.template store_grad<V>(g.p1, grad_at);
       }
     };
     const auto go_on = [&](int elements) {
       k += elements;
-      output += elements;
-      logvar += elements;
+      p0 += elements;
+      p1 += elements;
       x += elements;
       grad += elements;
     };
     for (; k + kAtOnce * kLanes <= n; go_on(kAtOnce * kLanes)) {
-      decltype(load<V>(output)) loaded_output[kAtOnce];
-      decltype(a.logvar.template load_at<V>(0)) loaded_logvar[kAtOnce];
+      decltype(load<V>(p0)) loaded0[kAtOnce];
+      decltype(a.p1.template load_at<V>(0)) loaded1[kAtOnce];
       decltype(a.x.template load_at<V>(0)) loaded_x[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        loaded_output[j] = load<V>(output + j * kLanes);
-        loaded_logvar[j] = a.logvar.template load_at<V>(logvar + j * kLanes);
+        loaded0[j] = load<V>(p0 + j * kLanes);
+        loaded1[j] = a.p1.template load_at<V>(p1 + j * kLanes);
         loaded_x[j] = a.x.template load_at<V>(x + j * kLanes);
       }
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) add(loaded_output[j], loaded_logvar[j], loaded_x[j], grad + j * kLanes);
+      for (int j = 0; j < kAtOnce; ++j) add(loaded0[j], loaded1[j], loaded_x[j], grad + j * kLanes);
     }
     for (; k + t * V < n; go_on(kLanes))  // n is a multiple of V
-      add(load<V>(output), a.logvar.template load_at<V>(logvar), a.x.template load_at<V>(x), grad);
+      add(load<V>(p0), a.p1.template load_at<V>(p1), a.x.template load_at<V>(x), grad);
     if constexpr (L::kProduct) {
 #pragma unroll
       for (int i = 0; i < V; ++i) linear[i] += log1p_nonnegative(product[i]);
@@ -239,18 +241,18 @@ __global__ void __launch_bounds__(kThreads, kResident<L, kGrad, V>) log_prob_row
 template <class L, class T, class X>
 struct BackwardArgs {
   L likelihood;
-  const T* output;  // [R, D]
-  int64_t output_stride;
-  LogvarsOf<L, T, X> logvar;
-  Beside<X> x;          // [x_rows, D]
-  Divider row_vectors;  // D / V
+  const T* p0;  // [R, D]
+  int64_t p0_stride;
+  SecondOf<L, T, X> p1;  // [R, D]
+  Beside<X> x;           // [x_rows, D]
+  Divider row_vectors;   // D / V
   Divider x_rows;
   int64_t vectors, D;  // R * D / V
   bool by_rows;        // rows matter: strides, samples, or a gradient for each
   float grad_scale;
   const float* grad;
   int64_t grad_sample_stride, grad_stride;
-  T* result;  // [R, D]; with kLogvar may be null
+  T* grad0;  // [R, D]; with two parameters may be null
 };
 
 constexpr int kVectorsAtOnce = 2;  // of a thread
@@ -259,25 +261,25 @@ constexpr int kVectorsAtOnce = 2;  // of a thread
 template <class L, int V, class T, class X>
 AEVB_DEVICE void gradient_vectors(const BackwardArgs<L, T, X>& a, int64_t first) {
   constexpr int kAtOnce = kVectorsAtOnce;
-  decltype(load<V>(a.output)) loaded_output[kAtOnce];
-  decltype(a.logvar.template load_at<V>(0)) loaded_logvar[kAtOnce];
+  decltype(load<V>(a.p0)) loaded0[kAtOnce];
+  decltype(a.p1.template load_at<V>(0)) loaded1[kAtOnce];
   decltype(a.x.template load_at<V>(0)) loaded_x[kAtOnce];
   float upstream[kAtOnce];
 #pragma unroll
   for (int j = 0; j < kAtOnce; ++j) {
     const int64_t vector = first + j * kThreads;
     if (vector >= a.vectors) break;
-    int64_t output = vector * V, logvar = output, x = output, grad = 0;
+    int64_t p0 = vector * V, p1 = p0, x = p0, grad = 0;
     if (a.by_rows) {
-      const int64_t row = a.row_vectors.divide(vector), column = output - row * a.D;
+      const int64_t row = a.row_vectors.divide(vector), column = p0 - row * a.D;
       const int64_t sample = a.x_rows.divide(row), x_row = row - sample * a.x_rows.divisor();
-      output = row * a.output_stride + column;
-      logvar = row * a.logvar.stride + column;
+      p0 = row * a.p0_stride + column;
+      p1 = row * a.p1.stride + column;
       x = x_row * a.x.stride + column;
       grad = sample * a.grad_sample_stride + x_row * a.grad_stride;
     }
-    loaded_output[j] = load<V>(a.output + output);
-    loaded_logvar[j] = a.logvar.template load_at<V>(logvar);
+    loaded0[j] = load<V>(a.p0 + p0);
+    loaded1[j] = a.p1.template load_at<V>(p1);
     loaded_x[j] = a.x.template load_at<V>(x);
     upstream[j] = a.grad[grad];
   }
@@ -285,14 +287,14 @@ AEVB_DEVICE void gradient_vectors(const BackwardArgs<L, T, X>& a, int64_t first)
   for (int j = 0; j < kAtOnce; ++j) {
     const int64_t vector = first + j * kThreads;
     if (vector >= a.vectors) break;
-    float out[V], log_variance[V], target[V];
-    loaded_output[j].unpack_to(out);
-    loaded_logvar[j].unpack_to(log_variance);
+    float param0[V], param1[V], target[V];
+    loaded0[j].unpack_to(param0);
+    loaded1[j].unpack_to(param1);
     loaded_x[j].unpack_to(target);
     Gradients<V> g;
-    gradients_of(a.likelihood, out, log_variance, target, upstream[j], a.grad_scale, g);
-    if (!L::kLogvar || a.result) store<V>(g.output, a.result + vector * V);
-    a.logvar.template store_grad<V>(g.logvar, vector * V);
+    gradients_of(a.likelihood, target, param0, param1, upstream[j], a.grad_scale, g);
+    if (L::kParams == 1 || a.grad0) store<V>(g.p0, a.grad0 + vector * V);
+    a.p1.template store_grad<V>(g.p1, vector * V);
   }
 }
 
@@ -317,8 +319,6 @@ __global__ void __launch_bounds__(kThreads) log_prob_gradient_unless_1(const Bac
 
 // ---- which kernel ---------------------------------------------------------------------------------------------------
 
-constexpr const char* kUnknownLikelihood = "aevb has no kernel for this likelihood";
-
 // Whether rows of `m` can be read V elements at a time.
 template <int V>
 bool in_vectors(const Rows& m, int64_t D, int64_t rows) {
@@ -333,54 +333,57 @@ Beside<X> beside(const Rows& m, X) {
 }
 
 template <class T>
-void set_logvars(Logvars<false, T>&, const LikelihoodArgs&) {}
+void set_second(Second<false, T>&, const LikelihoodArgs&) {}
 template <class T>
-void set_logvars(Logvars<true, T>& logvars, const LikelihoodArgs& a) {
-  static_cast<Beside<T>&>(logvars) = beside(a.logvar, T{});
-  logvars.grad = static_cast<decltype(logvars.grad)>(a.grad_logvar);
+void set_second(Second<true, T>& p1, const LikelihoodArgs& a) {
+  static_cast<Beside<T>&>(p1) = beside(a.param[1], T{});
+  p1.grad = static_cast<decltype(p1.grad)>(a.grad_param[1]);
 }
 
 // Whether what a likelihood reads can be read V elements at a time.
 template <int V>
 bool in_vectors(const LikelihoodArgs& a) {
-  return in_vectors<V>(a.output, a.D, a.R) && in_vectors<V>(a.x, a.D, a.x_rows) &&
-         (!a.logvar.data || in_vectors<V>(a.logvar, a.D, a.R));
+  for (const Rows& param : a.param)
+    if (param.data && !in_vectors<V>(param, a.D, a.R)) return false;
+  return in_vectors<V>(a.x, a.D, a.x_rows);
 }
 
-// How many parts a row is cut into, each a node of its tree: one, unless rows are long, and then as many as it takes to
-// keep the GPU busy.
-struct Parts {
-  int64_t parts, elements;
-};
-inline Parts parts_of(const LikelihoodArgs& a, int multiprocessors) {
-  constexpr int64_t kMost = 64, kWhole = 8;  // groups in a part, at most; rows of so many are not cut
-  const int64_t groups = (a.D + kGroup - 1) / kGroup;
-  int64_t each = kMost;
-  while (groups > kWhole && each > 1 &&
-         a.R * ((groups + each - 1) / each) < 128 * static_cast<int64_t>(multiprocessors))
-    each /= 2;
-  return {groups > each ? (groups + each - 1) / each : 1, each * kGroup};
+// Calls use(T, V, X): the first parameter's element, the elements of one access, the targets' element. `narrow` asks
+// for accesses of one element. A likelihood with kProduct is a matter of memory alone, and has kernels for every dtype
+// of x.
+template <class L, class Use>
+const char* with_types(const LikelihoodArgs& a, bool narrow, const Use& use) {
+  return with_dtype(a.param[0].dtype, [&](auto t) {
+    // Of float32 then not the widest accesses: with 16 threads a row instead of 8 there are more loads under way.
+    constexpr int V = L::kProduct && sizeof(t) == 4 ? 2 : kWidest<decltype(t)>;
+    if (narrow || !in_vectors<V>(a)) return use(t, Constant<1>{}, AnyDtype{});
+    if constexpr (L::kProduct) {
+      if (a.x.dtype == Dtype::uint8) return use(t, Constant<V>{}, uint8_t{});
+      return with_dtype(a.x.dtype, [&](auto x) { return use(t, Constant<V>{}, x); });
+    } else {
+      const bool one_dtype = L::kParams == 1 || a.param[1].dtype == a.param[0].dtype;
+      if (a.x.dtype == Dtype::float32 && one_dtype) return use(t, Constant<V>{}, float{});
+      return use(t, Constant<V>{}, AnyDtype{});
+    }
+  });
 }
 
-// `with_types(a, narrow, use)` calls use(likelihood, T, V, X): the likelihood, the output's element, the elements of
-// one access, the targets' element. `narrow` asks for accesses of one element.
-template <class WithTypes>
-const char* launch_gradient(const LikelihoodArgs& a, int multiprocessors, void* stream, const WithTypes& with_types) {
+template <class L>
+const char* launch_gradient(const LikelihoodArgs& a, int multiprocessors, void* stream) {
   if (a.D == 0) return nullptr;
-  return with_types(a, false, [&](auto likelihood, auto t, auto v, auto x) {
-    using L = decltype(likelihood);
+  return with_types<L>(a, false, [&](auto t, auto v, auto x) {
     using T = decltype(t);
     using X = decltype(x);
     constexpr int V = decltype(v)::value;
     const int64_t vectors = a.R * (a.D / V);
-    const bool by_rows = a.output.stride != a.D || a.x.stride != a.D || a.x_rows != a.R || a.grad_stride ||
-                         a.grad_sample_stride || (L::kLogvar && a.logvar.stride != a.D);
-    LogvarsOf<L, T, X> logvars;
-    set_logvars(logvars, a);
-    const BackwardArgs<L, T, X> args{likelihood,
-                                     static_cast<const T*>(a.output.data),
-                                     a.output.stride,
-                                     logvars,
+    const bool by_rows = a.param[0].stride != a.D || a.x.stride != a.D || a.x_rows != a.R || a.grad_stride ||
+                         a.grad_sample_stride || (L::kParams > 1 && a.param[1].stride != a.D);
+    SecondOf<L, T, X> second;
+    set_second(second, a);
+    const BackwardArgs<L, T, X> args{likelihood_of<L>(a),
+                                     static_cast<const T*>(a.param[0].data),
+                                     a.param[0].stride,
+                                     second,
                                      beside(a.x, x),
                                      Divider(a.D / V),
                                      Divider(a.x_rows),
@@ -391,12 +394,12 @@ const char* launch_gradient(const LikelihoodArgs& a, int multiprocessors, void* 
                                      a.grad,
                                      a.grad_sample_stride,
                                      a.grad_stride,
-                                     static_cast<T*>(a.grad_output)};
+                                     static_cast<T*>(a.grad_param[0])};
     const unsigned grid = blocks(vectors, kVectorsAtOnce * kThreads);
     const auto on = static_cast<cudaStream_t>(stream);
     if (!a.done_for_1) {
       AEVB_LAUNCH((log_prob_gradient<L, V, T, X>), grid, kThreads, on, args);
-    } else if constexpr (L::kLoss) {
+    } else if constexpr (L::kParams == 1) {
       const unsigned filling =
           Beside<X>::kAtRunTime ? grid : std::min(grid, 8u * static_cast<unsigned>(multiprocessors));
       AEVB_LAUNCH((log_prob_gradient_unless_1<L, V, T, X>), filling, kThreads, on, args);
@@ -405,28 +408,26 @@ const char* launch_gradient(const LikelihoodArgs& a, int multiprocessors, void* 
   });
 }
 
-template <class WithTypes>
-const char* launch_likelihood(const LikelihoodArgs& a, int multiprocessors, float* scratch, void* stream,
-                              const WithTypes& with_types) {
+template <class L>
+const char* launch_likelihood(const LikelihoodArgs& a, int multiprocessors, float* scratch, void* stream) {
   if (a.R == 0) return nullptr;
-  if (!a.log_prob) return launch_gradient(a, multiprocessors, stream, with_types);
+  if (!a.log_prob) return launch_gradient<L>(a, multiprocessors, stream);
   const Parts parts = parts_of(a, multiprocessors);
   const int64_t units = a.R * parts.parts;
   const bool cut = parts.parts > 1;
   // A small batch is a matter of latency: more threads a row, each with less to do.
   const bool narrow = units * (kLanes / 4) < 64 * static_cast<int64_t>(multiprocessors) &&
-                      a.output.dtype == Dtype::float32 && a.x.dtype == Dtype::float32;
-  const char* error = with_types(a, narrow, [&](auto likelihood, auto t, auto v, auto x) {
-    using L = decltype(likelihood);
+                      a.param[0].dtype == Dtype::float32 && a.x.dtype == Dtype::float32;
+  const char* error = with_types<L>(a, narrow, [&](auto t, auto v, auto x) {
     using T = decltype(t);
     using X = decltype(x);
     constexpr int V = decltype(v)::value;
-    LogvarsOf<L, T, X> logvars;
-    set_logvars(logvars, a);
-    const ForwardArgs<L, T, X> args{likelihood,
-                                    static_cast<const T*>(a.output.data),
-                                    a.output.stride,
-                                    logvars,
+    SecondOf<L, T, X> second;
+    set_second(second, a);
+    const ForwardArgs<L, T, X> args{likelihood_of<L>(a),
+                                    static_cast<const T*>(a.param[0].data),
+                                    a.param[0].stride,
+                                    second,
                                     beside(a.x, x),
                                     Divider(a.x_rows),
                                     Divider(parts.parts),
@@ -439,8 +440,8 @@ const char* launch_likelihood(const LikelihoodArgs& a, int multiprocessors, floa
                                     a.grad_sample_stride,
                                     a.grad_stride,
                                     a.grad_scale,
-                                    static_cast<T*>(a.grad_output)};
-    with_bool(a.grad_output || a.grad_logvar, [&](auto grad) {
+                                    static_cast<T*>(a.grad_param[0])};
+    with_bool(wants_gradient(a), [&](auto grad) {
       AEVB_LAUNCH((log_prob_rows<L, grad.value, V, T, X>), blocks(units, kThreads / (kLanes / V)), kThreads,
                   static_cast<cudaStream_t>(stream), args);
     });

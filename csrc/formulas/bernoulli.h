@@ -23,32 +23,34 @@ AEVB_FORMULA SigmoidResidual sigmoid_residual(float logit, float x, float x_scal
 
 // The decoder's output is the logit: -log p = max(l, 0) - x l + log(1 + exp(-|l|)).
 struct BernoulliLogits {
-  static constexpr bool kProduct = true, kLogvar = false, kLoss = true;
+  static constexpr bool kProduct = true;
+  static constexpr int kParams = 1;
   float x_scale;
 
-  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float logit, float, float x) const {
+  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float x, float logit, float) const {
     // max(l, 0) - x l is l times what x lacks of 1 where l > 0, and of 0 elsewhere: no inf - inf where l is infinite.
     const float nearest = logit > 0.0f ? 1.0f : 0.0f;
     return {fmadd(fmadd(-x_scale, x, nearest), logit, sum), exp_minus(abs_of(logit))};
   }
 
-  AEVB_FORMULA LikelihoodGradient grad(float logit, float, float x) const {
+  AEVB_FORMULA LikelihoodGradient grad(float x, float logit, float) const {
     return {sigmoid_residual(logit, x, x_scale).residual, 0.0f};
   }
 };
 
 // The decoder's output is the probability, as in F.binary_cross_entropy: each logarithm is clamped at -100.
 struct BernoulliProbs {
-  static constexpr bool kProduct = false, kLogvar = false, kLoss = true;
+  static constexpr bool kProduct = false;
+  static constexpr int kParams = 1;
   float x_scale;
 
-  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float p, float, float x) const {
+  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float x, float p, float) const {
     const float target = x_scale * x;
     const float log_p = at_least(log_of(p), -100.0f), log_q = at_least(log_one_minus(p), -100.0f);
     return {sum - fmadd(target, log_p, (1.0f - target) * log_q), 0.0f};
   }
 
-  AEVB_FORMULA LikelihoodGradient grad(float p, float, float x) const {
+  AEVB_FORMULA LikelihoodGradient grad(float x, float p, float) const {
     const float variance = at_least((1.0f - p) * p, 1e-12f);
     return {(x_scale * x - p) * rcp_in_range(variance), 0.0f};
   }

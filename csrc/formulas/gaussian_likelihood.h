@@ -42,35 +42,37 @@ AEVB_FORMULA LikelihoodGradient gaussian_gradient(float output, float x, float x
   return {standard * (r.slope * inverse_sd), fmadd(0.5f * standard, standard, -0.5f)};
 }
 
-// One logvar for all elements.
+// Its scalar is the logvar of all elements.
 template <bool kSigmoid>
-struct GaussianMeans {
-  static constexpr bool kProduct = false, kLogvar = false, kLoss = false;
+struct FixedGaussian {
+  static constexpr bool kProduct = false;
+  static constexpr int kParams = 1;
   float x_scale, inverse_sd, normaliser;
 
-  static AEVB_FORMULA GaussianMeans with_logvar(float logvar, float x_scale) {
+  static AEVB_FORMULA FixedGaussian with_scalar(float x_scale, float logvar) {
     return {x_scale, gaussian_inverse_sd(logvar), gaussian_log_normaliser(logvar)};
   }
 
-  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float output, float, float x) const {
+  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float x, float output, float) const {
     return {add_gaussian<kSigmoid>(sum, output, x, x_scale, inverse_sd, normaliser), 0.0f};
   }
-  AEVB_FORMULA LikelihoodGradient grad(float output, float, float x) const {
+  AEVB_FORMULA LikelihoodGradient grad(float x, float output, float) const {
     return gaussian_gradient<kSigmoid>(output, x, x_scale, inverse_sd);
   }
 };
 
 // A logvar for each element.
 template <bool kSigmoid>
-struct GaussianMeansAndLogvars {
-  static constexpr bool kProduct = false, kLogvar = true, kLoss = false;
+struct Gaussian {
+  static constexpr bool kProduct = false;
+  static constexpr int kParams = 2;
   float x_scale;
 
-  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float output, float logvar, float x) const {
+  AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float x, float output, float logvar) const {
     const float inverse_sd = gaussian_inverse_sd(logvar), normaliser = gaussian_log_normaliser(logvar);
     return {add_gaussian<kSigmoid>(sum, output, x, x_scale, inverse_sd, normaliser), 0.0f};
   }
-  AEVB_FORMULA LikelihoodGradient grad(float output, float logvar, float x) const {
+  AEVB_FORMULA LikelihoodGradient grad(float x, float output, float logvar) const {
     return gaussian_gradient<kSigmoid>(output, x, x_scale, gaussian_inverse_sd(logvar));
   }
 };

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a likelihood is: a struct of its numbers, such as x_scale, with two functions of one element of the decoder's
-// output, with kLogvar also of its log-variance, and of the target:
-//   add_neg_log_prob -> {sum + linear, excess}   -log p(x|z) = linear + log(1 + excess), excess >= 0
-//   grad             -> d log p(x|z) / d output, and d logvar
+// What a likelihood is: a struct of its numbers, x_scale first, with two functions of one element: its target x, and
+// the numbers that a decoder gives of it, its parameters, of which it has kParams and leaves the rest unnamed:
+//   add_neg_log_prob(sum, x, p0, p1) -> {sum + linear, excess}   -log p(x|z) = linear + log(1 + excess), excess >= 0
+//   grad(x, p0, p1)                  -> d log p(x|z) / d p0 and d p1
 // kProduct: whether it has an excess. A row is summed as sum(linear) + log(prod(1 + excess)): one logarithm serves many
-// elements. kLoss: whether there is a negative ELBO with it, in one op.
+// elements. A likelihood with a number of its own, beside x_scale, has with_scalar(x_scale, scalar), which makes it.
+// Parameters are plain floats: as an array, or a struct that holds one, loops over elements are not vectorised.
 #pragma once
 #include "elementary.h"
 
@@ -16,7 +17,7 @@ struct NegLogProb {
 };
 
 struct LikelihoodGradient {
-  float output, logvar;  // logvar: of likelihoods with kLogvar
+  float p0, p1;
 };
 
 }  // namespace

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// The structs of likelihood_list.h, by name.
+#pragma once
+#include "../args.h"
+#include "bernoulli.h"
+#include "gaussian_likelihood.h"
+
+namespace aevb {
+namespace {
+
+template <Likelihood>
+struct LikelihoodNamed;
+#define AEVB_NAMED(name, ...)                \
+  template <>                                \
+  struct LikelihoodNamed<Likelihood::name> { \
+    using Type = __VA_ARGS__;                \
+  };
+AEVB_LIKELIHOODS(AEVB_NAMED)
+#undef AEVB_NAMED
+
+// A likelihood with its numbers: `with_scalar`, where it has one of its own.
+template <class L>
+AEVB_FORMULA auto made(float x_scale, float scalar, int) -> decltype(L::with_scalar(x_scale, scalar)) {
+  return L::with_scalar(x_scale, scalar);
+}
+template <class L>
+AEVB_FORMULA L made(float x_scale, float, long) {
+  return {x_scale};
+}
+template <class L>
+AEVB_FORMULA L likelihood_of(const LikelihoodArgs& a) {
+  return made<L>(a.x_scale, a.scalar, 0);
+}
+
+}  // namespace
+}  // namespace aevb
