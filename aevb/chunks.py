@@ -19,9 +19,10 @@ from .products import packed, product, rows_product
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
 
-log_prob_kernel = torch.ops.aevb.bernoulli_log_prob_forward.default
-gradient_kernel = torch.ops.aevb.bernoulli_log_prob_backward.default
-both_kernel = torch.ops.aevb.bernoulli_log_prob_and_grad_.default
+log_prob_kernel = torch.ops.aevb.log_prob_forward.default
+gradient_kernel = torch.ops.aevb.log_prob_backward.default
+both_kernel = torch.ops.aevb.log_prob_and_grad_.default
+LIKELIHOOD = "bernoulli_logits"  # of the logits that the last layer gives
 
 
 def sizes_of(h: Tensor, x: Tensor) -> tuple[int, int]:
@@ -202,9 +203,11 @@ def take(
         x_chunk = x_rows[datapoints]
         logits = product(h_chunk, decoder, bias).view(*chunk.shape, D)
         if training:  # the logits turn into their gradient, but for its weights
-            log_prob = both_kernel(logits, x_chunk, x_scale, False, 1.0 if what.factor is None else what.factor)
+            log_prob = both_kernel(
+                logits, x_chunk, LIKELIHOOD, 0.0, x_scale, 1.0 if what.factor is None else what.factor
+            )
         else:
-            log_prob = log_prob_kernel(logits, x_chunk, x_scale, False)
+            log_prob = log_prob_kernel(logits, x_chunk, None, LIKELIHOOD, 0.0, x_scale)
         share, grad, grad_ratio = what.weigh(log_prob, samples_of, datapoints)
         value += share
         if training:

@@ -73,7 +73,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mean, x, logvar, options, factor):
         needs = ctx.needs_input_grad
-        log_prob, *found = ops.gaussian_log_prob_and_grad(mean, x, logvar, *options, factor, [needs[0], needs[2]])
+        log_prob, *found = ops.log_prob_and_grad(mean, x, logvar, *options, factor, ops.as_bits((needs[0], needs[2])))
         ctx.save_for_backward(mean, x, logvar, *found)
         ctx.options, ctx.factor = options, factor
         return factor * log_prob.sum()
@@ -85,7 +85,7 @@ class _Sum(torch.autograd.Function):
         if torch.is_grad_enabled() or needs[1] or ops.is_batched(grad):
 
             def formula(mean, x, logvar):
-                return ctx.factor * ops.gaussian_formula(mean, x, logvar, *ctx.options).sum()
+                return ctx.factor * ops.likelihood_formula(mean, x, logvar, *ctx.options).sum()
 
             return *ops.reference_gradients(formula, (mean, x, logvar), (), needs, (grad,)), None, None
         if ops.kept_graph():
@@ -104,6 +104,6 @@ def sum_log_prob(
     samples = mean.shape[:-1].numel() // max(batch.numel(), 1)
     factor = factor / samples if samples else math.nan
     arguments = ops.gaussian_arguments(mean, x, logvar, x_scale, sigmoid_means)
-    if ops.gaussian_goes_ahead(*arguments):
+    if ops.goes_ahead(*arguments):
         return _Sum.apply(*arguments[:3], arguments[3:], factor)
     return factor * ops.gaussian_log_prob(mean, x, logvar, x_scale, sigmoid=sigmoid_means, validate_args=False).sum()

@@ -8,7 +8,6 @@ its derivative are taken while they are in the cache, and two more products give
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from . import ops, reference
 from .bounds import importance_weighted_bound
 from .choices import REDUCTIONS, unknown
 from .chunks import (
+    LIKELIHOOD,
     Gradients,
     both_kernel,
     chunks_of,
@@ -64,24 +64,30 @@ def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float 
         logits = product(chunk.rows(rows, B), decoder, bias)
         chunk.rows(log_prob, B).copy_(
             log_prob_kernel(
-                logits.view(*chunk.shape, weight.shape[0]), x_rows[chunk.begin : chunk.end], x_scale, False
+                logits.view(*chunk.shape, weight.shape[0]),
+                x_rows[chunk.begin : chunk.end],
+                None,
+                LIKELIHOOD,
+                0.0,
+                x_scale,
             ).view(-1)
         )
     return log_prob.view(h.shape[:-1])
 
 
 def _backward(
-    h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None, grad: Tensor, needs: Sequence[bool]
+    h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None, grad: Tensor, needs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     L, B = sizes_of(h, x)
     rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
-    gradients = Gradients(rows, weight, bias, needs)
+    gradients = Gradients(rows, weight, bias, [bool(needs >> i & 1) for i in range(3)])
     decoder = for_rows(weight, L * B, weight)
     for chunk in chunks_of(L, B, rows_of_chunk(weight)):
         h_chunk = chunk.rows(rows, B)
         logits = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
-        grad_logits = gradient_kernel(
-            logits, x_rows[chunk.begin : chunk.end], x_scale, False, chunk.rows(grads, B).view(chunk.shape)
+        upstream = chunk.rows(grads, B).view(chunk.shape)
+        grad_logits, _ = gradient_kernel(
+            logits, x_rows[chunk.begin : chunk.end], None, LIKELIHOOD, 0.0, x_scale, upstream, 1
         )
         gradients.add(
             h_chunk,
@@ -103,7 +109,7 @@ _library.define(f"linear_bernoulli_log_prob{_SCHEMA}")
 _library.define(f"linear_bernoulli_log_prob_forward{_SCHEMA}")
 _library.define(
     "linear_bernoulli_log_prob_backward(Tensor h, Tensor weight, Tensor bias, Tensor x, float? x_scale, Tensor grad,"
-    " bool[] needs) -> (Tensor grad_h, Tensor grad_weight, Tensor grad_bias)"
+    " int needs) -> (Tensor grad_h, Tensor grad_weight, Tensor grad_bias)"
 )
 for _device in ("CPU", "CUDA"):
     _library.impl("linear_bernoulli_log_prob", _forward, _device)
@@ -127,8 +133,10 @@ class _OneChunk(torch.autograd.Function):
     def forward(ctx, h, weight, bias, x, x_scale):
         L, B = sizes_of(h, x)
         logits = product(h.reshape(L * B, h.shape[-1]), weight, bias).view(*h.shape[:-1], weight.shape[0])
-        kernel = both_kernel if any(ctx.needs_input_grad[:3]) else log_prob_kernel
-        log_prob = kernel(logits, x, x_scale, False, *((1.0,) if kernel is both_kernel else ()))
+        if any(ctx.needs_input_grad[:3]):
+            log_prob = both_kernel(logits, x, LIKELIHOOD, 0.0, x_scale, 1.0)
+        else:
+            log_prob = log_prob_kernel(logits, x, None, LIKELIHOOD, 0.0, x_scale)
         ctx.save_for_backward(h, weight, bias, x, logits)
         ctx.x_scale = x_scale
         return log_prob

@@ -387,9 +387,21 @@ class FusedELBO(nn.Module):
             return ops.latent_kl(mu, logvar)
         return ops.latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
 
+    def _likelihood_of_tensor(self) -> str:
+        """The kernels' name for what a Bernoulli's recon is."""
+        return "bernoulli_probs" if self.from_probs else "bernoulli_logits"
+
     def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
         return ops.negative_elbo(
-            recon, x, mu, logvar, kl, self._weight(), REDUCTIONS[self.reduction], self.from_probs, self.x_scale
+            recon,
+            x,
+            mu,
+            logvar,
+            kl,
+            self._weight(),
+            REDUCTIONS[self.reduction],
+            self._likelihood_of_tensor(),
+            self.x_scale,
         )
 
     def _of_linear(self, logits: LinearLogits, x: Tensor, kl: Tensor) -> Tensor:
@@ -420,7 +432,7 @@ class FusedELBO(nn.Module):
         beta = self.ratio_weight()
         if isinstance(recon, Tensor):
             rows = tuple(log_ratio.shape)
-            log_prob = ops.reconstruction_log_prob(recon, x, rows, self.from_probs, self.x_scale)
+            log_prob = ops.reconstruction_log_prob(recon, x, rows, self._likelihood_of_tensor(), self.x_scale)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         elif isinstance(recon, GaussianOutput):
             batch = log_ratio.shape[1:]

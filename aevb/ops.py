@@ -121,7 +121,7 @@ def differentiable(
             grads = for_kernel(ctx.options, grads)
         if only_needed:
             wanted = [needs[i] for i in fused]
-            found = run_backward(*ctx.saved_tensors, *ctx.options, *grads, wanted)
+            found = run_backward(*ctx.saved_tensors, *ctx.options, *grads, as_bits(wanted))
             found = tuple([f if want else None for f, want in zip(found, wanted, strict=True)])
         else:
             found = run_backward(*ctx.saved_tensors, *ctx.options, *grads)
@@ -167,7 +167,11 @@ def differentiable(
 
     def fake_backward(*args):
         given = dict(zip(names, args, strict=False))  # a default may be left out
-        wanted = args[-1] if only_needed else [given.get("recon_wanted", True), *[True] * (len(fused) - 1)]
+        wanted = (
+            _bits(args[-1], len(fused))
+            if only_needed
+            else [given.get("recon_wanted", True), *[True] * (len(fused) - 1)]
+        )
         found = tuple(_fake_gradient(args[i], args[0], want) for i, want in zip(fused, wanted, strict=True))
         return found if len(found) > 1 else found[0]
 
@@ -217,6 +221,15 @@ def differentiable(
             raise
 
     return call
+
+
+def as_bits(needs: Sequence[bool]) -> int:
+    """Which gradients are needed, as an op takes it: bit i for the i-th."""
+    return sum([1 << i for i, need in enumerate(needs) if need])
+
+
+def _bits(needs: int, count: int) -> list[bool]:
+    return [bool(needs >> i & 1) for i in range(count)]
 
 
 def to_meta(argument):
@@ -580,7 +593,7 @@ def latent_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
     return _gaussian_kl(mu, logvar)
 
 
-# ---- the Bernoulli likelihood ---------------------------------------------------------------------------------------
+# ---- the likelihood -------------------------------------------------------------------------------------------------
 
 
 def _in_float32_on_cpu(t: Tensor) -> bool:
@@ -589,13 +602,31 @@ def _in_float32_on_cpu(t: Tensor) -> bool:
     return t.dtype == torch.float32 and t.is_cpu
 
 
-def _likelihood_formula(output, x, x_scale, from_probs):
-    f = reference.bernoulli_log_prob_from_probs if from_probs else reference.bernoulli_log_prob
-    return f(output, x, x_scale)
+def likelihood_formula(p0, x, p1, likelihood, scalar, x_scale):
+    """The op `log_prob` in plain PyTorch."""
+    return FORMULAS[likelihood](p0, x, scalar if p1 is None else p1, x_scale)
 
 
-def _log_prob_with_grad(output, x, x_scale, from_probs):
-    return _ops.bernoulli_log_prob_and_grad.default(output, x, x_scale, from_probs, 1.0)
+# Of the names of csrc/formulas/likelihood_list.h: log p(x|z) of (p0, x, p1 or the likelihood's number, x_scale).
+FORMULAS: dict[str, Callable[[Tensor, Tensor, Tensor | float, float | None], Tensor]] = {
+    "bernoulli_logits": lambda logits, x, _, x_scale: reference.bernoulli_log_prob(logits, x, x_scale),
+    "bernoulli_probs": lambda probs, x, _, x_scale: reference.bernoulli_log_prob_from_probs(probs, x, x_scale),
+    "gaussian": reference.gaussian_log_prob,
+    "gaussian_fixed": reference.gaussian_log_prob,
+    "gaussian_sigmoid": functools.partial(reference.gaussian_log_prob, sigmoid=True),
+    "gaussian_sigmoid_fixed": functools.partial(reference.gaussian_log_prob, sigmoid=True),
+}
+
+
+def _needs_gradient(t: Tensor | None) -> bool:
+    return t is not None and t.requires_grad
+
+
+log_prob_and_grad = _ops.log_prob_and_grad.default
+
+
+def _log_prob_with_grad(p0, x, p1, *options):
+    return log_prob_and_grad(p0, x, p1, *options, 1.0, 3 if _needs_gradient(p1) else 1)
 
 
 def _times_rows(gradient: Tensor, grad: Tensor) -> Tensor:
@@ -604,29 +635,55 @@ def _times_rows(gradient: Tensor, grad: Tensor) -> Tensor:
     return gradient * grad if kept_graph() else gradient.mul_(grad)
 
 
-def _log_prob_grad(tensors, options, grad_output, grad):
-    return (_times_rows(grad_output, grad),)
+def _log_prob_grad(tensors, options, grad0, grad1, grad):
+    return _times_rows(grad0, grad), _times_rows(grad1, grad) if _needs_gradient(tensors[2]) else None
 
 
-_bernoulli_log_prob = differentiable(
-    "bernoulli_log_prob",
-    2,
-    (0,),
-    _likelihood_formula,
-    lambda output, x, x_scale, from_probs: output.new_empty(output.shape[:-1], dtype=torch.float32),
-    ahead=Ahead(lambda output, *_: _in_float32_on_cpu(output), _log_prob_with_grad, _log_prob_grad),
+def _all_in_float32(p0, x, p1, *_):
+    return _in_float32_on_cpu(p0) and (p1 is None or p1.dtype == torch.float32)
+
+
+def goes_ahead(p0: Tensor, x: Tensor, p1: Tensor | None, *options) -> bool:
+    """Whether the gradients of a sum of log p(x|z) are to be taken in its forward pass: as of an op with `Ahead`."""
+    if on_reference(p0) or _is_compiling():
+        return False
+    needed = (p0.requires_grad or _needs_gradient(p1)) and _grad_enabled()
+    return needed and _all_in_float32(p0, x, p1)
+
+
+_log_prob = differentiable(
+    "log_prob",
+    3,
+    (0, 2),
+    likelihood_formula,
+    lambda p0, *_: p0.new_empty(p0.shape[:-1], dtype=torch.float32),
+    only_needed=True,
+    ahead=Ahead(_all_in_float32, _log_prob_with_grad, _log_prob_grad),
 )
+
+
+@torch.library.register_fake("aevb::log_prob_and_grad")
+def _(p0, x, p1, likelihood, scalar, x_scale, grad_scale, needs):
+    grads = [_fake_gradient(t, p0, need) for t, need in zip((p0, p1), _bits(needs, 2), strict=True)]
+    return p0.new_empty(p0.shape[:-1], dtype=torch.float32), *grads
+
+
+@torch.library.register_fake("aevb::log_prob_and_grad_")
+def _(p0, x, likelihood, scalar, x_scale, grad_scale):
+    return p0.new_empty(p0.shape[:-1], dtype=torch.float32)
 
 
 def on_reference(t: Tensor) -> bool:
     """Whether what is computed from t is, outside of graphs, computed by the reference; the first time says why."""
     if _functorch_active():
         return True
-    if _reference_on and t.device.type in _reference_on:
-        if not _is_compiling():
-            _say_why(t.device.type)
-        return True
-    return False
+    if not _reference_on or (t.is_cpu and "cpu" not in _reference_on):  # a device's name takes half a microsecond
+        return False
+    if t.device.type not in _reference_on:
+        return False
+    if not _is_compiling():
+        _say_why(t.device.type)
+    return True
 
 
 def bernoulli_log_prob(
@@ -653,64 +710,7 @@ def bernoulli_log_prob(
         check_dense("bernoulli_log_prob", logits=logits, x=x)
     if validate_args is not False and is_wanted("bernoulli_log_prob", validate_args, x):
         look_once("bernoulli_log_prob", validate_args, check_bernoulli, logits, x, x_scale, False)
-    return _bernoulli_log_prob(logits, x, x_scale, False)
-
-
-@torch.library.register_fake("aevb::bernoulli_log_prob_and_grad")
-def _(output, x, x_scale, from_probs, grad_scale):
-    grad = torch.empty_like(output, memory_format=torch.contiguous_format)
-    return output.new_empty(output.shape[:-1], dtype=torch.float32), grad
-
-
-@torch.library.register_fake("aevb::bernoulli_log_prob_and_grad_")
-def _(output, x, x_scale, from_probs, grad_scale):
-    return output.new_empty(output.shape[:-1], dtype=torch.float32)
-
-
-# ---- the Gaussian likelihood ----------------------------------------------------------------------------------------
-
-
-def gaussian_formula(mean, x, logvar, fixed_logvar, x_scale, sigmoid):
-    return reference.gaussian_log_prob(mean, x, fixed_logvar if logvar is None else logvar, x_scale, sigmoid=sigmoid)
-
-
-def _needs_gradient(logvar: Tensor | None) -> bool:
-    return logvar is not None and logvar.requires_grad
-
-
-gaussian_log_prob_and_grad = _ops.gaussian_log_prob_and_grad.default
-
-
-def _gaussian_with_grad(mean, x, logvar, *options):
-    return gaussian_log_prob_and_grad(mean, x, logvar, *options, 1.0, [True, _needs_gradient(logvar)])
-
-
-def _gaussian_grad(tensors, options, grad_mean, grad_logvar, grad):
-    _, _, logvar = tensors
-    return _times_rows(grad_mean, grad), _times_rows(grad_logvar, grad) if _needs_gradient(logvar) else None
-
-
-def _gaussian_in_float32(mean, x, logvar, *_):
-    return _in_float32_on_cpu(mean) and (logvar is None or logvar.dtype == torch.float32)
-
-
-def gaussian_goes_ahead(mean: Tensor, x: Tensor, logvar: Tensor | None, *options) -> bool:
-    """Whether the gradients of a sum of log p(x|z) are to be taken in its forward pass: as of an op with `Ahead`."""
-    if on_reference(mean) or _is_compiling():
-        return False
-    needed = (mean.requires_grad or _needs_gradient(logvar)) and _grad_enabled()
-    return needed and _gaussian_in_float32(mean, x, logvar)
-
-
-_gaussian_log_prob = differentiable(
-    "gaussian_log_prob",
-    3,
-    (0, 2),
-    gaussian_formula,
-    lambda mean, *_: mean.new_empty(mean.shape[:-1], dtype=torch.float32),
-    only_needed=True,
-    ahead=Ahead(_gaussian_in_float32, _gaussian_with_grad, _gaussian_grad),
-)
+    return _log_prob(logits, x, None, "bernoulli_logits", 0.0, x_scale)
 
 
 def gaussian_log_prob(
@@ -750,20 +750,21 @@ def gaussian_log_prob(
         check_dense("gaussian_log_prob", mean=mean, x=x)
     if validate_args is not False and is_wanted("gaussian_log_prob", validate_args, x):
         look_once("gaussian_log_prob", validate_args, check_gaussian, mean, x, x_scale, sigmoid)
-    return _gaussian_log_prob(*gaussian_arguments(mean, x, logvar, x_scale, sigmoid))
+    return _log_prob(*gaussian_arguments(mean, x, logvar, x_scale, sigmoid))
 
 
 def gaussian_arguments(mean: Tensor, x: Tensor, logvar: Tensor | float, x_scale: float | None, sigmoid: bool) -> tuple:
-    """The arguments of the op: mean, x, logvar for each element or None, and its options."""
+    """The arguments of the op `log_prob`: mean, x, logvar for each element or None, and its options."""
+    name = "gaussian_sigmoid" if sigmoid else "gaussian"
     if isinstance(logvar, Tensor):
-        return mean, x, _for_each_element(logvar, mean), 0.0, x_scale, sigmoid
+        return mean, x, _for_each_element(logvar, mean), name, 0.0, x_scale
     try:
         is_right = math.isfinite(logvar)
     except TypeError:
         is_right = False
     if not is_right:
         raise ValueError(f"logvar is {logvar!r}; expected a finite number, the logarithm of the variance, or a tensor")
-    return mean, x, None, float(logvar), x_scale, sigmoid
+    return mean, x, None, f"{name}_fixed", float(logvar), x_scale
 
 
 def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
@@ -780,12 +781,6 @@ def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
     return logvar.expand(mean.shape)
 
 
-@torch.library.register_fake("aevb::gaussian_log_prob_and_grad")
-def _(mean, x, logvar, fixed_logvar, x_scale, sigmoid, grad_scale, needs):
-    grads = [_fake_gradient(t, mean, bool(need)) for t, need in zip((mean, logvar), needs, strict=True)]
-    return mean.new_empty(mean.shape[:-1], dtype=torch.float32), *grads
-
-
 # ---- the negative ELBO ----------------------------------------------------------------------------------------------
 
 _REDUCTION_NAMES = {code: name for name, code in REDUCTIONS.items()}
@@ -795,7 +790,7 @@ def _scaled_beta(beta, beta_scale):
     return beta_scale if beta is None else beta * beta_scale
 
 
-def _elbo_formula(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale):
+def _elbo_formula(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale):
     return reference.negative_elbo(
         recon,
         x,
@@ -803,19 +798,19 @@ def _elbo_formula(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs,
         logvar,
         beta=_scaled_beta(beta, beta_scale),
         reduction=_REDUCTION_NAMES[reduction],
-        from_probs=from_probs,
+        from_probs=likelihood == "bernoulli_probs",
         x_scale=x_scale,
     )
 
 
-def _elbo_with_kl_formula(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale):
+def _elbo_with_kl_formula(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale):
     return reference.negative_elbo(
         recon,
         x,
         kl=kl,
         beta=_scaled_beta(beta, beta_scale),
         reduction=_REDUCTION_NAMES[reduction],
-        from_probs=from_probs,
+        from_probs=likelihood == "bernoulli_probs",
         x_scale=x_scale,
     )
 
@@ -825,23 +820,23 @@ def _loss_fake(recon, batch, reduction):
 
 
 @torch.library.register_fake("aevb::negative_elbo_and_grad")
-def _(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale):
+def _(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale):
     grad = torch.empty_like(recon, memory_format=torch.contiguous_format)
     return _loss_fake(recon, mu.shape[:-1], reduction), grad
 
 
 @torch.library.register_fake("aevb::negative_elbo_with_kl_and_grad")
-def _(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale):
+def _(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale):
     return _loss_fake(recon, kl.shape, reduction), torch.empty_like(recon, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("aevb::negative_elbo_backward_")
-def _(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale, grad, recon_for_1):
+def _(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale, grad, recon_for_1):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (mu, logvar))
 
 
 @torch.library.register_fake("aevb::negative_elbo_with_kl_backward_")
-def _(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale, grad, recon_for_1):
+def _(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale, grad, recon_for_1):
     return torch.empty_like(kl, memory_format=torch.contiguous_format)
 
 
@@ -888,16 +883,16 @@ _negative_elbo_with_kl = differentiable(
 )
 
 
-def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, from_probs: bool, x_scale: float | None) -> Tensor:
+def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, likelihood: str, x_scale: float | None) -> Tensor:
     """The loss of `FusedELBO`, one autograd node from its arguments; `reduction` is a value of REDUCTIONS."""
     beta, beta_scale = (beta, 1.0) if isinstance(beta, Tensor) else (None, float(beta))
     if kl is None:
-        return _negative_elbo(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale)
-    return _negative_elbo_with_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale)
+        return _negative_elbo(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale)
+    return _negative_elbo_with_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale)
 
 
 def reconstruction_log_prob(
-    recon: Tensor, x: Tensor, rows: tuple[int, ...], from_probs: bool, x_scale: float | None
+    recon: Tensor, x: Tensor, rows: tuple[int, ...], likelihood: str, x_scale: float | None
 ) -> Tensor:
     """log p(x|z), (L, *batch), of recon (L, *batch, *datapoint) and x (*batch, *datapoint); `rows` is (L, *batch). The
     datapoint may be laid out differently in the two."""
@@ -910,4 +905,4 @@ def reconstruction_log_prob(
         )
     pixels = x.shape[len(rows) - 1 :].numel()
     flat_recon, flat_x = recon.reshape(*rows, pixels), x.reshape(*rows[1:], pixels)
-    return _bernoulli_log_prob(flat_recon, flat_x, x_scale, from_probs)
+    return _log_prob(flat_recon, flat_x, None, likelihood, 0.0, x_scale)

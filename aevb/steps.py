@@ -18,7 +18,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import cuda_graphs, cuda_products
 from .choices import ACTIVATIONS, GRADIENTS
-from .chunks import FEWEST_ROWS, both_kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
+from .chunks import FEWEST_ROWS, LIKELIHOOD, both_kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
 from .loss import ESTIMATORS, FusedELBO
@@ -282,13 +282,13 @@ class DirectStep(AutogradStep):
             value, grad_h = taken.value, taken.h.view_as(h)
         elif plan.on_gpu:
             logits = plan.last_layer.forward(h)
-            log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, self.x_scale, False, factor)
+            log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, LIKELIHOOD, 0.0, self.x_scale, factor)
             weight = (beta, 1.0) if isinstance(beta, Tensor) else (None, beta)
             outcome = Outcome(cuda_products.elbo_terms(log_prob, kl, *weight))
             return outcome, plan.last_layer.backward(logits), plan.grad_kl(beta, kl)
         else:
             logits = product(h, last.weight, last.bias, out=plan.logits)
-            log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, self.x_scale, False, factor)
+            log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, LIKELIHOOD, 0.0, self.x_scale, factor)
             value = log_prob.sum(dtype=torch.float64).mul_(factor)
             grad_h = product(logits, last.weight.t(), out=plan.grad_h)
             last.weight.grad = rows_product(logits, h, out=plan.grad_weight).contiguous()

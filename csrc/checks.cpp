@@ -111,34 +111,59 @@ SampleShape check_samples(const char* op, const Tensor& mu, const Tensor& seed, 
   return s;
 }
 
-// `name`, `has_shape` and `expected` are how a sentence calls the output.
-static LikelihoodShape check_decoded(const char* op, const char* name, const char* has_shape, const char* expected,
-                                     const Tensor& output, const Tensor& x, std::optional<double> x_scale) {
-  check_targets(op, name, output, x, x_scale);
-  const Sizes out = sizes_of(output), target = sizes_of(x);
+namespace {
+
+// What a likelihood is called, and its parameters.
+struct Names {
+  const char* name;
+  std::vector<const char*> params;
+};
+const Names& names_of(Likelihood likelihood) {
+#define AEVB_NAMES(name, Struct, ...) Names{#name, {__VA_ARGS__}},
+  static const Names all[] = {AEVB_LIKELIHOODS(AEVB_NAMES)};
+#undef AEVB_NAMES
+  return all[static_cast<int>(likelihood)];
+}
+
+}  // namespace
+
+Likelihood likelihood_named(const char* op, const std::string& name) {
+#define AEVB_LIKELIHOOD_OF(of, ...) \
+  if (name == #of) return Likelihood::of;
+  AEVB_LIKELIHOODS(AEVB_LIKELIHOOD_OF)
+#undef AEVB_LIKELIHOOD_OF
+  std::string known;
+#define AEVB_ADD(of, ...) known += known.empty() ? #of : ", " #of;
+  AEVB_LIKELIHOODS(AEVB_ADD)
+#undef AEVB_ADD
+  fail(op, "likelihood is '", name, "'; expected one of ", known);
+}
+
+int params_of(Likelihood likelihood) { return static_cast<int>(names_of(likelihood).params.size()); }
+
+LikelihoodShape check_likelihood(const char* op, Likelihood likelihood, const Tensor& p0, const Tensor& x,
+                                 const OptionalTensor& p1, std::optional<double> x_scale) {
+  const Names& names = names_of(likelihood);
+  if ((names.params.size() > 1) != p1.has_value())
+    fail(op, names.name, " has ", names.params.size(), " parameters, and ", p1 ? 2 : 1, " are given");
+  const char* name = names.params[0];
+  check_targets(op, name, p0, x, x_scale);
+  const Sizes out = sizes_of(p0), target = sizes_of(x);
   const bool fits = !target.empty() && target.size() <= out.size() &&
                     std::equal(target.begin(), target.end(), out.end() - static_cast<int64_t>(target.size()));
   if (!fits)
-    fail(op, has_shape, shape_text(output), " and x has shape ", shape_text(x), "; expected x of shape (..., D) and ",
-         expected, " of the same shape, or with extra leading dimensions of samples");
+    fail(op, name, " has shape ", shape_text(p0), " and x has shape ", shape_text(x),
+         "; expected x of shape (..., D) and ", name,
+         " of the same shape, or with extra leading dimensions of samples");
+  if (p1) {
+    check_float(op, names.params[1], *p1);
+    check_same_device(op, name, p0, names.params[1], *p1);
+    if (sizes_of(*p1) != out)
+      fail(op, name, " has shape ", shape_text(p0), " and ", names.params[1], " has shape ", shape_text(*p1),
+           "; expected a ", names.params[1], " of the same shape, or one that broadcasts to it, as (D,) and () do");
+  }
   const Sizes rows(out.begin(), out.end() - 1);
   return {product(rows, 0, rows.size()), product(target, 0, target.size() - 1), out.back(), rows};
-}
-
-LikelihoodShape check_likelihood(const char* op, const Tensor& output, const Tensor& x, std::optional<double> x_scale) {
-  return check_decoded(op, "logits", "logits have shape ", "logits", output, x, x_scale);
-}
-
-LikelihoodShape check_gaussian_likelihood(const char* op, const Tensor& mean, const Tensor& x,
-                                          const OptionalTensor& logvar, std::optional<double> x_scale) {
-  const LikelihoodShape shape = check_decoded(op, "mean", "mean has shape ", "a mean", mean, x, x_scale);
-  if (!logvar) return shape;
-  check_float(op, "logvar", *logvar);
-  check_same_device(op, "mean", mean, "logvar", *logvar);
-  if (sizes_of(*logvar) != sizes_of(mean))
-    fail(op, "mean has shape ", shape_text(mean), " and logvar has shape ", shape_text(*logvar),
-         "; expected a logvar of the same shape, or one that broadcasts to it, as (D,) and () do");
-  return shape;
 }
 
 LikelihoodShape check_reconstruction(const char* op, const Tensor& recon, const Tensor& x, const Sizes& batch,

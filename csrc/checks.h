@@ -50,16 +50,17 @@ struct SampleShape {
 };
 SampleShape check_samples(const char* op, const Tensor& mu, const Tensor& seed, std::optional<int64_t> num_samples);
 
-// A decoder's output against targets: row r of output [R, D] goes with row r % x_rows of x [x_rows, D].
+// A likelihood's parameters against targets: row r of a parameter [R, D] goes with row r % x_rows of x [x_rows, D].
 struct LikelihoodShape {
   int64_t R, x_rows, D;
   Sizes rows;
 };
-LikelihoodShape check_likelihood(const char* op, const Tensor& output, const Tensor& x, std::optional<double> x_scale);
+LikelihoodShape check_likelihood(const char* op, Likelihood likelihood, const Tensor& p0, const Tensor& x,
+                                 const OptionalTensor& p1, std::optional<double> x_scale);
 
-// The same of a Gaussian decoder: output is the mean, and logvar, where it is given, of its shape.
-LikelihoodShape check_gaussian_likelihood(const char* op, const Tensor& mean, const Tensor& x,
-                                          const OptionalTensor& logvar, std::optional<double> x_scale);
+// The likelihood of that name in formulas/likelihood_list.h; how many parameters it has.
+Likelihood likelihood_named(const char* op, const std::string& name);
+int params_of(Likelihood likelihood);
 
 // As check_likelihood with the datapoints' dimensions known: output is (*samples, *batch, *datapoint), x (*batch,
 // *datapoint). The datapoint may be laid out differently in the two, as long as its size is the same.

@@ -210,141 +210,125 @@ struct Ops {
 
   // ---- the likelihood -----------------------------------------------------------------------------------------------
 
-  static Tensor bernoulli_log_prob(const Tensor& output, const Tensor& x, std::optional<double> x_scale,
-                                   bool from_probs) {
-    const LikelihoodShape shape = check_likelihood("bernoulli_log_prob", output, x, x_scale);
-    Device device(output);
-    return log_prob_of(device, Decoded(output, x, shape, bernoulli(from_probs), x_scale), shape.rows);
+  static Tensor log_prob(const Tensor& p0, const Tensor& x, const OptionalTensor& p1, std::string likelihood,
+                         double scalar, std::optional<double> x_scale) {
+    const Likelihood which = likelihood_named("log_prob", likelihood);
+    const LikelihoodShape shape = check_likelihood("log_prob", which, p0, x, p1, x_scale);
+    Device device(p0);
+    const Decoded decoded(p0, x, shape, which, x_scale, p1, scalar);
+    Tensor log_prob = device.empty(shape.rows, ScalarType::Float);
+    LikelihoodArgs a = decoded.args();
+    a.log_prob = floats(log_prob);
+    device.likelihood(a);
+    return log_prob;
   }
 
-  static Tensor bernoulli_log_prob_backward(const Tensor& output, const Tensor& x, std::optional<double> x_scale,
-                                            bool from_probs, const Tensor& grad) {
-    const LikelihoodShape shape = check_likelihood("bernoulli_log_prob_backward", output, x, x_scale);
-    check_grad("bernoulli_log_prob_backward", "grad", grad, shape.rows, ScalarType::Float, output);
-    Device device(output);
-    const Decoded decoded(output, x, shape, bernoulli(from_probs), x_scale);
+  static Pair log_prob_backward(const Tensor& p0, const Tensor& x, const OptionalTensor& p1, std::string likelihood,
+                                double scalar, std::optional<double> x_scale, const Tensor& grad, int64_t needs) {
+    const char* op = "log_prob_backward";
+    const Likelihood which = likelihood_named(op, likelihood);
+    const LikelihoodShape shape = check_likelihood(op, which, p0, x, p1, x_scale);
+    check_grad(op, "grad", grad, shape.rows, ScalarType::Float, p0);
+    Device device(p0);
+    const Decoded decoded(p0, x, shape, which, x_scale, p1, scalar);
     const Tensor g = dense(grad);
     LikelihoodArgs a = decoded.args();
     a.grad = floats(g);
     a.grad_sample_stride = a.x_rows;
     a.grad_stride = 1;
-    return output_gradient(device, a, output);
+    return parameter_gradients(device, a, p0, p1, needs);
   }
 
-  static Pair bernoulli_log_prob_and_grad(const Tensor& output, const Tensor& x, std::optional<double> x_scale,
-                                          bool from_probs, double grad_scale) {
-    const LikelihoodShape shape = check_likelihood("bernoulli_log_prob_and_grad", output, x, x_scale);
-    Device device(output);
-    return log_prob_and_grad(device, Decoded(output, x, shape, bernoulli(from_probs), x_scale), output, shape.rows,
-                             grad_scale);
-  }
-
-  static Tensor bernoulli_log_prob_and_grad_(Tensor output, const Tensor& x, std::optional<double> x_scale,
-                                             bool from_probs, double grad_scale) {
-    const char* op = "bernoulli_log_prob_and_grad_";
-    const LikelihoodShape shape = check_likelihood(op, output, x, x_scale);
-    if (!output.is_contiguous()) fail(op, "output is not contiguous, and would be written over");
-    Device device(output);
-    const Decoded decoded(output, x, shape, bernoulli(from_probs), x_scale);
-    return std::get<0>(log_prob_and_grad(device, decoded, output, shape.rows, grad_scale, &output));
-  }
-
-  static Tensor gaussian_log_prob(const Tensor& mean, const Tensor& x, const OptionalTensor& logvar,
-                                  double fixed_logvar, std::optional<double> x_scale, bool sigmoid) {
-    const LikelihoodShape shape = check_gaussian_likelihood("gaussian_log_prob", mean, x, logvar, x_scale);
-    Device device(mean);
-    return log_prob_of(device, Decoded(mean, x, shape, gaussian(sigmoid, logvar), x_scale, logvar, fixed_logvar),
-                       shape.rows);
-  }
-
-  static Pair gaussian_log_prob_backward(const Tensor& mean, const Tensor& x, const OptionalTensor& logvar,
-                                         double fixed_logvar, std::optional<double> x_scale, bool sigmoid,
-                                         const Tensor& grad, std::vector<int64_t> needs) {
-    const char* op = "gaussian_log_prob_backward";
-    const LikelihoodShape shape = check_gaussian_likelihood(op, mean, x, logvar, x_scale);
-    check_grad(op, "grad", grad, shape.rows, ScalarType::Float, mean);
-    Device device(mean);
-    const Decoded decoded(mean, x, shape, gaussian(sigmoid, logvar), x_scale, logvar, fixed_logvar);
-    const Tensor g = dense(grad);
-    LikelihoodArgs a = decoded.args();
-    a.grad = floats(g);
-    a.grad_sample_stride = a.x_rows;
-    a.grad_stride = 1;
-    return decoder_gradients(op, device, a, mean, logvar, needs);
-  }
-
-  static Triple gaussian_log_prob_and_grad(const Tensor& mean, const Tensor& x, const OptionalTensor& logvar,
-                                           double fixed_logvar, std::optional<double> x_scale, bool sigmoid,
-                                           double grad_scale, std::vector<int64_t> needs) {
-    const char* op = "gaussian_log_prob_and_grad";
-    const LikelihoodShape shape = check_gaussian_likelihood(op, mean, x, logvar, x_scale);
-    Device device(mean);
-    const Decoded decoded(mean, x, shape, gaussian(sigmoid, logvar), x_scale, logvar, fixed_logvar);
+  static Triple log_prob_and_grad(const Tensor& p0, const Tensor& x, const OptionalTensor& p1, std::string likelihood,
+                                  double scalar, std::optional<double> x_scale, double grad_scale, int64_t needs) {
+    const char* op = "log_prob_and_grad";
+    const Likelihood which = likelihood_named(op, likelihood);
+    const LikelihoodShape shape = check_likelihood(op, which, p0, x, p1, x_scale);
+    Device device(p0);
+    const Decoded decoded(p0, x, shape, which, x_scale, p1, scalar);
     Tensor log_prob = device.empty(shape.rows, ScalarType::Float);
     LikelihoodArgs a = decoded.args();
     a.log_prob = floats(log_prob);
     a.grad_scale = static_cast<float>(grad_scale);
-    auto [grad_mean, grad_logvar] = decoder_gradients(op, device, a, mean, logvar, needs);
-    return {log_prob, grad_mean, grad_logvar};
+    auto [grad0, grad1] = parameter_gradients(device, a, p0, p1, needs);
+    return {log_prob, grad0, grad1};
+  }
+
+  static Tensor log_prob_and_grad_(Tensor p0, const Tensor& x, std::string likelihood, double scalar,
+                                   std::optional<double> x_scale, double grad_scale) {
+    const char* op = "log_prob_and_grad_";
+    const Likelihood which = likelihood_named(op, likelihood);
+    const LikelihoodShape shape = check_likelihood(op, which, p0, x, std::nullopt, x_scale);
+    if (!p0.is_contiguous()) fail(op, "p0 is not contiguous, and would be written over");
+    Device device(p0);
+    const Decoded decoded(p0, x, shape, which, x_scale, std::nullopt, scalar);
+    Tensor log_prob = device.empty(shape.rows, ScalarType::Float);
+    LikelihoodArgs a = decoded.args();
+    a.log_prob = floats(log_prob);
+    a.grad_scale = static_cast<float>(grad_scale);
+    a.grad_param[0] = p0.mutable_data_ptr();
+    device.likelihood(a);
+    return log_prob;
   }
 
   // ---- the negative ELBO --------------------------------------------------------------------------------------------
 
   static Tensor negative_elbo(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                              const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
+                              const OptionalTensor& beta, double beta_scale, int64_t reduction, std::string likelihood,
                               std::optional<double> x_scale) {
-    return loss_of(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale);
+    return loss_of(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale);
   }
 
   static Pair negative_elbo_and_grad(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                                     const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
-                                     std::optional<double> x_scale) {
+                                     const OptionalTensor& beta, double beta_scale, int64_t reduction,
+                                     std::string likelihood, std::optional<double> x_scale) {
     OptionalTensor grad_recon;
-    Tensor loss = loss_of(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale, &grad_recon);
+    Tensor loss = loss_of(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale, &grad_recon);
     return {loss, *grad_recon};
   }
 
   static Triple negative_elbo_backward(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
                                        const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                       bool from_probs, std::optional<double> x_scale, const Tensor& grad,
+                                       std::string likelihood, std::optional<double> x_scale, const Tensor& grad,
                                        bool recon_wanted) {
-    return loss_gradients(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs, x_scale, grad, recon_wanted);
+    return loss_gradients(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale, grad, recon_wanted);
   }
 
   static Pair negative_elbo_backward_(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                                      const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
-                                      std::optional<double> x_scale, const Tensor& grad, Tensor recon_for_1) {
-    auto [_, grad_mu, grad_logvar] = loss_gradients(recon, x, mu, logvar, beta, beta_scale, reduction, from_probs,
+                                      const OptionalTensor& beta, double beta_scale, int64_t reduction,
+                                      std::string likelihood, std::optional<double> x_scale, const Tensor& grad,
+                                      Tensor recon_for_1) {
+    auto [_, grad_mu, grad_logvar] = loss_gradients(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood,
                                                     x_scale, grad, true, &recon_for_1);
     return {grad_mu, grad_logvar};
   }
 
   static Tensor negative_elbo_with_kl(const Tensor& recon, const Tensor& x, const Tensor& kl,
-                                      const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
-                                      std::optional<double> x_scale) {
-    return loss_given_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale);
+                                      const OptionalTensor& beta, double beta_scale, int64_t reduction,
+                                      std::string likelihood, std::optional<double> x_scale) {
+    return loss_given_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale);
   }
 
   static Pair negative_elbo_with_kl_and_grad(const Tensor& recon, const Tensor& x, const Tensor& kl,
                                              const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                             bool from_probs, std::optional<double> x_scale) {
+                                             std::string likelihood, std::optional<double> x_scale) {
     OptionalTensor grad_recon;
-    Tensor loss = loss_given_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale, &grad_recon);
+    Tensor loss = loss_given_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale, &grad_recon);
     return {loss, *grad_recon};
   }
 
   static Pair negative_elbo_with_kl_backward(const Tensor& recon, const Tensor& x, const Tensor& kl,
                                              const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                             bool from_probs, std::optional<double> x_scale, const Tensor& grad,
+                                             std::string likelihood, std::optional<double> x_scale, const Tensor& grad,
                                              bool recon_wanted) {
-    return loss_gradients_given_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale, grad, recon_wanted);
+    return loss_gradients_given_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale, grad, recon_wanted);
   }
 
   static Tensor negative_elbo_with_kl_backward_(const Tensor& recon, const Tensor& x, const Tensor& kl,
                                                 const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                                bool from_probs, std::optional<double> x_scale, const Tensor& grad,
-                                                Tensor recon_for_1) {
-    return std::get<1>(loss_gradients_given_kl(recon, x, kl, beta, beta_scale, reduction, from_probs, x_scale, grad,
+                                                std::string likelihood, std::optional<double> x_scale,
+                                                const Tensor& grad, Tensor recon_for_1) {
+    return std::get<1>(loss_gradients_given_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale, grad,
                                                true, &recon_for_1));
   }
 
@@ -374,15 +358,6 @@ struct Ops {
       return a;
     }
   };
-
-  static Likelihood bernoulli(bool from_probs) {
-    return from_probs ? Likelihood::bernoulli_probs : Likelihood::bernoulli_logits;
-  }
-
-  static Likelihood gaussian(bool sigmoid, const OptionalTensor& logvar) {
-    if (logvar) return sigmoid ? Likelihood::gaussian_sigmoid : Likelihood::gaussian;
-    return sigmoid ? Likelihood::gaussian_sigmoid_fixed : Likelihood::gaussian_fixed;
-  }
 
   // The parameters of a likelihood, as a decoder gives them, and its targets.
   struct Decoded {
@@ -437,45 +412,24 @@ struct Ops {
     return {grad_mu, grad_logvar};
   }
 
-  static Tensor log_prob_of(Device& device, const Decoded& decoded, const Sizes& rows) {
-    Tensor log_prob = device.empty(rows, ScalarType::Float);
-    LikelihoodArgs a = decoded.args();
-    a.log_prob = floats(log_prob);
-    device.likelihood(a);
-    return log_prob;
-  }
-
-  // The gradient goes over `in_place`, where that is given, and else to a tensor of its own.
-  static Pair log_prob_and_grad(Device& device, const Decoded& decoded, const Tensor& output, const Sizes& rows,
-                                double grad_scale, Tensor* in_place = nullptr) {
-    Tensor log_prob = device.empty(rows, ScalarType::Float);
-    Tensor grad_output = in_place ? *in_place : device.empty(sizes_of(output), output.scalar_type());
-    LikelihoodArgs a = decoded.args();
-    a.log_prob = floats(log_prob);
-    a.grad_scale = static_cast<float>(grad_scale);
-    a.grad_param[0] = grad_output.mutable_data_ptr();
-    device.likelihood(a);
-    return {log_prob, grad_output};
-  }
-
-  static Tensor output_gradient(Device& device, LikelihoodArgs& a, const Tensor& output) {
-    Tensor grad_output = device.empty(sizes_of(output), output.scalar_type());
-    a.grad_param[0] = grad_output.mutable_data_ptr();
-    device.likelihood(a);
-    return grad_output;
-  }
-
-  // The gradients of a Gaussian decoder's means and logvars, each where it is needed, and else nothing.
-  static Pair decoder_gradients(const char* op, Device& device, LikelihoodArgs& a, const Tensor& mean,
-                                const OptionalTensor& logvar, const std::vector<int64_t>& needs) {
-    if (needs.size() != 2) fail(op, "needs has ", needs.size(), " numbers; expected 2, of mean and logvar");
-    const Tensor& of_logvar = logvar ? *logvar : mean;
-    Tensor grad_mean = device.empty(needs[0] ? sizes_of(mean) : Sizes{0}, mean.scalar_type());
-    Tensor grad_logvar = device.empty(needs[1] && logvar ? sizes_of(*logvar) : Sizes{0}, of_logvar.scalar_type());
-    if (needs[0]) a.grad_param[0] = grad_mean.mutable_data_ptr();
-    if (needs[1] && logvar) a.grad_param[1] = grad_logvar.mutable_data_ptr();
+  // The gradients of a likelihood's parameters, each where it is needed, and else nothing.
+  static Pair parameter_gradients(Device& device, LikelihoodArgs& a, const Tensor& p0, const OptionalTensor& p1,
+                                  int64_t needs) {
+    const bool needs0 = needs & 1, needs1 = (needs & 2) && p1;
+    Tensor grad0 = device.empty(needs0 ? sizes_of(p0) : Sizes{0}, p0.scalar_type());
+    Tensor grad1 = device.empty(needs1 ? sizes_of(*p1) : Sizes{0}, (p1 ? *p1 : p0).scalar_type());
+    if (needs0) a.grad_param[0] = grad0.mutable_data_ptr();
+    if (needs1) a.grad_param[1] = grad1.mutable_data_ptr();
     if (a.log_prob || wants_gradient(a)) device.likelihood(a);
-    return {grad_mean, grad_logvar};
+    return {grad0, grad1};
+  }
+
+  // A likelihood of which recon is all that there is.
+  static Likelihood one_parameter(const char* op, const std::string& likelihood) {
+    const Likelihood which = likelihood_named(op, likelihood);
+    if (params_of(which) != 1)
+      fail(op, "likelihood ", likelihood, " has ", params_of(which), " parameters; expected 1");
+    return which;
   }
 
   static LikelihoodShape check_given_kl(const char* op, const Tensor& recon, const Tensor& x, const Tensor& kl,
@@ -496,9 +450,10 @@ struct Ops {
 
   // The loss, and with `grad_recon` the gradient of `recon` for an upstream gradient of 1.
   static Tensor loss_of(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                        const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
+                        const OptionalTensor& beta, double beta_scale, int64_t reduction, const std::string& likelihood,
                         std::optional<double> x_scale, OptionalTensor* grad_recon = nullptr) {
     const char* op = "FusedELBO";
+    const Likelihood which = one_parameter(op, likelihood);
     const LatentShape latents = check_latents(op, mu, logvar);
     check_same_device(op, "recon", recon, "mu", mu);
     const LikelihoodShape shape = check_reconstruction(op, recon, x, latents.batch, "mu", x_scale);
@@ -506,20 +461,21 @@ struct Ops {
     const Reduction how = check_reduction(op, reduction);
     Device device(recon);
     const Tensor kl = kl_of(device, Latents(mu, logvar, latents));
-    const Decoded decoded(recon, x, shape, bernoulli(from_probs), x_scale);
+    const Decoded decoded(recon, x, shape, which, x_scale);
     if (grad_recon) *grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
     return joined_loss(device, decoded, kl, beta, beta_scale, how, grad_recon);
   }
 
   static Tensor loss_given_kl(const Tensor& recon, const Tensor& x, const Tensor& kl, const OptionalTensor& beta,
-                              double beta_scale, int64_t reduction, bool from_probs, std::optional<double> x_scale,
-                              OptionalTensor* grad_recon = nullptr) {
+                              double beta_scale, int64_t reduction, const std::string& likelihood,
+                              std::optional<double> x_scale, OptionalTensor* grad_recon = nullptr) {
     const char* op = "FusedELBO";
+    const Likelihood which = one_parameter(op, likelihood);
     const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
     check_beta(op, beta, recon);
     const Reduction how = check_reduction(op, reduction);
     Device device(recon);
-    const Decoded decoded(recon, x, shape, bernoulli(from_probs), x_scale);
+    const Decoded decoded(recon, x, shape, which, x_scale);
     if (grad_recon) *grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
     return joined_loss(device, decoded, dense(kl), beta, beta_scale, how, grad_recon);
   }
@@ -551,20 +507,20 @@ struct Ops {
 
   // The gradients of recon, mu and logvar. `recon_for_1`: see reconstruction_gradient.
   static Triple loss_gradients(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                               const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
-                               std::optional<double> x_scale, const Tensor& grad, bool recon_wanted,
-                               Tensor* recon_for_1 = nullptr) {
+                               const OptionalTensor& beta, double beta_scale, int64_t reduction,
+                               const std::string& likelihood, std::optional<double> x_scale, const Tensor& grad,
+                               bool recon_wanted, Tensor* recon_for_1 = nullptr) {
     const char* op = "negative_elbo_backward";
+    const Likelihood which = one_parameter(op, likelihood);
     const LatentShape shape = check_latents(op, mu, logvar);
     check_same_device(op, "recon", recon, "mu", mu);
     const LikelihoodShape decoded = check_reconstruction(op, recon, x, shape.batch, "mu", x_scale);
     const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, shape.batch);
     Device device(recon);
     const Tensor g = dense(grad);
-    Tensor grad_recon =
-        recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, bernoulli(from_probs), x_scale),
-                                               recon, g, how, recon_for_1)
-                     : device.empty({0}, recon.scalar_type());
+    Tensor grad_recon = recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, which, x_scale),
+                                                               recon, g, how, recon_for_1)
+                                     : device.empty({0}, recon.scalar_type());
     const Latents latents(mu, logvar, shape);
     GaussianArgs a = latents.args();
     a.grad_kl = floats(g);
@@ -577,19 +533,19 @@ struct Ops {
 
   // Those of recon and kl.
   static Pair loss_gradients_given_kl(const Tensor& recon, const Tensor& x, const Tensor& kl,
-                                      const OptionalTensor& beta, double beta_scale, int64_t reduction, bool from_probs,
-                                      std::optional<double> x_scale, const Tensor& grad, bool recon_wanted,
-                                      Tensor* recon_for_1 = nullptr) {
+                                      const OptionalTensor& beta, double beta_scale, int64_t reduction,
+                                      const std::string& likelihood, std::optional<double> x_scale, const Tensor& grad,
+                                      bool recon_wanted, Tensor* recon_for_1 = nullptr) {
     const char* op = "negative_elbo_with_kl_backward";
+    const Likelihood which = one_parameter(op, likelihood);
     const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
     const Sizes batch = sizes_of(kl);
     const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, batch);
     Device device(recon);
     const Tensor g = dense(grad);
-    Tensor grad_recon = recon_wanted
-                            ? reconstruction_gradient(device, Decoded(recon, x, shape, bernoulli(from_probs), x_scale),
-                                                      recon, g, how, recon_for_1)
-                            : device.empty({0}, recon.scalar_type());
+    Tensor grad_recon = recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, shape, which, x_scale), recon,
+                                                               g, how, recon_for_1)
+                                     : device.empty({0}, recon.scalar_type());
     Tensor grad_kl = device.empty(batch, ScalarType::Float);
     device.scale({floats(g), how == Reduction::none, kl.numel(), kl_weight(how, kl.numel(), beta_scale),
                   beta ? floats(*beta) : nullptr, floats(grad_kl)});
@@ -604,7 +560,12 @@ struct Ops {
     a.grad = floats(grad);
     a.grad_stride = how == Reduction::none;
     a.grad_scale = reconstruction_scale(decoded, how);
-    if (!for_1) return output_gradient(device, a, recon);
+    if (!for_1) {
+      Tensor grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
+      a.grad_param[0] = grad_recon.mutable_data_ptr();
+      device.likelihood(a);
+      return grad_recon;
+    }
     if (how == Reduction::none || !for_1->is_contiguous() || sizes_of(*for_1) != sizes_of(recon) ||
         for_1->scalar_type() != recon.scalar_type())
       fail("negative_elbo_backward_", "recon_for_1 has shape ", shape_text(*for_1), " and dtype ",
@@ -629,13 +590,11 @@ struct Ops {
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian);           \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian_log_ratio); \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_kl);               \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, bernoulli_log_prob);        \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_log_prob);         \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, log_prob);                  \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);             \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo_with_kl);     \
-  AEVB_REGISTER_PLAIN(library, Device, bernoulli_log_prob_and_grad);        \
-  AEVB_REGISTER_PLAIN(library, Device, bernoulli_log_prob_and_grad_);       \
-  AEVB_REGISTER_PLAIN(library, Device, gaussian_log_prob_and_grad);         \
+  AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad);                  \
+  AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad_);                 \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_and_grad);             \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_with_kl_and_grad);     \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_backward_);            \

@@ -29,64 +29,53 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   AEVB_DEF("gaussian_kl", "(Tensor mu, Tensor logvar) -> Tensor");
   m.def("gaussian_kl_backward(Tensor mu, Tensor logvar, Tensor grad) -> (Tensor grad_mu, Tensor grad_logvar)");
 
-  // log p(x | z), one value a row, from the decoder's logits, or from probabilities.
-  AEVB_DEF("bernoulli_log_prob", "(Tensor output, Tensor x, float? x_scale, bool from_probs) -> Tensor");
+  // log p(x | z), one value a row, of a likelihood of formulas/likelihood_list.h by name. p0 and p1 are its parameters,
+  // of one shape (rows may all lie in one place), scalar its own number. x_scale multiplies x. needs: bit i is set
+  // where the gradient of parameter i is wanted; the others are empty, (0,).
+  AEVB_DEF("log_prob", "(Tensor p0, Tensor x, Tensor? p1, str likelihood, float scalar, float? x_scale) -> Tensor");
   m.def(
-      "bernoulli_log_prob_backward(Tensor output, Tensor x, float? x_scale, bool from_probs, Tensor grad)"
-      " -> Tensor");
-  // Both in one pass: log p(x | z), and grad_scale times its gradient, as a tensor or, by the second, over `output`,
-  // which must be contiguous.
+      "log_prob_backward(Tensor p0, Tensor x, Tensor? p1, str likelihood, float scalar, float? x_scale, Tensor grad,"
+      " int needs) -> (Tensor grad_p0, Tensor grad_p1)");
+  // log p(x | z), and grad_scale times its gradients, in one pass.
   m.def(
-      "bernoulli_log_prob_and_grad(Tensor output, Tensor x, float? x_scale, bool from_probs, float grad_scale)"
-      " -> (Tensor log_prob, Tensor grad_output)");
+      "log_prob_and_grad(Tensor p0, Tensor x, Tensor? p1, str likelihood, float scalar, float? x_scale,"
+      " float grad_scale, int needs) -> (Tensor log_prob, Tensor grad_p0, Tensor grad_p1)");
+  // The same of a likelihood with one parameter, whose gradient goes over it; it must be contiguous.
   m.def(
-      "bernoulli_log_prob_and_grad_(Tensor(a!) output, Tensor x, float? x_scale, bool from_probs, float grad_scale)"
+      "log_prob_and_grad_(Tensor(a!) p0, Tensor x, str likelihood, float scalar, float? x_scale, float grad_scale)"
       " -> Tensor log_prob");
-
-  // log N(x_scale x; mean, exp(logvar)), one value a row; with sigmoid the mean is sigmoid(mean). logvar has mean's
-  // shape (rows may all lie in one place), or fixed_logvar is that of all elements. needs: whether the gradients of
-  // mean and of logvar are; the others are empty, (0,). The last gives log_prob and grad_scale times its gradients in
-  // one pass.
-  AEVB_DEF("gaussian_log_prob",
-           "(Tensor mean, Tensor x, Tensor? logvar, float fixed_logvar, float? x_scale, bool sigmoid) -> Tensor");
-  m.def(
-      "gaussian_log_prob_backward(Tensor mean, Tensor x, Tensor? logvar, float fixed_logvar, float? x_scale,"
-      " bool sigmoid, Tensor grad, int[] needs) -> (Tensor grad_mean, Tensor grad_logvar)");
-  m.def(
-      "gaussian_log_prob_and_grad(Tensor mean, Tensor x, Tensor? logvar, float fixed_logvar, float? x_scale,"
-      " bool sigmoid, float grad_scale, int[] needs) -> (Tensor log_prob, Tensor grad_mean, Tensor grad_logvar)");
 
   // beta * KL - mean over samples of log p(x | z), for the KL of (mu, logvar), or for a KL that is there already.
   // reduction: 0 none, 1 mean, 2 sum. beta is a number times an optional 0-d tensor.
   AEVB_DEF("negative_elbo",
            "(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale, int reduction,"
-           " bool from_probs, float? x_scale) -> Tensor");
+           " str likelihood, float? x_scale) -> Tensor");
   m.def(
       "negative_elbo_backward(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
-      " int reduction, bool from_probs, float? x_scale, Tensor grad, bool recon_wanted=True)"
+      " int reduction, str likelihood, float? x_scale, Tensor grad, bool recon_wanted=True)"
       " -> (Tensor grad_recon, Tensor grad_mu, Tensor grad_logvar)");
   AEVB_DEF("negative_elbo_with_kl",
-           "(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale, int reduction, bool from_probs,"
+           "(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale, int reduction, str likelihood,"
            " float? x_scale) -> Tensor");
   m.def(
       "negative_elbo_with_kl_backward(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale, int reduction,"
-      " bool from_probs, float? x_scale, Tensor grad, bool recon_wanted=True) -> (Tensor grad_recon, Tensor grad_kl)");
+      " str likelihood, float? x_scale, Tensor grad, bool recon_wanted=True) -> (Tensor grad_recon, Tensor grad_kl)");
   // The loss, and in the same pass recon's gradient for an upstream gradient of 1.
   m.def(
       "negative_elbo_and_grad(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
-      " int reduction, bool from_probs, float? x_scale) -> (Tensor loss, Tensor grad_recon)");
+      " int reduction, str likelihood, float? x_scale) -> (Tensor loss, Tensor grad_recon)");
   m.def(
       "negative_elbo_with_kl_and_grad(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale,"
-      " int reduction, bool from_probs, float? x_scale) -> (Tensor loss, Tensor grad_recon)");
+      " int reduction, str likelihood, float? x_scale) -> (Tensor loss, Tensor grad_recon)");
   // The other gradients; and over recon_for_1, which is the grad_recon of these, recon's where grad is not 1: so that
   // nobody has to read grad, which would wait for a GPU.
   m.def(
       "negative_elbo_backward_(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
-      " int reduction, bool from_probs, float? x_scale, Tensor grad, Tensor(a!) recon_for_1)"
+      " int reduction, str likelihood, float? x_scale, Tensor grad, Tensor(a!) recon_for_1)"
       " -> (Tensor grad_mu, Tensor grad_logvar)");
   m.def(
       "negative_elbo_with_kl_backward_(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale,"
-      " int reduction, bool from_probs, float? x_scale, Tensor grad, Tensor(a!) recon_for_1) -> Tensor grad_kl");
+      " int reduction, str likelihood, float? x_scale, Tensor grad, Tensor(a!) recon_for_1) -> Tensor grad_kl");
 
   // The noise itself: element i of a seed's block is output i % 4 of Philox counter i / 4. seed is a prefix of size.
   m.def("normal(Tensor seed, int[] size) -> Tensor");

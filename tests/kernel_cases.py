@@ -49,6 +49,8 @@ class Case:
     name: str
     op: str  # of torch.ops.aevb
     args: tuple[Any, ...]
+    held: tuple[str, tuple[Any, ...]] | None = None
+    """The op and the arguments under which tests/golden has its bits, where these are not its own."""
 
     def on(self, device: str) -> "Case":
         """The same call with its tensors on another device, strides and offsets kept."""
@@ -227,10 +229,11 @@ def targets(shape: tuple[int, ...]) -> dict[str, tuple[Tensor, float | None]]:
 
 def _likelihoods(dtype) -> Iterator[Case]:
     def log_prob(name, output, x, x_scale, from_probs=False):
-        args = (output, x, x_scale, from_probs)
-        yield Case(name, "bernoulli_log_prob_forward", args)
-        yield Case(name, "bernoulli_log_prob_backward", (*args, 3 * randn(12, *output.shape[:-1])))
-        yield Case(name, "bernoulli_log_prob_and_grad", (*args, 0.7))
+        args = (output, x, None, "bernoulli_probs" if from_probs else "bernoulli_logits", 0.0, x_scale)
+        held, grad = (output, x, x_scale, from_probs), 3 * randn(12, *output.shape[:-1])
+        yield Case(name, "log_prob_forward", args, ("bernoulli_log_prob_forward", held))
+        yield Case(name, "log_prob_backward", (*args, grad, 1), ("bernoulli_log_prob_backward", (*held, grad)))
+        yield Case(name, "log_prob_and_grad", (*args, 0.7, 1), ("bernoulli_log_prob_and_grad", (*held, 0.7)))
 
     for shape in PIXEL_SHAPES:
         logits = 4 * randn(13, *shape)
@@ -257,10 +260,13 @@ def _gaussian_likelihoods(dtype) -> Iterator[Case]:
 
     def log_prob(name, mean, x, x_scale, logvar, fixed=0.0):
         for sigmoid in (False, True):
-            args = (mean, x, logvar, fixed, x_scale, sigmoid)
-            yield Case(name, "gaussian_log_prob_forward", args)
-            yield Case(name, "gaussian_log_prob_backward", (*args, 3 * randn(32, *mean.shape[:-1]), next(needs)))
-            yield Case(name, "gaussian_log_prob_and_grad", (*args, 0.7, next(needs)))
+            kind = f"gaussian{'_sigmoid' if sigmoid else ''}{'_fixed' if logvar is None else ''}"
+            args, held = (mean, x, logvar, kind, fixed, x_scale), (mean, x, logvar, fixed, x_scale, sigmoid)
+            yield Case(name, "log_prob_forward", args, ("gaussian_log_prob_forward", held))
+            for op, factor in (("backward", 3 * randn(32, *mean.shape[:-1])), ("and_grad", 0.7)):
+                need = next(needs)
+                more = (factor, need[0] + 2 * need[1])
+                yield Case(name, f"log_prob_{op}", (*args, *more), (f"gaussian_log_prob_{op}", (*held, factor, need)))
 
     dtypes = itertools.cycle((dtype, dtype, torch.float32, torch.bfloat16))  # of logvar
     for shape in PIXEL_SHAPES:
@@ -292,11 +298,12 @@ def _losses(dtype) -> Iterator[Case]:
     def loss(name, recon, x, mu, logvar, beta, reduction, from_probs=False):
         kl = 20 * rand(43, *mu.shape[:-1])
         grad = randn(21, *(mu.shape[:-1] if reduction == 0 else ()))
-        options = (beta, 0.7, reduction, from_probs, None)
+        likelihood = "bernoulli_probs" if from_probs else "bernoulli_logits"
         for op, args in (("negative_elbo", (recon, x, mu, logvar)), ("negative_elbo_with_kl", (recon, x, kl))):
-            yield Case(name, f"{op}_forward", (*args, *options))
-            yield Case(name, f"{op}_backward", (*args, *options, grad))
-            yield Case(name, f"{op}_and_grad", (*args, *options))
+            for which, more in (("forward", ()), ("backward", (grad,)), ("and_grad", ())):
+                held = (*args, beta, 0.7, reduction, from_probs, None, *more)
+                args_of = (*args, beta, 0.7, reduction, likelihood, None, *more)
+                yield Case(name, f"{op}_{which}", args_of, (f"{op}_{which}", held))
 
     for samples, batch, pixels in (
         ((), (1,), 7),
@@ -337,4 +344,6 @@ def reduced_losses() -> Iterator[Case]:
         for case in _losses(dtype):
             if case.op.endswith("_backward") and case.args[-1].dim() == 0:
                 yield case
-                yield Case(f"{case.name}, 1", case.op, (*case.args[:-1], torch.tensor(1.0)))
+                one, held = torch.tensor(1.0), case.held
+                assert held is not None
+                yield Case(f"{case.name}, 1", case.op, (*case.args[:-1], one), (held[0], (*held[1][:-1], one)))

@@ -286,14 +286,18 @@ OPCHECKS = [
     ("sample_gaussian", (MU, LOGVAR, SEED, None), (MU, KL)),
     ("sample_gaussian", (MU, LOGVAR, torch.arange(3), 3), (normal(6, 3, 6, 5), KL)),
     ("gaussian_kl", (MU, LOGVAR), (KL,)),
-    ("bernoulli_log_prob", (LOGITS, X, None, False), (normal(7, 2, 6),)),
-    ("bernoulli_log_prob", (LOGITS, (X > 0.5).byte(), 1.0, False), (normal(7, 2, 6),)),
-    ("gaussian_log_prob", (MEANS, X, LOGVARS, 0.0, None, False), (normal(7, 2, 6), [1, 1])),
-    ("gaussian_log_prob", (MEANS, X, LOGVARS[0, 0].expand(2, 6, 7), 0.0, None, True), (normal(7, 2, 6), [0, 1])),
-    ("gaussian_log_prob", (MEANS, (X > 0.5).byte(), None, -0.7, 1.0, True), (normal(7, 2, 6), [1, 0])),
-    ("negative_elbo", (LOGITS, X, MU, LOGVAR, torch.tensor(0.5), 2.0, 1, False, None), (torch.tensor(0.3),)),
-    ("negative_elbo", (LOGITS, X, MU, LOGVAR, None, 2.0, 0, False, None), (KL,)),
-    ("negative_elbo_with_kl", (LOGITS, X, KL, None, 2.0, 2, False, None), (torch.tensor(0.3),)),
+    ("log_prob", (LOGITS, X, None, "bernoulli_logits", 0.0, None), (normal(7, 2, 6), 1)),
+    ("log_prob", (LOGITS, (X > 0.5).byte(), None, "bernoulli_logits", 0.0, 1.0), (normal(7, 2, 6), 1)),
+    ("log_prob", (MEANS, X, LOGVARS, "gaussian", 0.0, None), (normal(7, 2, 6), 3)),
+    ("log_prob", (MEANS, X, LOGVARS[0, 0].expand(2, 6, 7), "gaussian_sigmoid", 0.0, None), (normal(7, 2, 6), 2)),
+    ("log_prob", (MEANS, (X > 0.5).byte(), None, "gaussian_sigmoid_fixed", -0.7, 1.0), (normal(7, 2, 6), 1)),
+    (
+        "negative_elbo",
+        (LOGITS, X, MU, LOGVAR, torch.tensor(0.5), 2.0, 1, "bernoulli_logits", None),
+        (torch.tensor(0.3),),
+    ),
+    ("negative_elbo", (LOGITS, X, MU, LOGVAR, None, 2.0, 0, "bernoulli_logits", None), (KL,)),
+    ("negative_elbo_with_kl", (LOGITS, X, KL, None, 2.0, 2, "bernoulli_logits", None), (torch.tensor(0.3),)),
 ]
 
 
@@ -304,8 +308,8 @@ def test_opcheck(name, args, grads):
     torch.library.opcheck(getattr(ops, f"{name}_backward").default, (*args, *grads))
     if name.startswith("negative_elbo"):  # recon's gradient was taken in the forward pass
         torch.library.opcheck(getattr(ops, f"{name}_backward").default, (*args, *grads, False))
-    if name == "gaussian_log_prob":
-        torch.library.opcheck(ops.gaussian_log_prob_and_grad.default, (*args, 0.7, grads[1]))
+    if name == "log_prob":
+        torch.library.opcheck(ops.log_prob_and_grad.default, (*args, 0.7, grads[1]))
     torch.library.opcheck(getattr(ops, name).default, args)
     trainable = tuple(
         a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() and a.dim() and a is not X else a

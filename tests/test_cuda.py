@@ -136,7 +136,7 @@ def test_the_cases_are_of_every_op():
     called = {case.op.removesuffix("_forward").removesuffix("_backward") for case in cases()}
     schemas = {s.name.removeprefix("aevb::") for s in torch._C._jit_get_all_schemas() if s.name.startswith("aevb::")}
     # One gives memory with anything in it, one is made of matrix products, and one is another op over its argument.
-    without_bits = {"empty", "linear_bernoulli_log_prob", "bernoulli_log_prob_and_grad_"}
+    without_bits = {"empty", "linear_bernoulli_log_prob", "log_prob_and_grad_"}
     without_bits |= {"negative_elbo_backward_", "negative_elbo_with_kl_backward_"}  # below
     # A layer's, of a CPU or with tests of their own.
     without_bits |= {"bias_activation_", "activation", "activation_backward_", "sparse_linear"}
@@ -376,11 +376,12 @@ def test_more_than_2_31_logits(size):
     logits = torch.randn(size, dtype=torch.bfloat16, device=DEVICE)
     x = torch.rand(size, dtype=torch.bfloat16, device=DEVICE) < 0.3
     upstream = randn(1, size[0])
-    arguments = logits, x, None, False
-    ops, on_host = torch.ops.aevb, (logits.cpu(), x.cpu(), None, False)
-    assert_same([ops.bernoulli_log_prob_forward(*arguments)], [ops.bernoulli_log_prob_forward(*on_host)])
-    grad = ops.bernoulli_log_prob_backward(*arguments, upstream.to(DEVICE))
-    assert_same_in_pieces(grad, ops.bernoulli_log_prob_backward(*on_host, upstream))
+    options = None, "bernoulli_logits", 0.0, None
+    arguments = logits, x, *options
+    ops, on_host = torch.ops.aevb, (logits.cpu(), x.cpu(), *options)
+    assert_same([ops.log_prob_forward(*arguments)], [ops.log_prob_forward(*on_host)])
+    grad, _ = ops.log_prob_backward(*arguments, upstream.to(DEVICE), 1)
+    assert_same_in_pieces(grad, ops.log_prob_backward(*on_host, upstream, 1)[0])
 
 
 @large(34)
@@ -784,8 +785,7 @@ FLOAT_ARGUMENTS = {
     "sample_gaussian": (0, 1),
     "sample_gaussian_log_ratio": (0, 1),
     "gaussian_kl": (0, 1),
-    "bernoulli_log_prob": (0,),
-    "gaussian_log_prob": (0, 2),
+    "log_prob": (0, 2),
     "negative_elbo": (0, 2, 3),
     "negative_elbo_with_kl": (0, 2),
 }

@@ -82,7 +82,7 @@ def test_target_dtypes(call):
 )
 def test_likelihood_shapes(logits, x):
     words = re.escape(str(logits)), re.escape(str(x)), "extra leading dimensions of samples"
-    raises(lambda: likelihood(ones(*logits), ones(*x)), "bernoulli_log_prob", *words)
+    raises(lambda: likelihood(ones(*logits), ones(*x)), "log_prob", *words)
 
 
 def gaussian(mean, x, x_scale=None, logvar=0.0):
@@ -94,13 +94,13 @@ def gaussian(mean, x, x_scale=None, logvar=0.0):
 )
 def test_gaussian_shapes(mean, x):
     words = f"mean has shape {re.escape(str(mean))}", re.escape(str(x)), "extra leading dimensions of samples"
-    raises(lambda: gaussian(ones(*mean), ones(*x)), "gaussian_log_prob", *words)
+    raises(lambda: gaussian(ones(*mean), ones(*x)), "log_prob", *words)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 5), (3, 4), (1, 3, 5), (2, 3, 5), (5, 1)])
 def test_gaussian_logvar_shapes(shape):
     words = r"mean has shape \(3, 5\)", f"logvar has shape {re.escape(str(shape))}", "same shape", r"\(D,\) and \(\)"
-    raises(lambda: gaussian(ones(3, 5), ones(3, 5), logvar=ones(*shape)), "gaussian_log_prob", *words)
+    raises(lambda: gaussian(ones(3, 5), ones(3, 5), logvar=ones(*shape)), "log_prob", *words)
 
 
 def test_gaussian_logvar():
@@ -110,10 +110,19 @@ def test_gaussian_logvar():
     for bad in (float("nan"), float("inf"), -float("inf")):
         raises(partial(gaussian, ones(3, 5), ones(3, 5), logvar=bad), f"logvar is {bad}", "finite", error=ValueError)
     raises(lambda: gaussian(ones(3, 5, dtype=torch.float64), ones(3, 5)), "mean has dtype float64", "aevb.reference")
-    op = torch.ops.aevb.gaussian_log_prob_backward
-    args = ones(3, 5), ones(3, 5), None, 0.0, None, False, ones(3)
-    raises(lambda: op(*args, [1]), "needs has 1 numbers", "expected 2")
-    raises(lambda: op(*args[:-1], ones(4), [1, 0]), r"grad has shape \(4,\)", r"\(3,\)")
+    op = torch.ops.aevb.log_prob_backward
+    args = ones(3, 5), ones(3, 5), None, "gaussian_fixed", 0.0, None
+    raises(lambda: op(*args, ones(4), 1), r"grad has shape \(4,\)", r"\(3,\)")
+
+
+def test_likelihoods_by_name():
+    log_prob = torch.ops.aevb.log_prob
+    x = ones(3, 5)
+    raises(lambda: log_prob(x, x, None, "poisson", 0.0, None), "likelihood is 'poisson'; expected one of bernoulli_log")
+    raises(lambda: log_prob(x, x, None, "gaussian", 0.0, None), "gaussian has 2 parameters, and 1 are given")
+    raises(lambda: log_prob(x, x, x, "bernoulli_probs", 0.0, None), "bernoulli_probs has 1 parameters, and 2 are given")
+    loss = torch.ops.aevb.negative_elbo_with_kl
+    raises(lambda: loss(x, x, ones(3), None, 1.0, 1, "gaussian", None), "likelihood gaussian has 2 parameters")
 
 
 @pytest.mark.parametrize("call", [elbo, elbo_with_kl])
@@ -150,7 +159,7 @@ def test_beta():
     losses = [aevb.FusedELBO(beta=beta)(ones(3, 5), ones(3, 5), kl=ones(3)) for beta in (double, 0.3)]
     assert losses[0] == losses[1]
     op = torch.ops.aevb.negative_elbo_with_kl_forward
-    args = ones(3, 5), ones(3, 5), ones(3), double, 1.0, 1, False, None
+    args = ones(3, 5), ones(3, 5), ones(3), double, 1.0, 1, "bernoulli_logits", None
     raises(lambda: op(*args), "beta", "float64", "0-d float32")
 
 

@@ -1,6 +1,7 @@
 """Every likelihood's loop over elements is vectorised: no number of it is computed alone.
 
-A struct may be right and 5 to 15 times slower, as where GCC finds its parameters in an array; nothing else would say so.
+A struct may be right and 5 to 15 times slower, as where GCC finds its parameters in an array; nothing else
+would say so.
 """
 
 import os
@@ -14,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIKELIHOODS = re.findall(
-    r"^ *X\((\w+), ([^)]+)\)", (ROOT / "csrc/formulas/likelihood_list.h").read_text(), re.MULTILINE
+    r"^ *X\((\w+), ([\w<>]+)", (ROOT / "csrc/formulas/likelihood_list.h").read_text(), re.MULTILINE
 )
 WANTS = ("log_prob", "grad", "both")
 PROBE = """
@@ -24,10 +25,10 @@ using namespace aevb::cpu;
   extern "C" void name##_##want(const LikelihoodArgs& a, const Elements& at, Upstream g, float* l, float* p) { \\
     add_elements<__VA_ARGS__, Want::want>(likelihood_of<__VA_ARGS__>(a), at, g, l, p);                       \\
   }
-#define AEVB_PROBES(name, ...)             \\
-  AEVB_PROBE(name, log_prob, __VA_ARGS__)  \\
-  AEVB_PROBE(name, grad, __VA_ARGS__)      \\
-  AEVB_PROBE(name, both, __VA_ARGS__)
+#define AEVB_PROBES(name, Struct, ...)             \\
+  AEVB_PROBE(name, log_prob, Struct)  \\
+  AEVB_PROBE(name, grad, Struct)      \\
+  AEVB_PROBE(name, both, Struct)
 """
 # What computes; moves and broadcasts of one number are of the likelihood's own.
 ARITHMETIC = re.compile(r"\b(v(?:add|sub|mul|div|sqrt|max|min|fn?m(?:add|sub)\d+)(ss|ps))\b")
@@ -38,7 +39,9 @@ def assembly(folder, isa, list_of="AEVB_LIKELIHOODS(AEVB_PROBES)", more=""):
     region = (ROOT / f"csrc/cpu/isa_{isa}.cpp").read_text()
     assert '#include "kernels.inl"' in region
     source = folder / f"{isa}.cpp"
-    source.write_text(region.replace('#include "kernels.inl"', f'#include "likelihood_rows.h"\n{PROBE}{more}\n{list_of}'))
+    source.write_text(
+        region.replace('#include "kernels.inl"', f'#include "likelihood_rows.h"\n{PROBE}{more}\n{list_of}')
+    )
     target = folder / f"{isa}.s"
     flags = ["-std=c++17", "-O3", "-fno-wrapv", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-errno"]
     flags += ["-fno-trapping-math", f"-I{ROOT / 'csrc/cpu'}", "-w", "-S", "-o", str(target)]
@@ -86,5 +89,5 @@ struct Slow {
   AEVB_FORMULA LikelihoodGradient grad(float x, float a, float b) const { return {a, b}; }
 };
 """
-    code = assembly(tmp_path, "avx2", "AEVB_PROBES(slow, Slow)", slow)
+    code = assembly(tmp_path, "avx2", 'AEVB_PROBES(slow, Slow, "a", "b")', slow)
     assert alone(code["slow_log_prob"])[0]

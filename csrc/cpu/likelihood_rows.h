@@ -184,8 +184,8 @@ inline void rows_of(const LikelihoodArgs& a, int64_t begin, int64_t end) {
 
 // log_prob and the gradients: those that are not null.
 inline void likelihood_rows(const LikelihoodArgs& a, int64_t begin, int64_t end) {
-#define AEVB_ROWS(name, ...) \
-  case Likelihood::name: return rows_of<__VA_ARGS__>(a, begin, end);
+#define AEVB_ROWS(name, Struct, ...) \
+  case Likelihood::name: return rows_of<Struct>(a, begin, end);
   switch (a.likelihood) { AEVB_LIKELIHOODS(AEVB_ROWS) }
 #undef AEVB_ROWS
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The likelihoods: X(name, struct of formulas/). From this list are generated the enum of args.h, the CPU's switch, the
-// GPU's kernels and what picks among them.
+// The likelihoods: X(name, struct of formulas/, its parameters' names). From this list are generated the enum of
+// args.h, the names that ops take, the CPU's switch, the GPU's kernels and what picks among them.
 #pragma once
 
-#define AEVB_LIKELIHOODS(X)               \
-  X(bernoulli_logits, BernoulliLogits)    \
-  X(bernoulli_probs, BernoulliProbs)      \
-  X(gaussian, Gaussian<false>)            \
-  X(gaussian_sigmoid, Gaussian<true>)     \
-  X(gaussian_fixed, FixedGaussian<false>) \
-  X(gaussian_sigmoid_fixed, FixedGaussian<true>)
+#define AEVB_LIKELIHOODS(X)                             \
+  X(bernoulli_logits, BernoulliLogits, "logits")        \
+  X(bernoulli_probs, BernoulliProbs, "probs")           \
+  X(gaussian, Gaussian<false>, "mean", "logvar")        \
+  X(gaussian_sigmoid, Gaussian<true>, "mean", "logvar") \
+  X(gaussian_fixed, FixedGaussian<false>, "mean")       \
+  X(gaussian_sigmoid_fixed, FixedGaussian<true>, "mean")

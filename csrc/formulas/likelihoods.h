@@ -10,10 +10,10 @@ namespace {
 
 template <Likelihood>
 struct LikelihoodNamed;
-#define AEVB_NAMED(name, ...)                \
+#define AEVB_NAMED(name, Struct, ...)        \
   template <>                                \
   struct LikelihoodNamed<Likelihood::name> { \
-    using Type = __VA_ARGS__;                \
+    using Type = Struct;                     \
   };
 AEVB_LIKELIHOODS(AEVB_NAMED)
 #undef AEVB_NAMED
