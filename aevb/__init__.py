@@ -3,9 +3,15 @@
 After Kingma & Welling, *Auto-Encoding Variational Bayes* (2013). The ops and `FusedELBO` drop into any PyTorch model;
 `VAE` and `Trainer` are the paper's model and algorithm; `aevb.reference` has every function in plain PyTorch.
 
-* A loss for a model of yours: `FusedELBO`, `sample_gaussian`, `gaussian_kl`, `bernoulli_log_prob`, `gaussian_log_prob`.
-* A model and its training: `VAE`, `ConvVAE`, `TrainConfig`, `Trainer`; `load` gives a run's model.
-* What it is worth: `log_marginal_likelihood`, `diagnostics`.
+* A loss for a model of yours: `FusedELBO`; its recon may be a `LinearLogits` or a `GaussianOutput`.
+* The loss in parts: `sample_gaussian`, `sample_gaussian_log_ratio`, `gaussian_kl`; `bernoulli_log_prob`,
+  `gaussian_log_prob`, `linear_bernoulli_log_prob`; `elbo`, `importance_weighted_bound`; `free_bits`, `capacity`,
+  `linear_warmup`, `cyclical_warmup`.
+* A model and its training: `VAE`, `ConvVAE` (both `BaseVAE`), `TrainConfig`, `Trainer`; `load` gives a run's model;
+  `data.load`, a data set. `linear` and `binarize` are a layer and dynamic binarization by themselves.
+* What it is worth: `log_marginal_likelihood`, `diagnostics`, `Evaluation`.
+* What is raised: `NotFiniteError`, `CheckpointError`, `RunFolderError`, and PyTorch's and Python's own.
+* Seeds for datapoints, steps and ranks: `mix_seed`. What this installation has: `build_info`.
 """
 
 import torch  # noqa: F401  the kernels link against it, so it comes first

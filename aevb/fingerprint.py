@@ -44,7 +44,7 @@ def check_same_data(noted: Mapping[str, Any] | None, dataset: Dataset, now: Mapp
     if other:
         raise ValueError(
             f"the run was of other data: {other}, now { ({key: now[key] for key in other}) }; expected the same images "
-            f"as {dataset.name} had when it began"
+            f"as {dataset.name} had when it began, read and split by the options in the run's config.json"
         )
 
 

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -612,4 +613,6 @@ def test_a_run_is_loaded_by_its_folder(tmp_path):
 def test_dir_shows_the_api():
     assert set(aevb.__all__) | {"__version__", "data"} <= set(dir(aevb))
     assert not {"ops", "steps", "torch", "ranges", "annotations"} & set(dir(aevb))
+    named = set(re.findall(r"`(\w+)", aevb.__doc__))
+    assert set(aevb.__all__) <= named | {"reference"}, "help(aevb) begins with what there is"
     assert aevb.steps  # what is imported is there all the same
