@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _C
+
 READERS = {"negative_elbo": "FusedELBO", "negative_elbo_with_kl": "FusedELBO"}  # who calls an op of another name
 _strided = torch.strided
 
@@ -39,7 +41,10 @@ def check_dense(reader: str, **tensors: object) -> None:
 def explain(error: BaseException, op: str, arguments: Mapping[str, Any], fake: Callable) -> None:
     """Raises what is to be said instead of `error`, of a kernel, if something is; `fake` gives its results' shapes."""
     reader = READERS.get(op, op)
-    tensors = {name: t for name, t in arguments.items() if isinstance(t, Tensor)}
+    # A likelihood's parameters by their own names.
+    params = _C.likelihoods().get(arguments.get("likelihood", ""), ()) if op == "log_prob" else ()
+    named = {f"p{i}": name for i, name in enumerate(params)}
+    tensors = {named.get(name, name): t for name, t in arguments.items() if isinstance(t, Tensor)}
     check_dense(reader, **tensors)
     explain_memory(error, reader, tensors, lambda: fake(*arguments.values()))
 

@@ -29,11 +29,20 @@ py::dict build_info() {
   return info;
 }
 
+py::dict likelihoods() {
+  py::dict params;
+#define AEVB_ADD(name, Struct, ...) params[#name] = py::make_tuple(__VA_ARGS__);
+  AEVB_LIKELIHOODS(AEVB_ADD)
+#undef AEVB_ADD
+  return params;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "aevb's kernels: how they were built, and their parts for the tests. The ops are in torch.ops.aevb.";
   m.def("build_info", &build_info);
+  m.def("likelihoods", &likelihoods, "The names of each likelihood's parameters, by its name.");
   m.def("cpu_isa", [] { return std::string(aevb::cpu::kernels().name); });
   m.def("set_cpu_isa", [](const std::string& name) { aevb::cpu::set_isa(name.c_str()); });
   m.def("release_memory", &aevb::cpu::release_memory, "Frees cached result buffers; gives their bytes.");

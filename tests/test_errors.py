@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import aevb
+from aevb import _C
 
 
 def ones(*size, dtype=torch.float32):
@@ -121,6 +122,9 @@ def test_likelihoods_by_name():
     raises(lambda: log_prob(x, x, None, "poisson", 0.0, None), "likelihood is 'poisson'; expected one of bernoulli_log")
     raises(lambda: log_prob(x, x, None, "gaussian", 0.0, None), "gaussian has 2 parameters, and 1 are given")
     raises(lambda: log_prob(x, x, x, "bernoulli_probs", 0.0, None), "bernoulli_probs has 1 parameters, and 2 are given")
+    assert set(aevb.ops.FORMULAS) == set(_C.likelihoods()), "each has its twin in plain PyTorch"
+    raises(lambda: aevb.bernoulli_log_prob(x.to_sparse(), x), "log_prob: logits is a tensor of layout", error=TypeError)
+    raises(lambda: aevb.gaussian_log_prob(x, x, x.to_sparse()), "log_prob: logvar is a tensor", error=TypeError)
     loss = torch.ops.aevb.negative_elbo_with_kl
     raises(lambda: loss(x, x, ones(3), None, 1.0, 1, "gaussian", None), "likelihood gaussian has 2 parameters")
 
