@@ -30,7 +30,7 @@ from .ops import mix_seed, sample_gaussian
 from .optimizers import OPTIMIZERS, Schedule, load_optimizer_state, optimizer_state
 from .processes import Alone, Several, is_launched, local_rank, processes
 from .products import has_bf16
-from .runs import BEST, MODEL, RunFolder, data_of, saved_at
+from .runs import BEST, CONFIG, MODEL, RunFolder, data_of, saved_at
 from .steps import AutogradStep, GraphStep, made_of, training_step
 
 CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
@@ -221,7 +221,9 @@ class Trainer:
             )
         if device is None:
             device = config.device if config.device == "cpu" or torch.cuda.is_available() else "cpu"
-        trainer = cls(dataclasses.replace(config, device=device), model=BaseVAE.load(path), dataset=dataset)
+        model = BaseVAE.load(path)
+        with _as_config_says(folder):
+            trainer = cls(dataclasses.replace(config, device=device), model=model, dataset=dataset)
         check_same_data(data_of(path), trainer.dataset)
         trainer.folder = folder
         trainer.epoch, trainer.step = saved_at(path)
@@ -245,7 +247,8 @@ class Trainer:
         """
         folder = RunFolder.open(run, needs_model=False)
         config = dataclasses.replace(folder.config(), **changes, out=str(folder.path), overwrite=False, resume=True)
-        return cls(config, model=model, dataset=dataset)
+        with _as_config_says(folder):
+            return cls(config, model=model, dataset=dataset)
 
     # ---- a whole run ----
 
@@ -530,6 +533,17 @@ class Trainer:
 def _rng_states(device: torch.device) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     return {**states, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+@contextlib.contextmanager
+def _as_config_says(folder: RunFolder) -> Iterator[None]:
+    """Errors within say that it was a run's config.json that asked for what is wrong."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if type(error) not in (ValueError, FileNotFoundError) or CONFIG in str(error):
+            raise
+        raise type(error)(f"{error} (as {folder.path / CONFIG} has it)") from error
 
 
 @contextlib.contextmanager
