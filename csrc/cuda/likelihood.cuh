@@ -111,6 +111,16 @@ struct SecondType<T, AnyDtype> {
 template <class L, class T, class X>
 using SecondOf = Second<(L::kParams > 1), typename SecondType<T, X>::Type>;
 
+// What a kernel reads.
+template <class L, class T, class X>
+struct Operands {
+  L likelihood;
+  const T* p0;  // [R, D]
+  int64_t p0_stride;
+  SecondOf<L, T, X> p1;  // [R, D]
+  Beside<X> x;           // [x_rows, D]
+};
+
 // The gradients of V neighbouring elements.
 template <int V>
 struct Gradients {
@@ -131,12 +141,7 @@ AEVB_DEVICE void gradients_of(const L& likelihood, const float* x, const float* 
 // ---- log p, and with it the gradient where that is asked for --------------------------------------------------------
 
 template <class L, class T, class X>
-struct ForwardArgs {
-  L likelihood;
-  const T* p0;  // [R, D]
-  int64_t p0_stride;
-  SecondOf<L, T, X> p1;  // [R, D]
-  Beside<X> x;           // [x_rows, D]
+struct ForwardArgs : Operands<L, T, X> {
   Divider x_rows, parts;
   int64_t units, D, part_elements;  // a row is cut into `parts` parts; R * parts units
   float sign;
@@ -239,13 +244,8 @@ __global__ void __launch_bounds__(kThreads, kResident<L, kGrad, V>) log_prob_row
 // ---- the gradient alone ---------------------------------------------------------------------------------------------
 
 template <class L, class T, class X>
-struct BackwardArgs {
-  L likelihood;
-  const T* p0;  // [R, D]
-  int64_t p0_stride;
-  SecondOf<L, T, X> p1;  // [R, D]
-  Beside<X> x;           // [x_rows, D]
-  Divider row_vectors;   // D / V
+struct BackwardArgs : Operands<L, T, X> {
+  Divider row_vectors;  // D / V
   Divider x_rows;
   int64_t vectors, D;  // R * D / V
   bool by_rows;        // rows matter: strides, samples, or a gradient for each
@@ -340,6 +340,13 @@ void set_second(Second<true, T>& p1, const LikelihoodArgs& a) {
   p1.grad = static_cast<decltype(p1.grad)>(a.grad_param[1]);
 }
 
+template <class L, class T, class X>
+Operands<L, T, X> operands_of(const LikelihoodArgs& a) {
+  SecondOf<L, T, X> second;
+  set_second(second, a);
+  return {likelihood_of<L>(a), static_cast<const T*>(a.param[0].data), a.param[0].stride, second, beside(a.x, X{})};
+}
+
 // Whether what a likelihood reads can be read V elements at a time.
 template <int V>
 bool in_vectors(const LikelihoodArgs& a) {
@@ -378,13 +385,7 @@ const char* launch_gradient(const LikelihoodArgs& a, int multiprocessors, void* 
     const int64_t vectors = a.R * (a.D / V);
     const bool by_rows = a.param[0].stride != a.D || a.x.stride != a.D || a.x_rows != a.R || a.grad_stride ||
                          a.grad_sample_stride || (L::kParams > 1 && a.param[1].stride != a.D);
-    SecondOf<L, T, X> second;
-    set_second(second, a);
-    const BackwardArgs<L, T, X> args{likelihood_of<L>(a),
-                                     static_cast<const T*>(a.param[0].data),
-                                     a.param[0].stride,
-                                     second,
-                                     beside(a.x, x),
+    const BackwardArgs<L, T, X> args{operands_of<L, T, X>(a),
                                      Divider(a.D / V),
                                      Divider(a.x_rows),
                                      vectors,
@@ -422,13 +423,7 @@ const char* launch_likelihood(const LikelihoodArgs& a, int multiprocessors, floa
     using T = decltype(t);
     using X = decltype(x);
     constexpr int V = decltype(v)::value;
-    SecondOf<L, T, X> second;
-    set_second(second, a);
-    const ForwardArgs<L, T, X> args{likelihood_of<L>(a),
-                                    static_cast<const T*>(a.param[0].data),
-                                    a.param[0].stride,
-                                    second,
-                                    beside(a.x, x),
+    const ForwardArgs<L, T, X> args{operands_of<L, T, X>(a),
                                     Divider(a.x_rows),
                                     Divider(parts.parts),
                                     units,
