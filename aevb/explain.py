@@ -13,7 +13,10 @@ from torch import Tensor
 
 from . import _C
 
-READERS = {"negative_elbo": "FusedELBO", "negative_elbo_with_kl": "FusedELBO"}  # who calls an op of another name
+READERS = {  # who calls an op of another name, or `log_prob` of a likelihood
+    **dict.fromkeys(("negative_elbo", "negative_elbo_with_kl"), "FusedELBO"),
+    **{name: f"{name.partition('_')[0]}_log_prob" for name in _C.likelihoods()},
+}
 _strided = torch.strided
 
 
@@ -40,13 +43,15 @@ def check_dense(reader: str, **tensors: object) -> None:
 
 def explain(error: BaseException, op: str, arguments: Mapping[str, Any], fake: Callable) -> None:
     """Raises what is to be said instead of `error`, of a kernel, if something is; `fake` gives its results' shapes."""
-    reader = READERS.get(op, op)
+    likelihood = arguments.get("likelihood", "") if op == "log_prob" else ""
+    reader = READERS.get(likelihood or op, op)
     # A likelihood's parameters by their own names.
-    params = _C.likelihoods().get(arguments.get("likelihood", ""), ()) if op == "log_prob" else ()
-    named = {f"p{i}": name for i, name in enumerate(params)}
+    named = {f"p{i}": name for i, name in enumerate(_C.likelihoods().get(likelihood, ()))}
     tensors = {named.get(name, name): t for name, t in arguments.items() if isinstance(t, Tensor)}
     check_dense(reader, **tensors)
     explain_memory(error, reader, tensors, lambda: fake(*arguments.values()))
+    if likelihood and str(error).startswith(f"aevb.{op}: "):
+        raise RuntimeError(str(error).replace(f"aevb.{op}: ", f"aevb.{reader}: ", 1)) from error
 
 
 def explain_memory(

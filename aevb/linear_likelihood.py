@@ -80,7 +80,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     L, B = sizes_of(h, x)
     rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
-    gradients = Gradients(rows, weight, bias, [bool(needs >> i & 1) for i in range(3)])
+    gradients = Gradients(rows, weight, bias, ops.from_bits(needs, 3))
     decoder = for_rows(weight, L * B, weight)
     for chunk in chunks_of(L, B, rows_of_chunk(weight)):
         h_chunk = chunk.rows(rows, B)

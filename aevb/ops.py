@@ -168,7 +168,7 @@ def differentiable(
     def fake_backward(*args):
         given = dict(zip(names, args, strict=False))  # a default may be left out
         wanted = (
-            _bits(args[-1], len(fused))
+            from_bits(args[-1], len(fused))
             if only_needed
             else [given.get("recon_wanted", True), *[True] * (len(fused) - 1)]
         )
@@ -228,7 +228,7 @@ def as_bits(needs: Sequence[bool]) -> int:
     return sum([1 << i for i, need in enumerate(needs) if need])
 
 
-def _bits(needs: int, count: int) -> list[bool]:
+def from_bits(needs: int, count: int) -> list[bool]:
     return [bool(needs >> i & 1) for i in range(count)]
 
 
@@ -370,9 +370,12 @@ def binarize(images: Tensor, index: Tensor | None = None, *, seed: Tensor | int,
     try:
         return _ops.binarize.default(images, index, seed, max_value)
     except (RuntimeError, MemoryError) as error:
-        rows = len(images if index is None else index)
-        made = torch.empty((rows, *images.shape[1:]), dtype=torch.bool, device="meta")
-        explain_memory(error, "binarize", {"images": images}, lambda: made)
+        wanted = images if index is None else index
+
+        def bits() -> Tensor:
+            return torch.empty((len(wanted), *images.shape[1:]), dtype=torch.bool, device="meta")
+
+        explain_memory(error, "binarize", {"images": images}, bits)
         raise
 
 
@@ -664,7 +667,7 @@ _log_prob = differentiable(
 
 @torch.library.register_fake("aevb::log_prob_and_grad")
 def _(p0, x, p1, likelihood, scalar, x_scale, grad_scale, needs):
-    grads = [_fake_gradient(t, p0, need) for t, need in zip((p0, p1), _bits(needs, 2), strict=True)]
+    grads = [_fake_gradient(t, p0, need) for t, need in zip((p0, p1), from_bits(needs, 2), strict=True)]
     return p0.new_empty(p0.shape[:-1], dtype=torch.float32), *grads
 
 
@@ -784,6 +787,10 @@ def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
 # ---- the negative ELBO ----------------------------------------------------------------------------------------------
 
 _REDUCTION_NAMES = {code: name for name, code in REDUCTIONS.items()}
+_FROM_PROBS = {
+    "bernoulli_logits": False,
+    "bernoulli_probs": True,
+}  # the likelihoods of which recon is all that there is
 
 
 def _scaled_beta(beta, beta_scale):
@@ -798,7 +805,7 @@ def _elbo_formula(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood,
         logvar,
         beta=_scaled_beta(beta, beta_scale),
         reduction=_REDUCTION_NAMES[reduction],
-        from_probs=likelihood == "bernoulli_probs",
+        from_probs=_FROM_PROBS[likelihood],
         x_scale=x_scale,
     )
 
@@ -810,7 +817,7 @@ def _elbo_with_kl_formula(recon, x, kl, beta, beta_scale, reduction, likelihood,
         kl=kl,
         beta=_scaled_beta(beta, beta_scale),
         reduction=_REDUCTION_NAMES[reduction],
-        from_probs=likelihood == "bernoulli_probs",
+        from_probs=_FROM_PROBS[likelihood],
         x_scale=x_scale,
     )
 

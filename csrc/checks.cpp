@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "checks.h"
 
+#include "formulas/likelihoods.h"
+
 namespace aevb {
 namespace {
 
@@ -116,10 +118,11 @@ namespace {
 // What a likelihood is called, and its parameters.
 struct Names {
   const char* name;
+  bool has_scalar;
   std::vector<const char*> params;
 };
 const Names& names_of(Likelihood likelihood) {
-#define AEVB_NAMES(name, Struct, ...) Names{#name, {__VA_ARGS__}},
+#define AEVB_NAMES(name, Struct, ...) Names{#name, kHasScalar<Struct>, {__VA_ARGS__}},
   static const Names all[] = {AEVB_LIKELIHOODS(AEVB_NAMES)};
 #undef AEVB_NAMES
   return all[static_cast<int>(likelihood)];
@@ -139,7 +142,14 @@ Likelihood likelihood_named(const char* op, const std::string& name) {
   fail(op, "likelihood is '", name, "'; expected one of ", known);
 }
 
-int params_of(Likelihood likelihood) { return static_cast<int>(names_of(likelihood).params.size()); }
+Likelihood likelihood_of_recon(const char* op, const std::string& name) {
+  const Likelihood likelihood = likelihood_named(op, name);
+  const size_t params = names_of(likelihood).params.size();
+  if (params != 1 || names_of(likelihood).has_scalar)
+    fail(op, "likelihood ", name, " has ", params, params == 1 ? " parameter and a number of its own" : " parameters",
+         "; expected one of which recon is all that there is");
+  return likelihood;
+}
 
 LikelihoodShape check_likelihood(const char* op, Likelihood likelihood, const Tensor& p0, const Tensor& x,
                                  const OptionalTensor& p1, std::optional<double> x_scale) {

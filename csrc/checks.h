@@ -58,9 +58,11 @@ struct LikelihoodShape {
 LikelihoodShape check_likelihood(const char* op, Likelihood likelihood, const Tensor& p0, const Tensor& x,
                                  const OptionalTensor& p1, std::optional<double> x_scale);
 
-// The likelihood of that name in formulas/likelihood_list.h; how many parameters it has.
+// The likelihood of that name in formulas/likelihood_list.h.
 Likelihood likelihood_named(const char* op, const std::string& name);
-int params_of(Likelihood likelihood);
+
+// The same, of which recon is all that there is: with one parameter, and no number of its own.
+Likelihood likelihood_of_recon(const char* op, const std::string& name);
 
 // As check_likelihood with the datapoints' dimensions known: output is (*samples, *batch, *datapoint), x (*batch,
 // *datapoint). The datapoint may be laid out differently in the two, as long as its size is the same.

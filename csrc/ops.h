@@ -424,14 +424,6 @@ struct Ops {
     return {grad0, grad1};
   }
 
-  // A likelihood of which recon is all that there is.
-  static Likelihood one_parameter(const char* op, const std::string& likelihood) {
-    const Likelihood which = likelihood_named(op, likelihood);
-    if (params_of(which) != 1)
-      fail(op, "likelihood ", likelihood, " has ", params_of(which), " parameters; expected 1");
-    return which;
-  }
-
   static LikelihoodShape check_given_kl(const char* op, const Tensor& recon, const Tensor& x, const Tensor& kl,
                                         std::optional<double> x_scale) {
     if (kl.scalar_type() != ScalarType::Float)
@@ -453,7 +445,7 @@ struct Ops {
                         const OptionalTensor& beta, double beta_scale, int64_t reduction, const std::string& likelihood,
                         std::optional<double> x_scale, OptionalTensor* grad_recon = nullptr) {
     const char* op = "FusedELBO";
-    const Likelihood which = one_parameter(op, likelihood);
+    const Likelihood which = likelihood_of_recon(op, likelihood);
     const LatentShape latents = check_latents(op, mu, logvar);
     check_same_device(op, "recon", recon, "mu", mu);
     const LikelihoodShape shape = check_reconstruction(op, recon, x, latents.batch, "mu", x_scale);
@@ -470,7 +462,7 @@ struct Ops {
                               double beta_scale, int64_t reduction, const std::string& likelihood,
                               std::optional<double> x_scale, OptionalTensor* grad_recon = nullptr) {
     const char* op = "FusedELBO";
-    const Likelihood which = one_parameter(op, likelihood);
+    const Likelihood which = likelihood_of_recon(op, likelihood);
     const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
     check_beta(op, beta, recon);
     const Reduction how = check_reduction(op, reduction);
@@ -511,7 +503,7 @@ struct Ops {
                                const std::string& likelihood, std::optional<double> x_scale, const Tensor& grad,
                                bool recon_wanted, Tensor* recon_for_1 = nullptr) {
     const char* op = "negative_elbo_backward";
-    const Likelihood which = one_parameter(op, likelihood);
+    const Likelihood which = likelihood_of_recon(op, likelihood);
     const LatentShape shape = check_latents(op, mu, logvar);
     check_same_device(op, "recon", recon, "mu", mu);
     const LikelihoodShape decoded = check_reconstruction(op, recon, x, shape.batch, "mu", x_scale);
@@ -537,7 +529,7 @@ struct Ops {
                                       const std::string& likelihood, std::optional<double> x_scale, const Tensor& grad,
                                       bool recon_wanted, Tensor* recon_for_1 = nullptr) {
     const char* op = "negative_elbo_with_kl_backward";
-    const Likelihood which = one_parameter(op, likelihood);
+    const Likelihood which = likelihood_of_recon(op, likelihood);
     const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
     const Sizes batch = sizes_of(kl);
     const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, batch);

@@ -27,6 +27,11 @@ template <class L>
 AEVB_FORMULA L made(float x_scale, float, long) {
   return {x_scale};
 }
+template <class L, class = void>
+constexpr bool kHasScalar = false;
+template <class L>
+constexpr bool kHasScalar<L, decltype(static_cast<void>(L::with_scalar(0.0f, 0.0f)))> = true;
+
 template <class L>
 AEVB_FORMULA L likelihood_of(const LikelihoodArgs& a) {
   return made<L>(a.x_scale, a.scalar, 0);
