@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from aevb import _C
+
 TOOLS = str(Path(__file__).parent.parent / "tools")
 ALL = "75 80 86 87 89 90 100 120"
 
@@ -413,6 +415,16 @@ def test_only_what_changed_is_compiled(toolkit, torch, monkeypatch, tmp_path, on
     assert compiled() == ["a.cu"]
     Path("objects/b.cu.o.command").unlink()  # as an interrupted nvcc leaves it
     assert compiled() == ["b.cu"]
+
+
+def test_likelihoods_are_compiled_one_by_one(toolkit, torch, tmp_path, on_path, monkeypatch):
+    on_path(put_toolkit(tmp_path / "path"))
+    monkeypatch.chdir(Path(TOOLS).parent)
+    kernels, _ = toolkit.decide(False, torch)
+    jobs = kernels.jobs(["csrc/cuda/gaussian.cu", "csrc/cuda/likelihood.cu"], "objects")
+    defines = [[word for word in job.command if word.startswith("-DAEVB_LIKELIHOOD")] for job in jobs]
+    assert defines == [[], *([f"-DAEVB_LIKELIHOOD={name}"] for name in _C.likelihoods())]
+    assert len({job.target for job in jobs}) == len(jobs)
 
 
 def test_a_failing_kernel_stops_the_build(toolkit, torch, tmp_path, on_path, tree, capsys):

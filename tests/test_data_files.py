@@ -297,6 +297,40 @@ def test_bad_mat(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("compressed", "place", "value", "sentence"),
+    [
+        (False, 176, 0, "an element of type 0 at byte 176"),
+        (False, 177, 127, r"an element of type \d{5} at byte 176"),
+        (False, 145, 8, "a matrix that ends at byte"),
+        (True, 200, 255, "Error -"),
+        (True, -3, 255, "Error -"),
+    ],
+    ids=["no type", "unknown type", "complex, and has no imaginary part", "stream", "checksum"],
+)
+def test_mat_of_which_the_reader_would_die(tmp_path, compressed, place, value, sentence):
+    path = tmp_path / "some.mat"
+    pytest.importorskip("scipy.io").savemat(path, {"x": numbers(20, 9)}, do_compression=compressed)
+    load(path)
+    data = bytearray(path.read_bytes())
+    data[place] = value
+    path.write_bytes(data)
+    refused(path, f"^{path} is truncated or damaged: .*{sentence}")
+
+
+def test_mat_of_every_kind_of_variable_is_read(tmp_path):
+    scipy_io, sparse = pytest.importorskip("scipy.io"), pytest.importorskip("scipy.sparse")
+    others = {"a": np.ones(3) * 1j, "b": "text", "c": np.array([1, "a"], dtype=object), "e": np.zeros((0, 0))}
+    others |= {
+        "d": {"x": 1, "y": {"z": "s"}},
+        "f": sparse.csr_matrix(np.eye(4)),
+        "g": sparse.csr_matrix(np.eye(4) * 1j),
+    }
+    for compressed in (False, True):
+        scipy_io.savemat(tmp_path / "some.mat", {"x": numbers(20, 9), **others}, do_compression=compressed)
+        assert len(load(tmp_path / "some.mat").train_images)
+
+
+@pytest.mark.parametrize(
     ("module", "package", "name"), [("scipy.io", "scipy", "some.mat"), ("PIL.Image", "pillow", "some")]
 )
 def test_a_missing_package_is_asked_for(tmp_path, monkeypatch, module, package, name):

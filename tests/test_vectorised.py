@@ -76,7 +76,7 @@ def test_no_element_is_computed_alone(tmp_path, isa):
 
 @needs_gcc
 def test_a_struct_that_is_not_vectorised_is_seen(tmp_path):
-    """With its parameters in an array, which a loop fills, as the design's trap has it."""
+    """One whose parameters go through memory, element by element."""
     slow = """
 struct Slow {
   static constexpr bool kProduct = false;
