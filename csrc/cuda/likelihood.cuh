@@ -162,10 +162,9 @@ constexpr int kResident = L::kParams > 1                     ? (kGrad && V > 4 ?
                                                              : 3;
 #else
 template <class L, bool kGrad, int V>
-constexpr int kResident = V > 4 && kGrad && !L::kProduct && L::kParams == 1 ? 1  // logarithms of 8 elements
-                          : V > 4 || (kGrad && !L::kProduct)                ? 2
-                          : V > 2 || L::kParams > 1                         ? 3
-                                                                            : 4;
+constexpr int kResident = V > 4 || (kGrad && !L::kProduct) ? 2
+                          : V > 2 || L::kParams > 1        ? 3
+                                                           : 4;
 #endif
 
 // kLanes / V threads share a unit: each adds up V neighbouring lanes of every group.
@@ -357,16 +356,18 @@ bool in_vectors(const LikelihoodArgs& a) {
 
 // Calls use(T, V, X): the first parameter's element, the elements of one access, the targets' element. `narrow` asks
 // for accesses of one element. A likelihood with kProduct is a matter of memory alone, and has kernels for every dtype
-// of x.
+// of x; one with kHeavy of arithmetic, and has one for all.
 template <class L, class Use>
 const char* with_types(const LikelihoodArgs& a, bool narrow, const Use& use) {
   return with_dtype(a.param[0].dtype, [&](auto t) {
-    // Of float32 then not the widest accesses: with 16 threads a row instead of 8 there are more loads under way.
-    constexpr int V = L::kProduct && sizeof(t) == 4 ? 2 : kWidest<decltype(t)>;
+    // Of float32 in both not the widest accesses: with 16 threads a row instead of 8 there are more loads under way.
+    constexpr int V = (L::kProduct || L::kHeavy) && sizeof(t) == 4 ? 2 : kWidest<decltype(t)>;
     if (narrow || !in_vectors<V>(a)) return use(t, Constant<1>{}, AnyDtype{});
     if constexpr (L::kProduct) {
       if (a.x.dtype == Dtype::uint8) return use(t, Constant<V>{}, uint8_t{});
       return with_dtype(a.x.dtype, [&](auto x) { return use(t, Constant<V>{}, x); });
+    } else if constexpr (L::kHeavy) {
+      return use(t, Constant<V>{}, AnyDtype{});
     } else {
       const bool one_dtype = L::kParams == 1 || a.param[1].dtype == a.param[0].dtype;
       if (a.x.dtype == Dtype::float32 && one_dtype) return use(t, Constant<V>{}, float{});

@@ -23,7 +23,7 @@ AEVB_FORMULA SigmoidResidual sigmoid_residual(float logit, float x, float x_scal
 
 // The decoder's output is the logit: -log p = max(l, 0) - x l + log(1 + exp(-|l|)).
 struct BernoulliLogits {
-  static constexpr bool kProduct = true;
+  static constexpr bool kProduct = true, kHeavy = false;
   static constexpr int kParams = 1;
   float x_scale;
 
@@ -40,7 +40,7 @@ struct BernoulliLogits {
 
 // The decoder's output is the probability, as in F.binary_cross_entropy: each logarithm is clamped at -100.
 struct BernoulliProbs {
-  static constexpr bool kProduct = false;
+  static constexpr bool kProduct = false, kHeavy = true;
   static constexpr int kParams = 1;
   float x_scale;
 

@@ -45,7 +45,7 @@ AEVB_FORMULA LikelihoodGradient gaussian_gradient(float output, float x, float x
 // Its scalar is the logvar of all elements.
 template <bool kSigmoid>
 struct FixedGaussian {
-  static constexpr bool kProduct = false;
+  static constexpr bool kProduct = false, kHeavy = false;
   static constexpr int kParams = 1;
   float x_scale, inverse_sd, normaliser;
 
@@ -64,7 +64,7 @@ struct FixedGaussian {
 // A logvar for each element.
 template <bool kSigmoid>
 struct Gaussian {
-  static constexpr bool kProduct = false;
+  static constexpr bool kProduct = false, kHeavy = false;
   static constexpr int kParams = 2;
   float x_scale;
 
