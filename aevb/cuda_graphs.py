@@ -1,10 +1,11 @@
 """CUDA graphs that stay good whatever else the process does.
 
-PyTorch gives cuBLAS a workspace for each thread and stream at the first product there, and a captured graph writes to
-it at every replay. But PyTorch gives all workspaces back where torch.compile records graphs of its own
-(mode="reduce-overhead"), and a replay would write to memory that is somebody else's, or nobody's: an H100 ended in an
-illegal access. So graphs are captured here on a stream of their own, whose workspaces lie in a memory pool that lives
-as long as the process: given back, they stay in the pool, from which nobody takes anything.
+PyTorch gives cuBLAS a workspace for each thread and stream at the first product there, and cuBLASLt, which adds the
+bias of a layer, another; a captured graph writes to them at every replay. But PyTorch gives all workspaces back where
+torch.compile records graphs of its own (mode="reduce-overhead"), and a replay would write to memory that is somebody
+else's, or nobody's: an H100 ended in an illegal access, on an H200 other tensors changed. So graphs are captured here
+on a stream of their own, whose workspaces lie in a memory pool that lives as long as the process: given back, they
+stay in the pool, from which nobody takes anything.
 """
 
 from __future__ import annotations
@@ -16,6 +17,19 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+
+
+class _Products(torch.autograd.Function):
+    """A product by cuBLAS and one by cuBLASLt, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, a: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(a[0], torch.mm(a, a), a)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous()
+        return torch.addmm(grad[0], torch.mm(grad, grad), grad)
 
 
 class _Captures:
@@ -33,7 +47,7 @@ class _Captures:
         a = torch.ones(16, 16, device=self.device, requires_grad=True)
 
         def products() -> None:
-            torch.autograd.grad(torch.mm(a, a.t()).sum(), a)
+            torch.autograd.grad(_Products.apply(a).sum(), a)
 
         with torch.enable_grad():
             products()  # cuBLAS is there, which no capture could bring

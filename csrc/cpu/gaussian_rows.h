@@ -28,11 +28,6 @@ AEVB_FORMULA void for_elements(int n, const F& f) {
   for (int k = i; k < n; ++k) f(k);
 }
 
-template <Range kRange>
-struct RangeConstant {
-  static constexpr Range value = kRange;
-};
-
 // use(RangeConstant): the range that all logvar[0 .. n) are in.
 template <class Use>
 AEVB_FORMULA void with_range(const float* logvar, int n, const Use& use) {

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reparameterised sample and the Gaussian KL, their gradients, and the noise itself.
-#include "../formulas/gaussian.h"
 #include "gaussian.cuh"
 #include "launch.h"
 #include "sums.cuh"
@@ -56,11 +55,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kReside
   };
   float mu[V], logvar[V], sd[V], two_kl[V], eps[V], z[V];
   const auto latent = [&] {
+    const auto of_all = [&](auto range) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      sd[j] = gaussian_sd(logvar[j]);
-      two_kl[j] = gaussian_two_kl(mu[j], logvar[j]);
-    }
+      for (int j = 0; j < V; ++j) {
+        sd[j] = gaussian_sd<range.value>(logvar[j]);
+        two_kl[j] = gaussian_two_kl<range.value>(mu[j], logvar[j]);
+      }
+    };
+    if constexpr (kSample)  // whose noise takes the registers, and the time
+      of_all(RangeConstant<Range::any>{});
+    else
+      with_range<V>(logvar, of_all);
   };
   const auto sample = [&] {
 #pragma unroll

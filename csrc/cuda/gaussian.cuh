@@ -5,6 +5,7 @@
 // A kernel is compiled twice: `kPlain` for what is nearly always asked for, where every run is one access, complete,
 // and one counter (or two) of the one seed; and once for the rest.
 #pragma once
+#include "../formulas/gaussian.h"
 #include "launching.h"
 #include "noise.cuh"
 
@@ -69,6 +70,18 @@ AEVB_DEVICE void write_run(const float* x, T* data, int64_t i, int64_t begin, in
 
 inline Seeds seeds_of(const int64_t* seeds, int64_t block, int64_t count) {
   return {seeds, Divider(block > 0 ? block : 1), block >= count};
+}
+
+// use(RangeConstant): the range that all of logvar[V] are in.
+template <int V, class Use>
+AEVB_DEVICE void with_range(const float* logvar, const Use& use) {
+  bool moderate = true;
+#pragma unroll
+  for (int j = 0; j < V; ++j) moderate = moderate && abs_of(logvar[j]) <= kModerateLogvar;
+  if (moderate)
+    use(RangeConstant<Range::moderate>{});
+  else
+    use(RangeConstant<Range::any>{});
 }
 
 // ---- tiles: whole rows, or a part of one long row -------------------------------------------------------------------

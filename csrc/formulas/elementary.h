@@ -152,6 +152,10 @@ AEVB_FORMULA float exp_minus(float a) {
 
 // Which arguments a function is for: every float, or only those for which it is short. The bits are the same.
 enum class Range { any, moderate };
+template <Range kRange>
+struct RangeConstant {
+  static constexpr Range value = kRange;
+};
 
 // e^x, e^x - 1 and e^x - 1 - x; the differences to full relative accuracy, however small they are. Range::moderate is
 // for |x| <= 22.
