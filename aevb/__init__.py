@@ -27,11 +27,11 @@ from . import diagnostics, reference
 from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
 from .checkpoints import CheckpointError
 from .config import TrainConfig
-from .gaussian_likelihood import GaussianOutput
 from .info import build_info
 from .layers import linear
 from .ledger import Evaluation, NotFiniteError
-from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
+from .likelihoods import GaussianOutput, LinearLogits
+from .linear_likelihood import linear_bernoulli_log_prob
 from .loss import FusedELBO
 from .marginal import log_marginal_likelihood
 from .models import VAE, BaseVAE, ConvVAE

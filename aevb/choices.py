@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-LIKELIHOODS = ("bernoulli", "gaussian")
 # By the kernels' codes.
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 GRADIENTS = ("total", "path", "doubly_reparameterized")

@@ -8,11 +8,17 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from .arguments import ArgumentTypeError, converted
 from .data import is_name
+from .likelihoods import REGISTRY
 from .loss import ESTIMATORS
+
+if TYPE_CHECKING:
+    LikelihoodName = str
+else:
+    LikelihoodName = Literal[tuple(REGISTRY)]
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class TrainConfig:
     """Of "conv": channels of the encoder's layers, each halving the image; the decoder has the same in reverse."""
     latent_dim: int = 20
     """Dimensions of z."""
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    likelihood: LikelihoodName = "bernoulli"
     """p(x|z): Bernoulli for bits, and for grey values as their probabilities; Gaussian for grey values."""
     variance: Literal["learned", "shared"] | float = "learned"
     """Of the Gaussian: learned for each pixel and z, as in the paper; one learned number for all; or fixed."""
@@ -114,7 +120,7 @@ class TrainConfig:
         for name, hint in _hints().items():
             object.__setattr__(self, name, converted(name, getattr(self, name), hint))
         if self.binarize == "auto":
-            object.__setattr__(self, "binarize", "dynamic" if self.likelihood == "bernoulli" else "none")
+            object.__setattr__(self, "binarize", "dynamic" if self._is_of_bits() else "none")
         for name in ("epochs", "batch_size", "latent_dim", "num_samples", "warmup_cycles"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_epochs", "learning_rate_warmup", "checkpoint_seconds"):
@@ -135,6 +141,9 @@ class TrainConfig:
             self._expect(name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}")
         self._check_combinations()
 
+    def _is_of_bits(self) -> bool:
+        return self.likelihood not in REGISTRY or REGISTRY[self.likelihood].of_bits
+
     def _check_combinations(self) -> None:
         if ESTIMATORS[self.estimator].importance_weighted and self.num_samples == 1:
             raise ValueError(
@@ -151,9 +160,9 @@ class TrainConfig:
                 )
         if not isinstance(self.variance, str):
             self._expect("variance", 0 < self.variance < math.inf, "'learned', 'shared' or a positive number")
-        if self.likelihood == "gaussian" and self.binarize != "none":
+        if not self._is_of_bits() and self.binarize != "none":
             raise ValueError(
-                f"binarize is {self.binarize!r} and the likelihood 'gaussian', of grey values; expected 'none'"
+                f"binarize is {self.binarize!r} and the likelihood {self.likelihood!r}, of grey values; expected 'none'"
             )
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite are both set; expected one of them: go on with a run, or delete it")

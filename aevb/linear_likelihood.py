@@ -8,10 +8,8 @@ its derivative are taken while they are in the cache, and two more products give
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops, reference
@@ -33,24 +31,9 @@ from .chunks import (
     take,
 )
 from .explain import check_dense, is_dense
+from .likelihoods import LinearLogits
 from .products import product
 from .ranges import check_bernoulli, is_wanted, look_once
-
-
-class LinearLogits(NamedTuple):
-    """The logits ``h @ weight.T + bias`` of a decoder whose last layer is linear, before anybody computes them.
-
-    `FusedELBO` takes them as `recon`; their memory is then never needed.
-    """
-
-    h: Tensor  # (..., H)
-    weight: Tensor  # (D, H)
-    bias: Tensor | None = None  # (D,)
-
-    def materialize(self) -> Tensor:
-        """The logits themselves, (..., D)."""
-        return F.linear(self.h, self.weight, self.bias)
-
 
 # ---- log_prob, and its gradients for any upstream gradient ----------------------------------------------------------
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import bounds, gaussian_likelihood, linear_likelihood, ops, ranges
+from . import bounds, linear_likelihood, ops, ranges
+from . import recon as from_recon
 from .arguments import converted
 from .batch_dims import checked_batch_dims, latents, say_one_datapoint
-from .choices import LIKELIHOODS, REDUCTIONS, unknown
+from .choices import REDUCTIONS, unknown
 from .explain import check_dense
-from .gaussian_likelihood import GaussianOutput
-from .linear_likelihood import LinearLogits
+from .likelihoods import GaussianOutput, LinearLogits, named
+from .likelihoods.base import Parameter
 from .seeds import Generators
 
 _is_compiling = torch.compiler.is_compiling
+
+
+Recon = Tensor | LinearLogits | GaussianOutput | tuple[Parameter, ...]
 
 
 class Estimator(NamedTuple):
@@ -148,20 +151,7 @@ class FusedELBO(nn.Module):
             raise ValueError(f"groups is {groups}; expected at least 1")
         if free_bits is not None and not free_bits >= 0:
             raise ValueError(f"free_bits is {free_bits}; expected nats from 0 up")
-        if likelihood not in LIKELIHOODS:
-            raise unknown("likelihood", likelihood, LIKELIHOODS)
-        if likelihood == "gaussian" and from_probs:
-            raise ValueError(
-                "from_probs is of the Bernoulli likelihood; a Gaussian's recon holds its means, or with "
-                "sigmoid_means=True their logits"
-            )
-        if likelihood != "gaussian" and (sigmoid_means or variance != 1.0):
-            raise ValueError(
-                f"sigmoid_means is {sigmoid_means} and variance {variance}, of the Gaussian likelihood; expected "
-                f"likelihood='gaussian' with them, not {likelihood!r}"
-            )
-        if not 0 < variance < math.inf:
-            raise ValueError(f"variance is {variance}; expected a finite number above 0")
+        self.family = named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
         self._set_beta(beta)  # not by the property, which torch 2.11 cannot trace here
         self.reduction = reduction
         self.from_probs = from_probs
@@ -230,14 +220,14 @@ class FusedELBO(nn.Module):
 
     def forward(
         self,
-        recon: Tensor | LinearLogits | GaussianOutput,
+        recon: Recon,
         x: Tensor,
         mu: Tensor | None = None,
         logvar: Tensor | None = None,
         *,
         kl: Tensor | None = None,
     ) -> Tensor:
-        if not (type(recon) is Tensor is type(x)) or self.likelihood == "gaussian":
+        if not (type(recon) is Tensor is type(x)):
             self._check_given(recon, x, mu, logvar, kl)
         if kl is None:
             if mu is None or logvar is None:
@@ -256,30 +246,34 @@ class FusedELBO(nn.Module):
                 say_one_datapoint(mu, x)
             if self.batch_dims is not None or mu.dim() > 2:
                 mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO")
-        recon = self._checked_recon(recon)
+        params = None if isinstance(recon, LinearLogits) else self.family.parameters(recon)
+        if params is None and not self.family.is_whole:
+            self.family.parameters(recon)  # which says what is expected
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
         if self.validate_args is not False and not _is_compiling() and self._is_wanted(x):
-            self._look(recon, x)
+            self._look(params, x)
         if kl is not None:
-            self._check_kl(recon, x, kl)
+            self._check_kl(recon, params, x, kl)
         if ESTIMATORS[self.estimator].importance_weighted:
             assert kl is not None
-            return self._importance_weighted(recon, x, kl)
-        if kl is None and isinstance(recon, Tensor) and self.free_bits is None and self.capacity is None:
+            return self._importance_weighted(recon, params, x, kl)
+        is_whole = params is not None and self.family.is_whole
+        if kl is None and is_whole and self.free_bits is None and self.capacity is None:
             return self._loss(recon, x, mu, logvar, None)
         if kl is None:
             assert mu is not None
             assert logvar is not None
             kl = self._closed_form_kl(mu, logvar)
         kl = self.kl_term(kl)
-        if isinstance(recon, Tensor):
-            return self._loss(recon, x, None, None, kl)
-        return self._of_linear(recon, x, kl) if isinstance(recon, LinearLogits) else self._of_gaussian(recon, x, kl)
+        if params is None:
+            assert isinstance(recon, LinearLogits)
+            return self._of_linear(recon, x, kl)
+        return self._loss(recon, x, None, None, kl) if is_whole else self._of_parameters(params, x, kl)
 
     def _check_given(self, recon, x, mu, logvar, kl) -> None:
         """That what is given are dense tensors, or of such."""
-        parts = recon if isinstance(recon, (LinearLogits, GaussianOutput)) else (recon,)
+        parts = recon if isinstance(recon, tuple) else (recon,)
         given = {"recon": parts[0], "x": x, "mu": mu, "logvar": logvar, "kl": kl}
         check_dense("FusedELBO", **{name: t for name, t in given.items() if t is not None or name in ("recon", "x")})
 
@@ -287,41 +281,19 @@ class FusedELBO(nn.Module):
         """Whether a call with x may be one that is looked at. Not asked in a graph: `_looked` would be a guard."""
         return self.validate_args is True or (not self._looked and x.is_cpu)
 
-    def _look(self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor) -> None:
+    def _look(self, params: tuple[Parameter, ...] | None, x: Tensor) -> None:
         """At the values, where `validate_args` says so. What was found wrong is looked for again."""
-        output = recon if isinstance(recon, Tensor) else recon.mean if isinstance(recon, GaussianOutput) else None
+        output = None if params is None else params[0]
+        assert output is None or isinstance(output, Tensor)
         if not ranges.look(self.validate_args, self._looked, x, *([] if output is None else [output])):
             return
         strict = self.validate_args is True
         if isinstance(self._beta, Tensor) and (strict or self._beta.device.type == "cpu"):
             ranges.check_beta(self._beta.item())
-        if self.likelihood == "gaussian":
-            assert output is not None
-            ranges.check_gaussian(output, x, self.x_scale, self.sigmoid_means, strict)
-        else:
-            ranges.check_bernoulli(output, x, self.x_scale, self.from_probs, strict)
+        ranges.check_likelihood(self.family, output, x, self.x_scale, strict)
         self._looked = True
 
-    def _checked_recon(self, recon: Tensor | LinearLogits | GaussianOutput) -> Tensor | LinearLogits | GaussianOutput:
-        """recon, of a kind that goes with the likelihood: a Gaussian's is a GaussianOutput from here on."""
-        kind = type(recon).__name__
-        if self.likelihood == "bernoulli":
-            if isinstance(recon, GaussianOutput):
-                raise ValueError(f"recon is a {kind}; expected likelihood='gaussian' with it, not {self.likelihood!r}")
-            return recon
-        if self.likelihood != "gaussian":
-            raise unknown("likelihood", self.likelihood, LIKELIHOODS)
-        if isinstance(recon, Tensor):
-            return GaussianOutput(recon, math.log(self.variance))
-        if isinstance(recon, LinearLogits):
-            raise ValueError(
-                f"recon is a {kind}, of the Bernoulli likelihood; expected a tensor of means or a GaussianOutput"
-            )
-        if self.variance != 1.0:
-            raise ValueError(f"variance is {self.variance}, but recon is a {kind}, which has its own; leave one out")
-        return recon
-
-    def _check_kl(self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor, kl: Tensor) -> None:
+    def _check_kl(self, recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, kl: Tensor) -> None:
         """That kl is what `sample` gives, and recon of as many samples: where L = B, shapes alone would not tell."""
         if type(kl) is not Tensor:
             check_dense("FusedELBO", kl=kl)
@@ -352,7 +324,7 @@ class FusedELBO(nn.Module):
         if kl.numel() == 0 or (self.num_samples is None and ESTIMATORS[self.estimator].gradient is None):
             return
         batch = kl.shape[1:] if per_sample else kl.shape[:-1] if groups else kl.shape
-        samples, wanted = _samples(recon, x, len(batch)), self.num_samples or 1
+        samples, wanted = _samples(recon, params, x, len(batch)), self.num_samples or 1
         if samples != wanted:
             raise ValueError(
                 f"recon has {samples} samples of each datapoint; expected num_samples={wanted}, those of kl"
@@ -387,11 +359,8 @@ class FusedELBO(nn.Module):
             return ops.latent_kl(mu, logvar)
         return ops.latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
 
-    def _likelihood_of_tensor(self) -> str:
-        """The kernels' name for what a Bernoulli's recon is."""
-        return "bernoulli_probs" if self.from_probs else "bernoulli_logits"
-
     def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
+        _, _, kernel, _ = self.family.kernel_arguments((recon,))
         return ops.negative_elbo(
             recon,
             x,
@@ -400,13 +369,13 @@ class FusedELBO(nn.Module):
             kl,
             self._weight(),
             REDUCTIONS[self.reduction],
-            self._likelihood_of_tensor(),
+            kernel,
             self.x_scale,
         )
 
     def _of_linear(self, logits: LinearLogits, x: Tensor, kl: Tensor) -> Tensor:
         x = self._rows(x, kl.shape)
-        samples = _samples(logits, x, kl.dim())
+        samples = _samples(logits, None, x, kl.dim())
         if self.reduction == "none" or kl.numel() == 0:
             log_prob = linear_likelihood.linear_bernoulli_log_prob(*logits, x, self.x_scale, validate_args=False)
             loss = self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0)
@@ -415,31 +384,32 @@ class FusedELBO(nn.Module):
         factor = 1.0 / (samples * datapoints) if samples else float("nan")
         return self._weight() * kl - linear_likelihood.sum_log_prob(logits, x, self.x_scale, factor)
 
-    def _of_gaussian(self, output: GaussianOutput, x: Tensor, kl: Tensor) -> Tensor:
-        options = self.x_scale, self.sigmoid_means
+    def _of_parameters(self, params: tuple[Parameter, ...], x: Tensor, kl: Tensor) -> Tensor:
         if self.reduction == "none" or kl.numel() == 0:
-            log_prob = gaussian_likelihood.log_prob_of(output, x, kl.shape, *options)
+            log_prob = from_recon.log_prob_of(self.family, params, x, kl.shape, self.x_scale)
             samples = log_prob.shape[: log_prob.dim() - kl.dim()].numel()
             return self._reduced(self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0))
         datapoints, of_all = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
-        return self._weight() * of_all + gaussian_likelihood.sum_log_prob(
-            output, x, kl.shape, *options, -1.0 / datapoints
+        return self._weight() * of_all + from_recon.sum_log_prob(
+            self.family, params, x, kl.shape, self.x_scale, -1.0 / datapoints
         )
 
     def _importance_weighted(
-        self, recon: Tensor | LinearLogits | GaussianOutput, x: Tensor, log_ratio: Tensor
+        self, recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, log_ratio: Tensor
     ) -> Tensor:
-        beta = self.ratio_weight()
-        if isinstance(recon, Tensor):
+        beta, family = self.ratio_weight(), self.family.density
+        if params is not None and family.is_whole:
             rows = tuple(log_ratio.shape)
-            log_prob = ops.reconstruction_log_prob(recon, x, rows, self._likelihood_of_tensor(), self.x_scale)
+            assert isinstance(recon, Tensor)
+            log_prob = ops.reconstruction_log_prob(family, recon, x, rows, self.x_scale)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
-        elif isinstance(recon, GaussianOutput):
-            batch = log_ratio.shape[1:]
-            log_prob = gaussian_likelihood.log_prob_of(recon, x, batch, self.x_scale, self.sigmoid_means)
+        elif params is not None:
+            params = params if family is self.family else family.parameters(recon)
+            log_prob = from_recon.log_prob_of(family, params, x, log_ratio.shape[1:], self.x_scale)
             log_prob = log_prob.reshape(log_ratio.shape)  # of a pixel and a datapoint, samples look like either
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         else:
+            assert isinstance(recon, LinearLogits)
             x = self._rows(x, log_ratio.shape[1:])
             count = x.shape[:-1].numel()
             if self.reduction != "none" and count:
@@ -477,10 +447,11 @@ class FusedELBO(nn.Module):
         return text
 
 
-def _samples(recon: Tensor | LinearLogits | GaussianOutput, x: Tensor, batch: int) -> int:
+def _samples(recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, batch: int) -> int:
     """How many samples of each datapoint recon has; `batch` is the number of batch dimensions."""
-    if isinstance(recon, GaussianOutput):
-        recon = recon.mean
-    if isinstance(recon, LinearLogits):
+    if params is None:
+        assert isinstance(recon, LinearLogits)
         return recon.h.shape[: recon.h.dim() - 1 - batch].numel()
-    return recon.numel() // x.numel() if x.numel() else recon.shape[: recon.dim() - x.dim()].numel()
+    first = params[0]
+    assert isinstance(first, Tensor)
+    return first.numel() // x.numel() if x.numel() else first.shape[: first.dim() - x.dim()].numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -11,23 +12,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import likelihoods
 from .arguments import takes_plain_values
-from .choices import LIKELIHOODS, unknown
 from .explain import check_dense, is_dense
 from .files import MODEL
-from .gaussian_likelihood import GaussianOutput
 from .layers import call, call_all, floating
-from .linear_likelihood import LinearLogits, linear_bernoulli_log_prob
-from .ops import bernoulli_log_prob, gaussian_log_prob, sample_gaussian
+from .likelihoods import GaussianOutput, LinearLogits
+from .likelihoods.base import Parameter
+from .linear_likelihood import linear_bernoulli_log_prob
+from .ops import likelihood_log_prob, sample_gaussian
 from .plain_modules import inherits, is_plain, weight_of
 from .questions import Questions
-from .ranges import check_pixels
+from .ranges import check_likelihood, check_pixels, is_wanted, look_once
 
 MOST_FEATURES = 4096  # of a convolutional encoder, that its last layer reads as they are
-INITIAL_LOGVAR = -2.0  # of pixels in [0, 1]; from 0 it would first have to fall
 
 M = TypeVar("M", bound="BaseVAE")
 
@@ -63,21 +63,20 @@ class BaseVAE(Questions, nn.Module):
         for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim)):
             if size < 1:
                 raise ValueError(f"{name} is {size}; expected at least 1")
-        if likelihood not in LIKELIHOODS:
-            raise unknown("likelihood", likelihood, LIKELIHOODS)
+        self.family = likelihoods.for_model(likelihood, self.sigmoid_means)
         if variance not in ("learned", "shared") and (isinstance(variance, str) or not 0 < variance < math.inf):
             raise ValueError(f"variance is {variance!r}; expected 'learned', 'shared' or a positive number")
         if not 0 < min_variance < math.inf:
             raise ValueError(f"min_variance is {min_variance}; expected a positive number")
         self.data_dim, self.latent_dim = data_dim, latent_dim
         self.likelihood, self.variance, self.min_variance = likelihood, variance, min_variance
-        if likelihood == "gaussian" and variance == "shared":
-            self.logvar = nn.Parameter(torch.tensor(INITIAL_LOGVAR))
+        if self.family.has_spread and variance == "shared":
+            self.logvar = nn.Parameter(torch.tensor(self.family.initial[1]))
 
     @property
     def _outputs(self) -> int:
         """Numbers that the decoder gives for each pixel."""
-        return 2 if self.likelihood == "gaussian" and self.variance == "learned" else 1
+        return len(self.family.params) - (self.family.has_spread and self.variance != "learned")
 
     def options(self) -> dict[str, Any]:
         """The arguments to make another one of: JSON's."""
@@ -126,35 +125,36 @@ class BaseVAE(Questions, nn.Module):
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), in nats, z's leading dimensions: x (..., data_dim), z (..., latent_dim) or (L, ..., latent_dim)
         for L samples."""
-        recon = self.recon(z)
+        recon, family = self.recon(z), self.family.density
         if isinstance(recon, LinearLogits):
             return linear_bernoulli_log_prob(*recon, x)
-        if isinstance(recon, GaussianOutput):
-            return gaussian_log_prob(recon.mean, x, recon.logvar, sigmoid=True)
-        return bernoulli_log_prob(recon, x)
+        params = family.parameters(recon)
+        if is_wanted("log_prob", None, x):
+            look_once("log_prob", None, functools.partial(check_likelihood, family), params[0], x, None)
+        return likelihood_log_prob(family, params, x, None)
 
     def mean(self, z: Tensor) -> Tensor:
         """E[x|z], (..., data_dim): of bits the probability of each."""
-        output = self.decode(z)
-        return (output.mean if isinstance(output, GaussianOutput) else output).sigmoid()
+        return self.family.mean(self.parameters_of(z))
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the variance of each pixel of p(x|z), both (..., data_dim)."""
-        output = self.decode(z)
-        if isinstance(output, GaussianOutput):
-            mean, logvar = output.mean.sigmoid(), torch.as_tensor(output.logvar, device=z.device)
-            return mean, logvar.to(mean.dtype).exp().expand_as(mean)
-        p = output.sigmoid()
-        return p, p * (1 - p)
+        params = self.parameters_of(z)
+        return self.family.mean(params), self.family.variance_of(params)
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        """x of p(x|z), (..., data_dim), from standard normals of its shape."""
+        return self.family.sample(self.parameters_of(z), noise)
+
+    def parameters_of(self, z: Tensor) -> tuple[Parameter, ...]:
+        """The parameters of p(x|z), in the order of `family.params`: what `decode` gives, as a tuple."""
+        return self.family.parameters(self.decode(z))
 
     def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x_i|z) of each pixel, (..., data_dim), in nats: x (..., data_dim), z (..., latent_dim) or (L, ...,
         latent_dim). For where some pixels count and others do not; their sum is `log_prob`, which is faster."""
-        output = self.decode(z)
-        if isinstance(output, GaussianOutput):
-            mean, variance = self.moments(z)
-            return -0.5 * ((x - mean).square() / variance + (2 * math.pi * variance).log())
-        return x * F.logsigmoid(output) + (1 - x) * F.logsigmoid(-output)
+        family = self.family.density
+        return family.element_log_prob(family.parameters(self.decode(z)), x)
 
     @takes_plain_values
     @torch.no_grad()
@@ -227,21 +227,13 @@ class BaseVAE(Questions, nn.Module):
     # ---- the likelihood ----
 
     def _output(self, decoded: Tensor) -> Tensor | GaussianOutput:
-        if self.likelihood == "bernoulli":
-            return decoded
-        if self.likelihood != "gaussian":
-            raise unknown("likelihood", self.likelihood, LIKELIHOODS)
-        if self.variance == "learned":
-            mean, logvar = decoded.chunk(2, dim=-1)
-            return GaussianOutput(mean, self._above_floor(logvar))
-        if self.variance == "shared":
-            return GaussianOutput(decoded, self._above_floor(self.logvar))
-        return GaussianOutput(decoded, math.log(self.variance))  # type: ignore[arg-type]
-
-    def _above_floor(self, logvar: Tensor) -> Tensor:
-        """Smoothly: far below the floor there is still a gradient that leads back."""
-        floor = math.log(self.min_variance)
-        return floor + F.softplus(logvar - floor)
+        family, params = self.family, decoded.chunk(self._outputs, dim=-1) if self._outputs > 1 else (decoded,)
+        if not family.has_spread:
+            return decoded if len(params) == 1 else params  # type: ignore[return-value]
+        if not isinstance(self.variance, str):
+            return family.output(decoded, family.spread_of(self.variance))  # type: ignore[return-value]
+        spread = self.logvar if self.variance == "shared" else params[1]
+        return family.output(params[0], family.above(self.min_variance, spread))  # type: ignore[return-value]
 
 
 class VAE(BaseVAE):
@@ -290,7 +282,7 @@ class VAE(BaseVAE):
         self.hidden_dims = hidden
         self.encoder = _mlp([data_dim, *hidden, 2 * latent_dim], generator)
         self.decoder = decoder = _mlp([latent_dim, *reversed(hidden), self._outputs * data_dim], generator)
-        _set_logvar_bias(decoder[-1], self._outputs)
+        _set_initial_bias(decoder[-1], self.family.initial[: self._outputs])
 
     def options(self) -> dict[str, Any]:
         return {"data_dim": self.data_dim, "hidden_dims": self.hidden_dims, **super().options()}
@@ -314,7 +306,7 @@ class VAE(BaseVAE):
 
     def _why_not_linear(self) -> str | None:
         """What `decode` does other than a product with the last layer's weight."""
-        if self.likelihood != "bernoulli":
+        if self.family != likelihoods.Bernoulli():
             return f"likelihood is {self.likelihood!r}"
         if not inherits(self, VAE, "decode", "_decoded", "_output"):
             return f"{type(self).__name__} decodes in its own way"
@@ -386,7 +378,7 @@ class ConvVAE(BaseVAE):
             layer = _convolution(nn.ConvTranspose2d, before, after, generator, output_padding=padding)
             decoder += [nn.ReLU(), layer]
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder, nn.Flatten())
-        _set_logvar_bias(decoder[-1], self._outputs)
+        _set_initial_bias(decoder[-1], self.family.initial[: self._outputs])
 
     def options(self) -> dict[str, Any]:
         return {"image_shape": self.image_shape, "channels": self.channels, **super().options()}
@@ -469,10 +461,10 @@ def _scale_up(last: nn.Module, before: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _set_logvar_bias(last: nn.Module, outputs: int) -> None:
-    if outputs == 2:
-        assert isinstance(last.bias, Tensor)
-        last.bias[len(last.bias) // 2 :] = INITIAL_LOGVAR
+def _set_initial_bias(last: nn.Module, values: Sequence[float]) -> None:
+    assert isinstance(last.bias, Tensor)
+    for part, value in zip(last.bias.chunk(len(values)), values, strict=True):
+        part.fill_(value)
 
 
 def _mlp(sizes: Sequence[int], generator: torch.Generator | None) -> nn.Sequential:

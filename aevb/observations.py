@@ -39,6 +39,10 @@ class PixelModel(Protocol):
 
     def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
 
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        """x of p(x|z), from standard normals of its shape."""
+        ...
+
 
 class Observation(Protocol):
     """What was seen of B clean images."""
@@ -52,6 +56,10 @@ class Observation(Protocol):
 
     def clean(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the variance, each (S, B, data_dim), of every pixel of p(x|y, z)."""
+        ...
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        """x of p(x|y, z), (S, B, data_dim), from standard normals of its shape."""
         ...
 
     def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
@@ -76,6 +84,9 @@ class Seen:
     def clean(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = self.model.moments(z)
         return torch.where(self.observed, self.x, mean), variance.where(~self.observed, 0.0)
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        return torch.where(self.observed, self.x, self.model.draw(z, noise))
 
     def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         return self.model.pixel_log_prob(x, z).where(~self.observed, 0.0)
@@ -123,6 +134,9 @@ class NoisyBits:
         p = (self.model.decode(z) + self.log_odds).sigmoid()
         return p, p * (1 - p)
 
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        return (torch.special.ndtr(noise) < self.clean(z)[0]).to(noise.dtype)
+
     def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         logits = self.model.decode(z) + self.log_odds
         return x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
@@ -151,6 +165,10 @@ class NoisyValues:
         gain = (variance / total).where(self.observed, 0.0)
         # Not variance * (1 - gain), of which little noise leaves nothing.
         return torch.lerp(mean, self.y, gain), (variance * (self.noise / total)).where(self.observed, variance)
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        mean, variance = self.clean(z)
+        return mean + variance.sqrt() * noise
 
     def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         return _normal_log_prob(x, *self.clean(z))

@@ -12,7 +12,6 @@ No single way of giving a custom op a gradient keeps all of PyTorch's promises, 
 from __future__ import annotations
 
 import functools
-import math
 import operator
 import os
 import platform
@@ -28,10 +27,13 @@ from .arguments import converted
 from .batch_dims import latents, shaped
 from .choices import GRADIENTS, REDUCTIONS, unknown
 from .explain import READERS, check_dense, explain, explain_memory
+from .likelihoods import REGISTRY, Gaussian, Likelihood
+from .likelihoods.base import Formula, Parameter
 from .ranges import check_bernoulli, check_gaussian, is_wanted, look_once
 from .seeds import Generators, check_generators, check_seed, int64
 
 _ops = torch.ops.aevb
+_GAUSSIAN, _SIGMOID = Gaussian(), Gaussian(sigmoid_means=True)
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
@@ -610,15 +612,8 @@ def likelihood_formula(p0, x, p1, likelihood, scalar, x_scale):
     return FORMULAS[likelihood](p0, x, scalar if p1 is None else p1, x_scale)
 
 
-# Of the names of csrc/formulas/likelihood_list.h: log p(x|z) of (p0, x, p1 or the likelihood's number, x_scale).
-FORMULAS: dict[str, Callable[[Tensor, Tensor, Tensor | float, float | None], Tensor]] = {
-    "bernoulli_logits": lambda logits, x, _, x_scale: reference.bernoulli_log_prob(logits, x, x_scale),
-    "bernoulli_probs": lambda probs, x, _, x_scale: reference.bernoulli_log_prob_from_probs(probs, x, x_scale),
-    "gaussian": reference.gaussian_log_prob,
-    "gaussian_fixed": reference.gaussian_log_prob,
-    "gaussian_sigmoid": functools.partial(reference.gaussian_log_prob, sigmoid=True),
-    "gaussian_sigmoid_fixed": functools.partial(reference.gaussian_log_prob, sigmoid=True),
-}
+# By the names of csrc/formulas/likelihood_list.h: log p(x|z) of (p0, x, p1 or the likelihood's number, x_scale).
+FORMULAS: dict[str, Formula] = {name: f for cls in REGISTRY.values() for name, f in cls.formulas().items()}
 
 
 def _needs_gradient(t: Tensor | None) -> bool:
@@ -646,7 +641,7 @@ def _all_in_float32(p0, x, p1, *_):
     return _in_float32_on_cpu(p0) and (p1 is None or p1.dtype == torch.float32)
 
 
-def goes_ahead(p0: Tensor, x: Tensor, p1: Tensor | None, *options) -> bool:
+def goes_ahead(p0: Tensor, x: Tensor, p1: Tensor | None) -> bool:
     """Whether the gradients of a sum of log p(x|z) are to be taken in its forward pass: as of an op with `Ahead`."""
     if on_reference(p0) or _is_compiling():
         return False
@@ -654,7 +649,7 @@ def goes_ahead(p0: Tensor, x: Tensor, p1: Tensor | None, *options) -> bool:
     return needed and _all_in_float32(p0, x, p1)
 
 
-_log_prob = differentiable(
+log_prob_op = differentiable(
     "log_prob",
     3,
     (0, 2),
@@ -713,7 +708,7 @@ def bernoulli_log_prob(
         check_dense("bernoulli_log_prob", logits=logits, x=x)
     if validate_args is not False and is_wanted("bernoulli_log_prob", validate_args, x):
         look_once("bernoulli_log_prob", validate_args, check_bernoulli, logits, x, x_scale, False)
-    return _log_prob(logits, x, None, "bernoulli_logits", 0.0, x_scale)
+    return log_prob_op(logits, x, None, "bernoulli_logits", 0.0, x_scale)
 
 
 def gaussian_log_prob(
@@ -753,44 +748,18 @@ def gaussian_log_prob(
         check_dense("gaussian_log_prob", mean=mean, x=x)
     if validate_args is not False and is_wanted("gaussian_log_prob", validate_args, x):
         look_once("gaussian_log_prob", validate_args, check_gaussian, mean, x, x_scale, sigmoid)
-    return _log_prob(*gaussian_arguments(mean, x, logvar, x_scale, sigmoid))
+    return likelihood_log_prob(_SIGMOID if sigmoid else _GAUSSIAN, (mean, logvar), x, x_scale)
 
 
-def gaussian_arguments(mean: Tensor, x: Tensor, logvar: Tensor | float, x_scale: float | None, sigmoid: bool) -> tuple:
-    """The arguments of the op `log_prob`: mean, x, logvar for each element or None, and its options."""
-    name = "gaussian_sigmoid" if sigmoid else "gaussian"
-    if isinstance(logvar, Tensor):
-        return mean, x, _for_each_element(logvar, mean), name, 0.0, x_scale
-    try:
-        is_right = math.isfinite(logvar)
-    except TypeError:
-        is_right = False
-    if not is_right:
-        raise ValueError(f"logvar is {logvar!r}; expected a finite number, the logarithm of the variance, or a tensor")
-    return mean, x, None, f"{name}_fixed", float(logvar), x_scale
-
-
-def _for_each_element(logvar: Tensor, mean: Tensor) -> Tensor:
-    """logvar as a tensor of mean's shape, whose rows lie in one place where they are the same; where it does not
-    broadcast to that, or is no float, as it is: the op says so."""
-    if logvar.shape == mean.shape or logvar.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return logvar
-    sizes = zip(reversed(logvar.shape), reversed(mean.shape), strict=False)
-    if logvar.dim() > mean.dim() or any(n not in (1, to) for n, to in sizes):
-        return logvar
-    logvar = logvar.float()  # for the sum that is its gradient
-    if logvar.dim() == 0 or logvar.shape[-1] == 1:  # kernels read rows whose elements are neighbours
-        logvar = logvar.expand(*logvar.shape[:-1], mean.shape[-1]).contiguous()
-    return logvar.expand(mean.shape)
+def likelihood_log_prob(family: Likelihood, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None) -> Tensor:
+    """log p(x|z) of a likelihood, summed over the last dimension, from its parameters; no value is looked at."""
+    p0, p1, *options = family.kernel_arguments(params)
+    return log_prob_op(p0, x, p1, *options, x_scale)
 
 
 # ---- the negative ELBO ----------------------------------------------------------------------------------------------
 
 _REDUCTION_NAMES = {code: name for name, code in REDUCTIONS.items()}
-_FROM_PROBS = {
-    "bernoulli_logits": False,
-    "bernoulli_probs": True,
-}  # the likelihoods of which recon is all that there is
 
 
 def _scaled_beta(beta, beta_scale):
@@ -798,28 +767,13 @@ def _scaled_beta(beta, beta_scale):
 
 
 def _elbo_formula(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale):
-    return reference.negative_elbo(
-        recon,
-        x,
-        mu,
-        logvar,
-        beta=_scaled_beta(beta, beta_scale),
-        reduction=_REDUCTION_NAMES[reduction],
-        from_probs=_FROM_PROBS[likelihood],
-        x_scale=x_scale,
-    )
+    kl = reference.gaussian_kl(mu, logvar)
+    return _elbo_with_kl_formula(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale)
 
 
 def _elbo_with_kl_formula(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale):
-    return reference.negative_elbo(
-        recon,
-        x,
-        kl=kl,
-        beta=_scaled_beta(beta, beta_scale),
-        reduction=_REDUCTION_NAMES[reduction],
-        from_probs=_FROM_PROBS[likelihood],
-        x_scale=x_scale,
-    )
+    log_prob = reference.log_prob_of_samples(FORMULAS[likelihood], recon, x, kl.dim(), x_scale)
+    return reference.reduced(_scaled_beta(beta, beta_scale) * kl - log_prob.mean(0), _REDUCTION_NAMES[reduction])
 
 
 def _loss_fake(recon, batch, reduction):
@@ -899,7 +853,7 @@ def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, likelihood: st
 
 
 def reconstruction_log_prob(
-    recon: Tensor, x: Tensor, rows: tuple[int, ...], likelihood: str, x_scale: float | None
+    family: Likelihood, recon: Tensor, x: Tensor, rows: tuple[int, ...], x_scale: float | None
 ) -> Tensor:
     """log p(x|z), (L, *batch), of recon (L, *batch, *datapoint) and x (*batch, *datapoint); `rows` is (L, *batch). The
     datapoint may be laid out differently in the two."""
@@ -912,4 +866,4 @@ def reconstruction_log_prob(
         )
     pixels = x.shape[len(rows) - 1 :].numel()
     flat_recon, flat_x = recon.reshape(*rows, pixels), x.reshape(*rows[1:], pixels)
-    return _log_prob(flat_recon, flat_x, None, likelihood, 0.0, x_scale)
+    return likelihood_log_prob(family, (flat_recon,), flat_x, x_scale)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from . import likelihoods
 from .arguments import takes_plain_values
-from .choices import LIKELIHOODS, unknown
+from .choices import unknown
 from .diagnostics import kl_per_dimension
 from .explain import check_dense
 from .observations import NoisyBits, NoisyValues, Observation, Seen
@@ -37,8 +38,8 @@ class Embedding:
 
 class Questions:
     """Recognition, generation, restoration and visualization (Kingma & Welling 2013, section 1), for a module that has
-    `data_dim`, `latent_dim`, `likelihood` ("bernoulli" or "gaussian"), `encode`, `decode`, `mean`, `moments`,
-    `pixel_log_prob` and `log_prob`: see `aevb.VAE`. The prior is N(0, I).
+    `data_dim`, `latent_dim`, `likelihood` (a name), `encode`, `decode`, `mean`, `moments`, `draw`, `pixel_log_prob` and
+    `log_prob`: see `aevb.VAE`. The prior is N(0, I).
 
     No method leaves a gradient. x is (N, data_dim), on the model's device; every sample is a function of a seed. A
     model with dropout belongs in `eval()`.
@@ -56,6 +57,7 @@ class Questions:
         def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
         def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
         def decode(self, z: Tensor) -> Any: ...
+        def draw(self, z: Tensor, noise: Tensor) -> Tensor: ...
 
     @takes_plain_values
     @torch.no_grad()
@@ -167,8 +169,16 @@ class Questions:
             raise ValueError(f"flip is {flip}; expected a probability between 0 and 1")
         if sigma is not None and not 0 < sigma < math.inf:
             raise ValueError(f"sigma is {sigma}; expected a positive number")
-        if flip is not None and self.likelihood != "bernoulli":
+        family = likelihoods.of(self)
+        if family is None:
+            raise unknown("likelihood", self.likelihood, likelihoods.REGISTRY)
+        if flip is not None and "flip" not in family.noise:
             raise ValueError(f"flip is {flip}, but the model's pixels are {self.likelihood}, no bits; expected sigma")
+        if sigma is not None and "sigma" not in family.noise:
+            raise ValueError(
+                f"sigma is {sigma}, but with likelihood={self.likelihood!r} p(x|y) of Gaussian noise has no closed "
+                "form; expected a bernoulli or gaussian model"
+            )
         _check(self, x=x)
         observed = _observed(self, x, torch.ones_like(x, dtype=torch.bool) if observed is None else observed)
         check_pixels(self, {"x": torch.where(observed, x, 0.5)}, sigma or 0.0)
@@ -176,7 +186,7 @@ class Questions:
         if flip is not None and not ((x == 0) | (x == 1) | ~observed).all():
             raise ValueError("x holds values other than 0 and 1; expected bits, since bits are what flip changes")
 
-        if self.likelihood == "bernoulli" and clean is not None and not ((clean == 0) | (clean == 1)).all():
+        if family.of_bits and clean is not None and not ((clean == 0) | (clean == 1)).all():
             raise ValueError(
                 "clean holds values other than 0 and 1, and the model's pixels are bernoulli; expected bits, or a "
                 "model with a gaussian likelihood"
@@ -187,11 +197,8 @@ class Questions:
             if flip is not None:
                 return NoisyBits.flipped(self, y, observed[rows], fill, flip)
             assert sigma is not None
-            if self.likelihood == "bernoulli":
-                return NoisyBits.with_gaussian(self, y, observed[rows], fill, sigma)
-            if self.likelihood != "gaussian":
-                raise unknown("likelihood", self.likelihood, LIKELIHOODS)
-            return NoisyValues(self, y, observed[rows], fill, sigma)
+            noisy = NoisyBits.with_gaussian if family.of_bits else NoisyValues
+            return noisy(self, y, observed[rows], fill, sigma)
 
         index = torch.arange(len(x), device=x.device)
         return restore(

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from . import likelihoods
 from .explain import check_dense, is_dense, warn
+from .likelihoods import Likelihood
 
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_compiling = torch.compiler.is_compiling
@@ -62,13 +64,26 @@ def check_bernoulli(recon: Tensor | None, x: Tensor, x_scale: float | None, from
         check_logits(recon, strict)
 
 
-def check_gaussian(mean: Tensor, x: Tensor, x_scale: float | None, sigmoid: bool, strict: bool) -> None:
-    """Targets and means, or with `sigmoid` their logits."""
-    check_finite(x, x_scale)
+def check_gaussian(
+    mean: Tensor, x: Tensor, x_scale: float | None, sigmoid: bool, strict: bool, family: Likelihood | None = None
+) -> None:
+    """Targets and means, or with `sigmoid` their logits; of another likelihood its targets and first parameter."""
+    family = family or likelihoods.Gaussian()
+    check_finite(x, x_scale, family)
     if strict:
-        check_means(mean)
+        check_means(mean, family)
     if sigmoid:
         check_sigmoid_targets(x, x_scale, mean)
+
+
+def check_likelihood(family: Likelihood, output: Tensor | None, x: Tensor, x_scale: float | None, strict: bool) -> None:
+    """Targets, and the first of the parameters, where it is in memory."""
+    if family.support == (0, 1):
+        check_bernoulli(output, x, x_scale, getattr(family, "from_probs", False), strict)
+        return
+    assert output is not None
+    sigmoid = getattr(family, "sigmoid_means", False)
+    check_gaussian(output, x, x_scale, sigmoid, strict, family)
 
 
 # ---- what is wrong, in a sentence -----------------------------------------------------------------------------------
@@ -86,11 +101,18 @@ def check_targets(x: Tensor, x_scale: float | None = None, recon: Tensor | None 
     raise ValueError(f"{sentence}; a Bernoulli target lies in [0, 1]{_advice(ends, recon)}")
 
 
-def check_finite(x: Tensor, x_scale: float | None = None) -> None:
-    """The same unless x (times x_scale) is finite."""
+def check_finite(x: Tensor, x_scale: float | None, family: Likelihood) -> None:
+    """The same unless x (times x_scale) is finite and in the likelihood's support."""
     ends = _ends(x, x_scale)
-    if ends is not None and not (math.isfinite(ends[0]) and math.isfinite(ends[1])):
-        raise ValueError(f"{_first(x, x_scale, torch.isfinite)}; a Gaussian target is finite")
+    if ends is None:
+        return
+    if not (math.isfinite(ends[0]) and math.isfinite(ends[1])):
+        raise ValueError(f"{_first(x, x_scale, torch.isfinite)}; a {family.name.capitalize()} target is finite")
+    low, high = family.support
+    if not (low <= ends[0] and ends[1] <= high):
+        sentence = _first(x, x_scale, _between(low, high))
+        where = f"{low:g} or more" if high == math.inf else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{sentence}; with likelihood={family.name!r} a target is {where}")
 
 
 def check_probabilities(recon: Tensor, x: Tensor, strict: bool) -> None:
@@ -123,11 +145,12 @@ def check_logits(logits: Tensor, strict: bool) -> None:
         )
 
 
-def check_means(mean: Tensor) -> None:
-    """Raises ValueError where a mean is not finite."""
+def check_means(mean: Tensor, family: Likelihood) -> None:
+    """Raises ValueError where a mean, or whatever is the first of the parameters, is not finite."""
     ends = _ends(mean)
     if ends is not None and not (math.isfinite(ends[0]) and math.isfinite(ends[1])):
-        raise ValueError(f"{_first(mean, None, torch.isfinite, 'recon')}; a Gaussian's mean is finite")
+        sentence = _first(mean, None, torch.isfinite, "recon")
+        raise ValueError(f"{sentence}; a {family.name.capitalize()}'s {family.params[0]} is finite")
 
 
 def check_sigmoid_targets(x: Tensor, x_scale: float | None, mean: Tensor | None = None) -> None:
@@ -144,19 +167,21 @@ def check_pixels(model: object, images: Mapping[str, Tensor | None], sigma: floa
     """Raises ValueError where x of a Bernoulli model is not of [0, 1]; a Gaussian's may be so by noise, and warns far
     from it, if its means are of a sigmoid. Of models that say so, outside of graphs. `sigma` is that of noise in the
     images."""
-    likelihood = getattr(model, "likelihood", None)
-    unit = likelihood == "bernoulli" or (likelihood == "gaussian" and getattr(model, "sigmoid_means", False))
-    if _is_compiling() or not unit:
+    family = None if _is_compiling() else likelihoods.of(model)
+    if family is None:
+        return
+    must = family.support == (0, 1)
+    if not must and not getattr(family, "sigmoid_means", False):
         return
     for name, x in images.items():
         if x is None:
             continue
         check_dense(type(model).__name__, **{name: x})
         ends = _ends(x) if x.is_floating_point() and look(None, False, x) else None
-        slack = NOISE * sigma + (FAR if likelihood == "gaussian" else 0)
+        slack = NOISE * sigma + (0 if must else FAR)
         if ends is None or math.isnan(ends[0]) or (-slack <= ends[0] and ends[1] <= 1 + slack):
             continue
-        if likelihood == "bernoulli":
+        if must:
             sentence = _first(x, None, _between(-slack, 1 + slack), name)
             raise ValueError(f"{sentence}; the model's pixels lie in [0, 1]{_scaling(ends)}")
         warn(f"{name} lies in {ends[0]:.4g}..{ends[1]:.4g}, and the model's pixels in 0..1{_scaling(ends)}")

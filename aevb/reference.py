@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from . import bounds
 from .batch_dims import latents, shaped
-from .choices import ACTIVATIONS, GRADIENTS, LIKELIHOODS, REDUCTIONS, unknown
+from .choices import ACTIVATIONS, GRADIENTS, REDUCTIONS, unknown
+from .likelihoods import Bernoulli, Gaussian, Likelihood, named
+from .likelihoods.base import Formula, Parameter
+from .likelihoods.base import computed as _compute
 from .seeds import Generators, check_generators, int64
 
 _WORD = 0xFFFFFFFF
@@ -87,10 +90,6 @@ def linear(
     if activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
     return out if activation == "none" else torch.tanh(out) if activation == "tanh" else torch.relu(out)
-
-
-def _compute(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float64 else t.float()
 
 
 def _noise(mu: Tensor, num_samples: int | None, seed: Tensor | int | None, generator: Generators | None) -> Tensor:
@@ -211,23 +210,14 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_
     return (kl if groups is None else kl.unflatten(-1, (groups, kl.shape[-1] // groups))).sum(-1)
 
 
-def _targets(x: Tensor, x_scale: float | None, dtype: torch.dtype) -> Tensor:
-    x = x.to(dtype)
-    return x if x_scale is None else x * x_scale
-
-
 def bernoulli_log_prob(logits: Tensor, x: Tensor, x_scale: float | None = None) -> Tensor:
     """As `aevb.bernoulli_log_prob`: sum_i (x_i l_i - log(1 + exp(l_i)))."""
-    logits = _compute(logits)
-    x = _targets(x, x_scale, logits.dtype).expand_as(logits)
-    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+    return Bernoulli().reference((logits,), x, x_scale)
 
 
 def bernoulli_log_prob_from_probs(probs: Tensor, x: Tensor, x_scale: float | None = None) -> Tensor:
     """sum_i (x_i log p_i + (1 - x_i) log(1 - p_i)), each log clamped at -100, as by `F.binary_cross_entropy`."""
-    probs = _compute(probs)
-    x = _targets(x, x_scale, probs.dtype).expand_as(probs)
-    return -F.binary_cross_entropy(probs, x, reduction="none").sum(-1)
+    return Bernoulli(from_probs=True).reference((probs,), x, x_scale)
 
 
 def gaussian_log_prob(
@@ -239,11 +229,7 @@ def gaussian_log_prob(
     sigmoid: bool = False,
 ) -> Tensor:
     """As `aevb.gaussian_log_prob`: -1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log 2 pi)."""
-    mean = _compute(mean)
-    mean = torch.sigmoid(mean) if sigmoid else mean
-    v = _compute(logvar) if isinstance(logvar, Tensor) else torch.full((), logvar, dtype=mean.dtype, device=mean.device)
-    standard = (_targets(x, x_scale, mean.dtype) - mean) * torch.exp(-0.5 * v)
-    return -0.5 * (standard * standard + v + math.log(2.0 * math.pi)).sum(-1)
+    return Gaussian(sigmoid_means=sigmoid).reference((mean, logvar), x, x_scale)
 
 
 def linear_bernoulli_log_prob(
@@ -287,20 +273,28 @@ def negative_elbo(
         assert mu is not None
         assert logvar is not None
         kl = gaussian_kl(mu, logvar)
-    options = likelihood, from_probs, x_scale, variance, sigmoid_means
-    log_prob = _log_likelihood(recon, x, kl.dim(), *options)
-    return _reduced(beta * kl - log_prob.mean(0), reduction)
+    family = named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
+    log_prob = _log_likelihood(recon, x, kl.dim(), family, x_scale)
+    return reduced(beta * kl - log_prob.mean(0), reduction)
 
 
-def _log_likelihood(
-    recon, x: Tensor, batch: int, likelihood: str, from_probs: bool, x_scale: float | None, variance: float, sigmoid
-) -> Tensor:
-    """log p(x|z), (samples, *batch)."""
-    if likelihood == "bernoulli":
-        return _log_prob(recon, x, batch, from_probs, x_scale)
-    if likelihood == "gaussian":
-        return _gaussian_log_prob(recon, x, batch, x_scale, variance, sigmoid)
-    raise unknown("likelihood", likelihood, LIKELIHOODS)
+def _log_likelihood(recon, x: Tensor, batch: int, family: Likelihood, x_scale: float | None) -> Tensor:
+    """log p(x|z), (samples, *batch), of recon (*samples, *batch, *datapoint) and x (*batch, *datapoint)."""
+    first, *others = family.parameters(recon)
+    assert isinstance(first, Tensor)
+    rows, x = _flat(first, x, batch)
+    params: list[Parameter] = [rows]
+    for p in others:
+        if isinstance(p, Tensor) and p.dim() > 0 and p.shape != x.shape[-1:]:
+            p = p.expand_as(first).reshape(rows.shape)
+        params.append(p)
+    return family.reference(tuple(params), x, x_scale)
+
+
+def log_prob_of_samples(formula: Formula, recon: Tensor, x: Tensor, batch: int, x_scale: float | None) -> Tensor:
+    """log p(x|z), (samples, *batch), by the formula of a likelihood of which recon is all that there is."""
+    recon, x = _flat(recon, x, batch)
+    return formula(recon, x, 0.0, x_scale)
 
 
 def _flat(recon: Tensor, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -310,24 +304,7 @@ def _flat(recon: Tensor, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     return recon.reshape(samples, *x.shape), x
 
 
-def _gaussian_log_prob(
-    recon, x: Tensor, batch: int, x_scale: float | None, variance: float, sigmoid_means: bool
-) -> Tensor:
-    """(samples, *batch) of means, or of a GaussianOutput."""
-    mean, logvar = recon if isinstance(recon, tuple) else (recon, math.log(variance))
-    flat_mean, flat_x = _flat(mean, x, batch)
-    if isinstance(logvar, Tensor) and logvar.dim() > 0 and logvar.shape != flat_x.shape[-1:]:
-        logvar = logvar.expand_as(mean).reshape(flat_mean.shape)
-    return gaussian_log_prob(flat_mean, flat_x, logvar, x_scale, sigmoid=sigmoid_means)
-
-
-def _log_prob(recon: Tensor, x: Tensor, batch: int, from_probs: bool, x_scale: float | None) -> Tensor:
-    """(samples, *batch) of logits or probabilities."""
-    recon, x = _flat(recon, x, batch)
-    return (bernoulli_log_prob_from_probs if from_probs else bernoulli_log_prob)(recon, x, x_scale)
-
-
-def _reduced(loss: Tensor, reduction: str) -> Tensor:
+def reduced(loss: Tensor, reduction: str) -> Tensor:
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
@@ -359,11 +336,11 @@ class FusedELBO(nn.Module):
         super().__init__()
         for name, value, choices in (
             ("reduction", reduction, REDUCTIONS),
-            ("likelihood", likelihood, LIKELIHOODS),
             ("estimator", estimator, ESTIMATORS),
         ):
             if value not in choices:
                 raise unknown(name, value, choices)
+        self.family = named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
         self.batch_dims = batch_dims
         self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
         self.likelihood, self.variance, self.sigmoid_means = likelihood, variance, sigmoid_means
@@ -392,9 +369,8 @@ class FusedELBO(nn.Module):
             assert logvar is not None
             kl = self._kl(mu, logvar)
         if self.estimator in ("iwae", "dreg"):
-            options = self.likelihood, self.from_probs, self.x_scale, self.variance, self.sigmoid_means
-            log_prob = _log_likelihood(recon, x, kl.dim() - 1, *options)
-            return _reduced(-importance_weighted_bound(log_prob, kl, self.beta), self.reduction)
+            log_prob = _log_likelihood(recon, x, kl.dim() - 1, self.family.density, self.x_scale)
+            return reduced(-importance_weighted_bound(log_prob, kl, self.beta), self.reduction)
         if ESTIMATORS[self.estimator] is not None and self.num_samples is not None:
             kl = kl.mean(0)
         if self.free_bits is not None:

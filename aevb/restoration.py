@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from .arguments import takes_plain_values
-from .choices import LIKELIHOODS, unknown
 from .diagnostics import normals
 from .observations import Observation, PixelModel
 from .ops import mix_seed, sample_gaussian, sample_gaussian_log_ratio
@@ -227,14 +226,7 @@ def _log_weight(model: PixelModel, x: Tensor, z: Tensor, mu: Tensor, logvar: Ten
 
 def _draw(model: PixelModel, observation: Observation, z: Tensor, seeds: Tensor) -> Tensor:
     """x of p(x|y, z)."""
-    mean, variance = observation.clean(z)
-    noise = normals(seeds, model.data_dim)
-    if model.likelihood == "gaussian":
-        return mean + variance.sqrt() * noise
-    if model.likelihood != "bernoulli":
-        raise unknown("likelihood", model.likelihood, LIKELIHOODS)
-    certain = variance == 0  # a pixel that was seen, perhaps grey
-    return torch.where(certain, mean, (torch.special.ndtr(noise) < mean).to(mean.dtype))
+    return observation.draw(z, normals(seeds, model.data_dim))
 
 
 # ---- what they share ------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from .choices import ACTIVATIONS, GRADIENTS
 from .chunks import FEWEST_ROWS, LIKELIHOOD, both_kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
+from .likelihoods import Bernoulli
 from .loss import ESTIMATORS, FusedELBO
 from .models import VAE, BaseVAE
 from .ops import mix_seed, on_reference, weigh_samples
@@ -184,7 +185,7 @@ def _is_known(model: nn.Module) -> bool:
     plain."""
     if not (is_plain(model, VAE) and inherits(model, VAE, "encode", "decode", "recon")):
         return False
-    if model.likelihood != "bernoulli":
+    if model.family != Bernoulli():
         return False
     mlps = [model.encoder, model.decoder]
     if not all(is_plain(mlp, nn.Sequential) and len(mlp) % 2 for mlp in mlps):
@@ -211,9 +212,8 @@ class DirectStep(AutogradStep):
         return (
             _is_known(model)
             and is_plain(criterion, FusedELBO)
-            and criterion.likelihood == model.likelihood
+            and criterion.family == model.family
             and criterion.reduction == "mean"
-            and not criterion.from_probs
             and not bf16
             and (x.is_cpu or x.is_cuda)
             and not on_reference(x)

@@ -165,7 +165,7 @@ class Trainer:
             free_bits=config.free_bits,
             capacity=config.capacity,
             likelihood=self.model.likelihood,
-            sigmoid_means=self.model.likelihood == "gaussian" and self.model.sigmoid_means,
+            sigmoid_means=getattr(self.model.family, "sigmoid_means", False),
         )
         self._step: AutogradStep | GraphStep | None = None
         self._step_made_of: tuple = ()

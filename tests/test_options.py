@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import aevb
 from aevb.config import _choices
 from aevb.data import BINARIZATIONS, load
-from aevb.loss import ESTIMATORS, LIKELIHOODS
+from aevb.likelihoods import REGISTRY
+from aevb.loss import ESTIMATORS
 from aevb.optimizers import OPTIMIZERS, schedule_factor
 from aevb.train import HeldOut
 
@@ -330,7 +331,7 @@ def test_sentences(tmp_path, digits, ask, sentence):
 def test_the_names_of_the_options_are_those_there_are():
     """Types have to be written out; what they name is elsewhere."""
     assert _choices()["estimator"] == tuple(ESTIMATORS)
-    assert _choices()["likelihood"] == LIKELIHOODS
+    assert _choices()["likelihood"] == tuple(REGISTRY)
     assert _choices()["optimizer"] == tuple(OPTIMIZERS)
     assert _choices()["binarize"] == ("auto", *BINARIZATIONS)
 

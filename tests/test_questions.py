@@ -43,6 +43,9 @@ class Known(Questions, LinearGaussian):
         mean = self.decode(z)
         return mean, torch.full_like(mean, self.sigma**2)
 
+    def draw(self, z, noise):
+        return self.decode(z) + self.sigma * noise
+
     def pixel_log_prob(self, x, z):
         return torch.distributions.Normal(self.decode(z), self.sigma).log_prob(x)
 

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from .. import pictures
 from ..arguments import takes_plain_values
-from ..choices import LIKELIHOODS, unknown
 from ..observations import add_gaussian, flip_bits
 from ..ops import mix_seed
 from ..restoration import Method, Restoration
@@ -247,7 +246,8 @@ def _to_restore(
 
 def knows_noise(trainer: Trainer) -> bool:
     """Whether the likelihood is of what noise can be added to: Gaussian values, or bits."""
-    return trainer.model.likelihood == "gaussian" or has_bits(trainer)
+    family = trainer.model.family
+    return "sigma" in family.noise and (has_bits(trainer) or not family.of_bits)
 
 
 def _name(trainer: Trainer, data: str | None) -> str:
@@ -276,9 +276,7 @@ class _Scores:
 
     def __init__(self, trainer: Trainer, clean: Tensor, wanted: Tensor, grey: Tensor):
         self.model, self.clean, self.wanted = trainer.model, clean, wanted
-        if self.model.likelihood not in LIKELIHOODS:
-            raise unknown("likelihood", self.model.likelihood, LIKELIHOODS)
-        self.bernoulli = self.model.likelihood == "bernoulli"
+        self.of_bits = self.model.family.of_bits
         self.training_images = len(trainer.dataset.train_images)
         self.rows: dict[str, tuple[float, float]] = {}  # squared error and log-likelihood, by method
         is_grey = if_another(clean, grey) is None
@@ -296,7 +294,7 @@ class _Scores:
     @torch.no_grad()
     def add_one_pass(self, start: Tensor) -> None:
         """What the decoder makes of the encoder's mean, without more ado."""
-        z, _ = self.model.encode(start.clamp(0, 1) if self.bernoulli else start)
+        z, _ = self.model.encode(start.clamp(0, 1) if self.of_bits else start)
         self.one_pass = self.model.mean(z)
         self._add("one encode-decode pass", self.one_pass, self.model.pixel_log_prob(self.clean, z))
 
@@ -304,7 +302,7 @@ class _Scores:
         """The mean of the training images, with their variance."""
         n = self.training_images
         p = (mean * n + 1) / (n + 2)  # so that no pixel is impossible
-        if self.bernoulli:
+        if self.of_bits:
             log_prob = self.clean * p.log() + (1 - self.clean) * (-p).log1p()
         else:
             log_prob = _normal_log_prob(self.clean, mean, variance.clamp_min(1e-6))
@@ -312,7 +310,7 @@ class _Scores:
 
     def add_noisy(self, noisy: Tensor, flip: float | None, sigma: float | None) -> None:
         """The noisy image itself: what it says without any model, every clean value being as likely."""
-        if self.bernoulli:
+        if self.of_bits:
             strength = math.log1p(-flip) - math.log(flip) if flip is not None else 0.5 / (sigma or 1) ** 2
             log_prob = F.logsigmoid((2 * self.clean - 1) * (2 * noisy - 1) * strength)
         else:

@@ -207,7 +207,7 @@ def _restoration(trainer: Trainer, seed: int, invert: bool) -> Section:
     """Missing pixels, and noise."""
     found: list[Restored] = [imputed(trainer, images=RESTORED, seed=seed)]
     if knows_noise(trainer):
-        noise: dict[str, Any] = {"sigma": SIGMA} if trainer.model.likelihood == "gaussian" else {"flip": FLIP}
+        noise: dict[str, Any] = {"flip": FLIP} if "flip" in trainer.model.family.noise else {"sigma": SIGMA}
         found.append(denoised(trainer, images=RESTORED, seed=seed, **noise))
     return Section(
         "Restoration",

@@ -1,0 +1,229 @@
+"""A likelihood p(x|z) as one object: its parameters, its formula, and everything derived from them.
+
+A class describes one family and is registered under its name. The loss, the models, the command line, imputation and
+the tests read the registry; the kernels of the same name are in csrc/formulas/likelihood_list.h.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Distribution
+
+from ..choices import unknown
+from .outputs import LinearLogits
+
+Parameter = Tensor | float
+Formula = Callable[[Tensor, Tensor, Any, float | None], Tensor]
+C = TypeVar("C", bound="type[Likelihood]")
+
+REGISTRY: dict[str, type[Likelihood]] = {}
+OWNERS: dict[str, type[Likelihood]] = {}  # by the names of options
+
+
+def register(cls: C) -> C:
+    """Adds a likelihood's class under its name."""
+    REGISTRY[cls.name] = cls
+    cls.options = {field.name: field.default for field in dataclasses.fields(cls)}
+    OWNERS.update(dict.fromkeys(cls.options, cls))
+    return cls
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """p(x|z) of data whose elements are independent given z; its fields are its options.
+
+    A subclass gives `name`, `params` and `distribution`, and overrides what it knows better.
+    """
+
+    options: ClassVar[dict[str, Any]]
+    """The fields, and what they are by default."""
+    name: ClassVar[str]
+    """In `FusedELBO(likelihood=)`, on the command line, and of the kernel."""
+    params: ClassVar[tuple[str, ...]]
+    """The numbers that a decoder gives for each element of x, in the kernel's order."""
+    support: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    """The values that x may have."""
+    of_bits: ClassVar[bool] = False
+    """Whether x is bits, so that grey images are binarized by default."""
+    noise: ClassVar[tuple[str, ...]] = ()
+    """The arguments of `denoise` that it has a formula for."""
+    initial: ClassVar[tuple[float, ...]] = (0.0, 0.0)
+    """Of the parameters: the bias that a decoder's last layer starts with."""
+
+    def distribution(self, *params: Tensor) -> Distribution:
+        """p(x|z) of each element, in PyTorch."""
+        raise NotImplementedError
+
+    # ---- derived from the distribution ----
+
+    def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
+        """Returns log p(x|z) in plain PyTorch, summed over the last dimension; the oracle in float64."""
+        params = tuple(computed(p) if isinstance(p, Tensor) else p for p in params)
+        first = params[0]
+        assert isinstance(first, Tensor)
+        return self.element_log_prob(params, targets(x, x_scale, first.dtype)).sum(-1)
+
+    def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
+        """Returns log p(x_i|z) of each element, of the parameters' shape."""
+        return self.distribution(*tensors(params)).log_prob(x)
+
+    def mean(self, params: tuple[Parameter, ...]) -> Tensor:
+        """Returns E[x_i|z]."""
+        return self.distribution(*tensors(params)).mean
+
+    def variance_of(self, params: tuple[Parameter, ...]) -> Tensor:
+        """Returns Var[x_i|z]."""
+        return self.distribution(*tensors(params)).variance
+
+    def sample(self, params: tuple[Parameter, ...], noise: Tensor) -> Tensor:
+        """Returns x of p(x|z) from standard normals of its shape, by the inverse of its distribution function."""
+        return self.distribution(*tensors(params)).icdf(torch.special.ndtr(noise))
+
+    @property
+    def density(self) -> Likelihood:
+        """The normalised p(x|z), which importance weights and log p(x) need; by default this likelihood itself."""
+        return self
+
+    # ---- a decoder's output ----
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one tensor is all that a decoder gives, and all that the kernel is given."""
+        return len(self.params) == 1
+
+    def parameters(self, recon: Any) -> tuple[Parameter, ...]:
+        """Returns the parameters that recon holds.
+
+        Raises:
+            ValueError: recon is of another likelihood.
+        """
+        if isinstance(recon, Tensor) and self.is_whole:
+            return (recon,)
+        if isinstance(recon, tuple) and not isinstance(recon, LinearLogits) and len(recon) == len(self.params) > 1:
+            return tuple(recon)
+        raise ValueError(f"recon is a {type(recon).__name__}; expected {self.expected()}")
+
+    def expected(self) -> str:
+        """What `FusedELBO` takes as recon, in words."""
+        if self.is_whole:
+            return f"a tensor, the {self.params[0]}, with likelihood={self.name!r}"
+        return f"a tuple of tensors, ({', '.join(self.params)}), with likelihood={self.name!r}"
+
+    def output(self, first: Tensor, second: Parameter) -> tuple[Parameter, ...]:
+        """Returns both parameters as a model's `decode` gives them."""
+        return first, second
+
+    def spread_of(self, variance: float) -> float:
+        """Returns the second parameter of a distribution with that variance, where it is one of scale."""
+        raise NotImplementedError
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether the second parameter is one of scale, which a model may share, fix, and keep from 0."""
+        return type(self).spread_of is not Likelihood.spread_of
+
+    def above(self, variance: float, spread: Tensor) -> Tensor:
+        """Returns a second parameter that approaches that of `variance`, and never reaches it."""
+        floor = self.spread_of(variance)  # smoothly: far below it there is still a gradient that leads back
+        return floor + F.softplus(spread - floor)
+
+    def kernel_arguments(self, params: tuple[Parameter, ...]) -> tuple[Tensor, Tensor | None, str, float]:
+        """Returns p0, p1, the kernel's name and its scalar, as the op `log_prob` takes them."""
+        p0 = params[0]
+        assert isinstance(p0, Tensor)
+        if len(params) == 1:
+            return p0, None, self.name, 0.0
+        p1 = params[1]
+        p1 = p1 if isinstance(p1, Tensor) else torch.full((), p1, device=p0.device)
+        return p0, for_each_element(p1, p0), self.name, 0.0
+
+    @classmethod
+    def formulas(cls) -> dict[str, Formula]:
+        """By the names of its kernels: log p(x|z) in plain PyTorch, of (p0, x, p1 or the scalar, x_scale)."""
+        made = cls()
+        if len(cls.params) == 1:
+            return {cls.name: lambda p0, x, _, x_scale: made.reference((p0,), x, x_scale)}
+        return {cls.name: lambda p0, x, p1, x_scale: made.reference((p0, p1), x, x_scale)}
+
+
+def named(likelihood: str, **options: Any) -> Likelihood:
+    """Returns the likelihood of that name, with those options that differ from what they are by default.
+
+    Raises:
+        ValueError: an unknown name, or an option of another likelihood.
+    """
+    cls = REGISTRY.get(likelihood) if isinstance(likelihood, str) else None
+    if cls is None:
+        raise unknown("likelihood", likelihood, REGISTRY)
+    for option, value in options.items():
+        owner = OWNERS[option]
+        if owner is not cls and value != owner.options[option]:
+            raise ValueError(
+                f"{option} is {value}, of the {owner.name.capitalize()} likelihood; expected "
+                f"likelihood={owner.name!r} with it, not {likelihood!r}"
+            )
+    return cls(**{option: value for option, value in options.items() if option in cls.options})
+
+
+def of(model: Any) -> Likelihood | None:
+    """Returns a model's likelihood: its own object, or that of the name that it has; None where it has neither."""
+    found = getattr(model, "family", None)
+    if found is None and (name := getattr(model, "likelihood", None)) in REGISTRY:
+        found = for_model(name, getattr(model, "sigmoid_means", False))
+    return found
+
+
+def for_model(likelihood: str, sigmoid_means: bool) -> Likelihood:
+    """Returns the likelihood of that name; sigmoid_means counts where it has such an option.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    found = named(likelihood)
+    if sigmoid_means and "sigmoid_means" in found.options:
+        found = named(likelihood, sigmoid_means=True)
+    return found
+
+
+# ---- arithmetic that formulas share ---------------------------------------------------------------------------------
+
+
+def computed(t: Tensor) -> Tensor:
+    """Returns t in float32, or in float64 where it is that."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def targets(x: Tensor, x_scale: float | None, dtype: torch.dtype) -> Tensor:
+    """Returns x times x_scale in a dtype."""
+    x = x.to(dtype)
+    return x if x_scale is None else x * x_scale
+
+
+def tensors(params: tuple[Parameter, ...]) -> list[Tensor]:
+    """Returns the parameters as tensors of the first one's dtype and device."""
+    first = params[0]
+    assert isinstance(first, Tensor)
+    return [p if isinstance(p, Tensor) else torch.full((), p, dtype=first.dtype, device=first.device) for p in params]
+
+
+def for_each_element(p: Tensor, like: Tensor) -> Tensor:
+    """Returns p in the shape of `like`, its rows in one place where they are the same.
+
+    Where p does not broadcast to that, or is no float, it is returned as it is: the op says so.
+    """
+    if p.shape == like.shape or p.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return p
+    sizes = zip(reversed(p.shape), reversed(like.shape), strict=False)
+    if p.dim() > like.dim() or any(n not in (1, to) for n, to in sizes):
+        return p
+    p = p.float()  # for the sum that is its gradient
+    if p.dim() == 0 or p.shape[-1] == 1:  # kernels read rows whose elements are neighbours
+        p = p.expand(*p.shape[:-1], like.shape[-1]).contiguous()
+    return p.expand(like.shape)

@@ -1,0 +1,70 @@
+"""The Bernoulli likelihood (Kingma & Welling 2013, appendix C.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Bernoulli as TorchBernoulli
+
+from .base import Formula, Likelihood, Parameter, computed, register, targets
+from .outputs import LinearLogits
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Bernoulli(Likelihood):
+    """log p(x|z) = sum_i x_i l_i - log(1 + exp(l_i)), from logits l; x in [0, 1] may be soft.
+
+    Of probabilities p (from_probs): sum_i x_i log p_i + (1 - x_i) log(1 - p_i), each logarithm clamped at -100, as
+    `F.binary_cross_entropy` has it.
+    """
+
+    from_probs: bool = False
+    name: ClassVar[str] = "bernoulli"
+    params: ClassVar[tuple[str, ...]] = ("logits",)
+    support: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    of_bits: ClassVar[bool] = True
+    noise: ClassVar[tuple[str, ...]] = ("flip", "sigma")
+
+    def distribution(self, output: Tensor) -> TorchBernoulli:  # type: ignore[override]
+        return TorchBernoulli(**{"probs" if self.from_probs else "logits": output}, validate_args=False)
+
+    def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
+        (logits,) = params
+        assert isinstance(logits, Tensor)
+        return x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
+
+    def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
+        (output,) = params
+        assert isinstance(output, Tensor)
+        output = computed(output)
+        x = targets(x, x_scale, output.dtype).expand_as(output)
+        entropy = F.binary_cross_entropy if self.from_probs else F.binary_cross_entropy_with_logits
+        return -entropy(output, x, reduction="none").sum(-1)
+
+    def sample(self, params: tuple[Parameter, ...], noise: Tensor) -> Tensor:
+        return (torch.special.ndtr(noise) < self.mean(params)).to(noise.dtype)
+
+    def parameters(self, recon: Any) -> tuple[Parameter, ...]:
+        if isinstance(recon, tuple) and not isinstance(recon, LinearLogits):
+            raise ValueError(
+                f"recon is a {type(recon).__name__}; expected likelihood='gaussian' with it, not {self.name!r}"
+            )
+        return super().parameters(recon)
+
+    def kernel_arguments(self, params: tuple[Parameter, ...]) -> tuple[Tensor, Tensor | None, str, float]:
+        (output,) = params
+        assert isinstance(output, Tensor)
+        return output, None, "bernoulli_probs" if self.from_probs else "bernoulli_logits", 0.0
+
+    @classmethod
+    def formulas(cls) -> dict[str, Formula]:
+        logits, probs = cls(), cls(from_probs=True)
+        return {
+            "bernoulli_logits": lambda p0, x, _, x_scale: logits.reference((p0,), x, x_scale),
+            "bernoulli_probs": lambda p0, x, _, x_scale: probs.reference((p0,), x, x_scale),
+        }

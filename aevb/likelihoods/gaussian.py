@@ -1,0 +1,110 @@
+"""The Gaussian likelihood (Kingma & Welling 2013, appendix C.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.distributions import Normal
+
+from .base import Formula, Likelihood, Parameter, computed, for_each_element, register, targets, tensors
+from .outputs import GaussianOutput, LinearLogits
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """log p(x|z) = -1/2 sum_i (x_i - m_i)^2 exp(-logvar_i) + logvar_i + log(2 pi).
+
+    With sigmoid_means the decoder gives the logits of the means m (section 5). `variance` is that of a decoder that
+    gives means alone.
+    """
+
+    sigmoid_means: bool = False
+    variance: float = 1.0
+    name: ClassVar[str] = "gaussian"
+    params: ClassVar[tuple[str, ...]] = ("mean", "logvar")
+    noise: ClassVar[tuple[str, ...]] = ("sigma",)
+    initial: ClassVar[tuple[float, ...]] = (0.0, -2.0)  # of pixels in [0, 1]; from 0 it would first have to fall
+
+    def __post_init__(self) -> None:
+        if not 0 < self.variance < math.inf:
+            raise ValueError(f"variance is {self.variance}; expected a finite number above 0")
+
+    def _mean(self, output: Tensor) -> Tensor:
+        return output.sigmoid() if self.sigmoid_means else output
+
+    def distribution(self, output: Tensor, logvar: Tensor) -> Normal:  # type: ignore[override]
+        return Normal(self._mean(output), (0.5 * logvar).exp(), validate_args=False)
+
+    def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
+        mean, variance = self.mean(params), self.variance_of(params)
+        return -0.5 * ((x - mean).square() / variance + (2 * math.pi * variance).log())
+
+    def variance_of(self, params: tuple[Parameter, ...]) -> Tensor:
+        output, logvar = tensors(params)
+        return logvar.to(output.dtype).exp().expand_as(output)
+
+    def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
+        output, logvar = params
+        assert isinstance(output, Tensor)
+        mean = self._mean(computed(output))
+        v = computed(logvar) if isinstance(logvar, Tensor) else mean.new_full((), logvar)
+        standard = (targets(x, x_scale, mean.dtype) - mean) * (-0.5 * v).exp()
+        return -0.5 * (standard * standard + v + math.log(2.0 * math.pi)).sum(-1)
+
+    def sample(self, params: tuple[Parameter, ...], noise: Tensor) -> Tensor:
+        return self.mean(params) + self.variance_of(params).sqrt() * noise
+
+    @property
+    def is_whole(self) -> bool:
+        return False
+
+    def parameters(self, recon: Any) -> tuple[Parameter, ...]:
+        if isinstance(recon, Tensor):
+            return recon, math.log(self.variance)
+        if not isinstance(recon, tuple) or isinstance(recon, LinearLogits) or len(recon) != 2:
+            raise ValueError(
+                f"recon is a {type(recon).__name__}, of the Bernoulli likelihood; expected a tensor of means or a "
+                "GaussianOutput"
+            )
+        if self.variance != 1.0:
+            raise ValueError(
+                f"variance is {self.variance}, but recon is a {type(recon).__name__}, which has its own; leave one out"
+            )
+        return tuple(recon)
+
+    def output(self, first: Tensor, second: Parameter) -> GaussianOutput:
+        return GaussianOutput(first, second)
+
+    def spread_of(self, variance: float) -> float:
+        return math.log(variance)
+
+    def kernel_arguments(self, params: tuple[Parameter, ...]) -> tuple[Tensor, Tensor | None, str, float]:
+        mean, logvar = params
+        assert isinstance(mean, Tensor)
+        name = "gaussian_sigmoid" if self.sigmoid_means else "gaussian"
+        if isinstance(logvar, Tensor):
+            return mean, for_each_element(logvar, mean), name, 0.0
+        try:
+            is_right = math.isfinite(logvar)
+        except TypeError:
+            is_right = False
+        if not is_right:
+            raise ValueError(
+                f"logvar is {logvar!r}; expected a finite number, the logarithm of the variance, or a tensor"
+            )
+        return mean, None, f"{name}_fixed", float(logvar)
+
+    @classmethod
+    def formulas(cls) -> dict[str, Formula]:
+        found: dict[str, Formula] = {}
+        for name, family in (("gaussian", cls()), ("gaussian_sigmoid", cls(sigmoid_means=True))):
+
+            def formula(p0, x, p1, x_scale, family=family):
+                return family.reference((p0, p1), x, x_scale)
+
+            found[name] = found[f"{name}_fixed"] = formula
+        return found
