@@ -5,8 +5,8 @@ After Kingma & Welling, *Auto-Encoding Variational Bayes* (2013). The ops and `F
 
 * A loss for a model of yours: `FusedELBO`; its recon may be a `LinearLogits` or a `GaussianOutput`.
 * The loss in parts: `sample_gaussian`, `sample_gaussian_log_ratio`, `gaussian_kl`; `bernoulli_log_prob`,
-  `gaussian_log_prob`, `linear_bernoulli_log_prob`; `elbo`, `importance_weighted_bound`; `free_bits`, `capacity`,
-  `linear_warmup`, `cyclical_warmup`.
+  `gaussian_log_prob`, `linear_bernoulli_log_prob`; of any of `likelihoods` `log_prob` and `sample_likelihood`; `elbo`,
+  `importance_weighted_bound`; `free_bits`, `capacity`, `linear_warmup`, `cyclical_warmup`.
 * A model and its training: `VAE`, `ConvVAE` (both `BaseVAE`), `TrainConfig`, `Trainer`; `load` gives a run's model;
   `data.load`, a data set. `linear` and `binarize` are a layer and dynamic binarization by themselves.
 * What it is worth: `log_marginal_likelihood`, `diagnostics`, `Evaluation`.
@@ -23,7 +23,7 @@ except ImportError as error:
         f"aevb's kernels could not be loaded ({error}). If this is a checkout of aevb, build them with `pip install .`"
     ) from error
 
-from . import diagnostics, reference
+from . import diagnostics, likelihoods, reference
 from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
 from .checkpoints import CheckpointError
 from .config import TrainConfig
@@ -40,9 +40,11 @@ from .ops import (
     binarize,
     gaussian_kl,
     gaussian_log_prob,
+    log_prob,
     mix_seed,
     sample_gaussian,
     sample_gaussian_log_ratio,
+    sample_likelihood,
 )
 from .runs import RunFolderError, load
 from .train import Trainer
@@ -72,15 +74,18 @@ __all__ = [
     "gaussian_kl",
     "gaussian_log_prob",
     "importance_weighted_bound",
+    "likelihoods",
     "linear",
     "linear_bernoulli_log_prob",
     "linear_warmup",
     "load",
     "log_marginal_likelihood",
+    "log_prob",
     "mix_seed",
     "reference",
     "sample_gaussian",
     "sample_gaussian_log_ratio",
+    "sample_likelihood",
 ]
 
 

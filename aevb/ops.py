@@ -27,9 +27,9 @@ from .arguments import converted
 from .batch_dims import latents, shaped
 from .choices import GRADIENTS, REDUCTIONS, unknown
 from .explain import READERS, check_dense, explain, explain_memory
-from .likelihoods import REGISTRY, Gaussian, Likelihood
-from .likelihoods.base import Formula, Parameter
-from .ranges import check_bernoulli, check_gaussian, is_wanted, look_once
+from .likelihoods import REGISTRY, Gaussian, Likelihood, named
+from .likelihoods.base import Formula, Parameter, computed
+from .ranges import check_bernoulli, check_gaussian, check_likelihood, is_wanted, look_once
 from .seeds import Generators, check_generators, check_seed, int64
 
 _ops = torch.ops.aevb
@@ -749,6 +749,69 @@ def gaussian_log_prob(
     if validate_args is not False and is_wanted("gaussian_log_prob", validate_args, x):
         look_once("gaussian_log_prob", validate_args, check_gaussian, mean, x, x_scale, sigmoid)
     return likelihood_log_prob(_SIGMOID if sigmoid else _GAUSSIAN, (mean, logvar), x, x_scale)
+
+
+def log_prob(
+    likelihood: Likelihood | str,
+    params: Tensor | tuple[Parameter, ...],
+    x: Tensor,
+    x_scale: float | None = None,
+    *,
+    validate_args: bool | None = None,
+) -> Tensor:
+    """log p(x|z) of any likelihood, summed over the last dimension.
+
+    Args:
+        likelihood: an object of `aevb.likelihoods`, or the name of one with its options as they are by default.
+        params: its parameters, each (..., D): a tensor, or a tuple in the order of its `params`. The first is float32,
+            bfloat16 or float16, of any strides, and may have extra leading dimensions of samples. A second one has its
+            shape, or is shared: (D,), (), or a number.
+        x: (..., D): floating, bool, or uint8 with x_scale; used again for each sample, never expanded.
+        x_scale: multiplies x: 1/255 for pixels in 0..255.
+        validate_args: look at the values, as `FusedELBO` does; None: at the first call in a process.
+
+    Returns:
+        (...,), the first parameter's leading dimensions, float32, in nats.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: an unknown likelihood, parameters of
+            another one, or x outside its support, when validated.
+    """
+    family = named(likelihood) if isinstance(likelihood, str) else likelihood
+    params = family.parameters(params)
+    first = params[0]
+    if not (type(first) is Tensor is type(x)):
+        check_dense("log_prob", **{family.params[0]: first, "x": x})
+    if validate_args is not False and is_wanted("log_prob", validate_args, x):
+        look_once("log_prob", validate_args, functools.partial(check_likelihood, family), first, x, x_scale)
+    return likelihood_log_prob(family, params, x, x_scale)
+
+
+def sample_likelihood(
+    likelihood: Likelihood | str, params: Tensor | tuple[Parameter, ...], *, seed: Tensor | int
+) -> Tensor:
+    """Samples x of p(x|z), of the first parameter's shape.
+
+    A function of the seed: element i is made of the i-th standard normal of `seed`, by the inverse of the likelihood's
+    distribution function where it has no shorter way.
+
+    Args:
+        likelihood, params: those of `log_prob`.
+        seed: an int, or an int64 tensor whose shape is a prefix of the parameters', one for each block.
+
+    Returns:
+        x, in the first parameter's shape and dtype, float32 where that is a half; without a gradient.
+
+    Raises:
+        ValueError: an unknown likelihood, or parameters of another one.
+    """
+    family = named(likelihood) if isinstance(likelihood, str) else likelihood
+    with torch.no_grad():
+        params = tuple(computed(p) if isinstance(p, Tensor) else p for p in family.parameters(params))
+        first = params[0]
+        assert isinstance(first, Tensor)
+        noise = _noise(int64(seed, "seed").to(first.device), tuple(first.shape)).to(first.dtype)
+        return family.sample(params, noise)
 
 
 def likelihood_log_prob(family: Likelihood, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None) -> Tensor:

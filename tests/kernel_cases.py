@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aevb import _C
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # One element, rows shorter and longer than a run of 4 or 8, odd lengths, whole groups (512) and tiles (1024, 2048,
 # 4096), and one more or less, many parts; and nothing at all.
@@ -51,6 +53,8 @@ class Case:
     args: tuple[Any, ...]
     held: tuple[str, tuple[Any, ...]] | None = None
     """The op and the arguments under which tests/golden has its bits, where these are not its own."""
+    is_golden: bool = True
+    """Whether tests/golden has its bits."""
 
     def on(self, device: str) -> "Case":
         """The same call with its tensors on another device, strides and offsets kept."""
@@ -104,6 +108,7 @@ def cases() -> Iterator[Case]:
         yield from _likelihoods(dtype)
         yield from _gaussian_likelihoods(dtype)
         yield from _losses(dtype)
+        yield from _other_likelihoods(dtype)
 
 
 def _noise() -> Iterator[Case]:
@@ -292,6 +297,33 @@ def _gaussian_likelihoods(dtype) -> Iterator[Case]:
             yield from log_prob(f"mean and logvar {name}", view, x, None, views(logvar)[name])
             yield from log_prob(f"logvar {name}", mean, x, None, views(logvar.bfloat16())[name])
             yield from log_prob(f"x {name}, one logvar", mean, views(x)[name], None, None, 0.3)
+
+
+def _other_likelihoods(dtype) -> Iterator[Case]:
+    """Of what the list has beyond the Bernoulli and the Gaussian."""
+    others = {n: p for n, p in _C.likelihoods().items() if not n.startswith(("bernoulli", "gaussian"))}
+    needs = itertools.cycle((3, 1, 2, 3, 0))
+    for likelihood, names in others.items():
+
+        def calls(name, p0, x, x_scale, p1, likelihood=likelihood):
+            args = (p0, x, p1, likelihood, 0.0, x_scale)
+            yield Case(name, "log_prob_forward", args, is_golden=False)
+            for op, factor in (("backward", 3 * randn(52, *p0.shape[:-1])), ("and_grad", 0.7)):
+                need = 1 if p1 is None else next(needs)
+                yield Case(name, f"log_prob_{op}", (*args, factor, need), is_golden=False)
+
+        for shape in ((1, 1), (9, 7), (64, 784), (3, 1271), (2, 4104), (3, 0), (0, 5)):
+            p0, p1 = randn(50, *shape), randn(51, *shape) if len(names) == 2 else None
+            for name, (x, x_scale) in targets(shape).items():
+                yield from calls(name, p0.to(dtype), x, x_scale, None if p1 is None else p1.to(dtype))
+            x, second = targets(shape)["soft"][0], None if p1 is None else with_edges(p1, 53).to(dtype)
+            yield from calls("edges", with_edges(p0, 54).to(dtype), with_edges(x, 55), None, second)
+        p0, p1, x = randn(56, 7, 5, 50).to(dtype), randn(57, 7, 5, 50).to(dtype), rand(58, 5, 50)
+        yield from calls("samples", p0, x, None, p1 if len(names) == 2 else None)
+        if len(names) == 2:
+            yield from calls("rows share it", p0, x, None, p1[0, 0].expand(p0.shape))
+            halves = torch.cat([p0, p1], -1).chunk(2, -1)
+            yield from calls("halves of one output", halves[0], x, None, halves[1])
 
 
 def _losses(dtype) -> Iterator[Case]:

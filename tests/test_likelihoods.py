@@ -1,0 +1,238 @@
+"""Every likelihood of the registry: its kernels against its distribution, and that it is the one that is used."""
+
+import json
+
+import pytest
+import torch
+from conftest import DEVICES, DTYPES, rand, randn
+from torch.library import opcheck
+
+import aevb
+from aevb import _C, likelihoods, ops, pictures
+from aevb.likelihoods import REGISTRY
+
+D = 33
+FAMILIES = {
+    **{name: cls() for name, cls in REGISTRY.items()},
+    "bernoulli, probabilities": likelihoods.Bernoulli(from_probs=True),
+    "gaussian, sigmoid means": likelihoods.Gaussian(sigmoid_means=True),
+}
+every = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+def drawn(family, *shape, number=1):
+    """Parameters, float32."""
+    params = [0.7 * randn(number + i, *shape) for i in range(len(family.params))]
+    if getattr(family, "from_probs", False):
+        params[0] = 0.05 + 0.9 * rand(number, *shape)
+    return params
+
+
+def data(family, *shape):
+    """x in the support, away from where a density has a kink."""
+    low, high = family.support
+    x = rand(7, *shape)
+    return x if (low, high) == (0, 1) else x + 0.01 if low == 0 else 3 * x - 1
+
+
+def as_recon(params):
+    return params[0] if len(params) == 1 else tuple(params)
+
+
+def test_every_kernel_has_its_formula():
+    assert set(ops.FORMULAS) == set(_C.likelihoods())
+    assert {cls.name for cls in REGISTRY.values()} == set(REGISTRY)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@every
+def test_values_and_gradients(family, dtype, device):
+    """Of samples, against the distribution in float64."""
+    params, x = [p.to(dtype) for p in drawn(family, 3, 5, D)], data(family, 5, D)
+    leaves = [p.to(device).requires_grad_() for p in params]
+    log_prob = aevb.log_prob(family, as_recon(leaves), x.to(device))
+    wide = [p.double().requires_grad_() for p in params]
+    elements = family.distribution(*wide).log_prob(x.double())
+    if family.support == (0, 1):  # torch's own clamps probabilities elsewhere
+        elements = None
+    expected = family.reference(tuple(wide), x.double()) if elements is None else elements.sum(-1)
+    scale = expected.detach().abs() + D
+    assert log_prob.shape == (3, 5)
+    assert log_prob.dtype == torch.float32
+    assert ((log_prob.cpu().double() - expected.detach()).abs() <= 2e-6 * scale).all()
+    upstream = randn(9, 3, 5)
+    found = torch.autograd.grad(log_prob, leaves, upstream.to(device))
+    wanted = torch.autograd.grad(expected, wide, upstream.double())
+    rounding = {torch.float32: 3e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
+    for f, w in zip(found, wanted, strict=True):
+        assert f.dtype == dtype
+        assert ((f.cpu().double() - w).abs() <= rounding * (w.abs() + w.abs().mean())).all()
+
+
+@every
+def test_reference_is_the_distribution(family):
+    params, x = [p.double() for p in drawn(family, 4, D)], data(family, 4, D).double().round()
+    found = family.reference(tuple(params), x)
+    assert torch.allclose(found, family.distribution(*params).log_prob(x).sum(-1), rtol=1e-10)
+    elements = family.element_log_prob(tuple(params), x)
+    if not getattr(family, "from_probs", False):  # the elements are those of a model, which has logits
+        assert torch.allclose(elements.sum(-1), found, rtol=1e-10)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("estimator", ["sgvb-b", "iwae"])
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_loss_is_of_the_likelihood_asked_for(name, estimator, reduction):
+    family = FAMILIES[name]
+    params, x = drawn(family, 3, 5, D), data(family, 5, D)
+    mu, logvar = randn(11, 5, 2), randn(12, 5, 2)
+    options = {"likelihood": name, "reduction": reduction, "estimator": estimator, "num_samples": 3}
+    criterion = aevb.FusedELBO(0.7, **options)
+    _, kl = criterion.sample(mu, logvar, seed=1)
+    leaves = [p.requires_grad_() for p in params]
+    loss = criterion(as_recon(leaves), x, kl=kl)
+    log_prob = family.density.reference(tuple(leaves), x)
+    expected = 0.7 * kl - family.reference(tuple(leaves), x).mean(0) if estimator == "sgvb-b" else None
+    if expected is None:
+        expected = -(torch.logsumexp(log_prob - 0.7 * kl, 0) - torch.log(torch.tensor(3.0)))
+    expected = expected if reduction == "none" else getattr(expected, reduction)()
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    twin = aevb.reference.FusedELBO(0.7, **options)(as_recon(leaves), x, kl=kl)
+    assert torch.allclose(loss, twin, rtol=1e-5)
+    grads = [torch.autograd.grad(t.sum(), leaves, retain_graph=True) for t in (loss, expected)]
+    for f, w in zip(*grads, strict=True):
+        assert torch.allclose(f, w, rtol=1e-4, atol=1e-6)
+    others = [
+        FAMILIES[other].reference(tuple(drawn(FAMILIES[other], 3, 5, D)), x) for other in REGISTRY if other != name
+    ]
+    assert all(not torch.allclose(log_prob, other, rtol=1e-3) for other in others)
+
+
+@every
+def test_opcheck(family):
+    params, x = drawn(family, 4, D), data(family, 4, D)
+    p0, p1, *options = family.kernel_arguments(tuple(p.requires_grad_() for p in params))
+    opcheck(torch.ops.aevb.log_prob.default, (p0, x, p1, *options, None))
+
+
+@every
+def test_transforms(family):
+    """`torch.compile`, `torch.export`, `vmap`, `torch.func` and the gradient of a gradient."""
+    params, x = drawn(family, 4, D), data(family, 4, D)
+
+    def log_prob(*params):
+        return aevb.log_prob(family, as_recon(params), x, validate_args=False)
+
+    eager = log_prob(*params)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(log_prob, fullgraph=True)(*params), eager)
+
+    class Module(torch.nn.Module):
+        def forward(self, *params):
+            return log_prob(*params)
+
+    assert torch.equal(torch.export.export(Module(), tuple(params)).module()(*params), eager)
+    rows = torch.func.vmap(lambda x, *p: aevb.log_prob(family, as_recon(p), x))(x, *params)
+    assert torch.allclose(rows, eager, rtol=1e-5)
+    leaves = [p.clone().requires_grad_() for p in params]
+    first = torch.autograd.grad(log_prob(*leaves).sum(), leaves, create_graph=True)
+    functional = torch.func.grad(lambda *p: log_prob(*p).sum(), argnums=tuple(range(len(params))))(*params)
+    for a, b in zip(first, functional, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    wide = [p.double().requires_grad_() for p in params]
+    first64 = torch.autograd.grad(family.reference(tuple(wide), x.double()).sum(), wide, create_graph=True)
+    weights = [randn(20 + i, 4, D) for i in range(len(params))]
+    found, wanted = (
+        torch.autograd.grad(sum((g * w).sum() for g, w in zip(grads, weights, strict=True)), inputs, allow_unused=True)
+        for grads, inputs in ((first, leaves), (first64, wide))
+        if any(g.requires_grad for g in grads)
+    )
+    for f, w in zip(found, wanted, strict=True):
+        if w is not None:
+            assert torch.allclose(f.double(), w, rtol=1e-3, atol=1e-4)
+
+
+@every
+def test_a_shared_parameter(family):
+    """A number, one for all, one for each element: the same values; its gradient is a sum."""
+    if len(family.params) == 1:
+        return
+    first, x = drawn(family, 3, 5, D)[0], data(family, 5, D)
+    for shared in (randn(30, D), torch.tensor(0.3)):
+        shared = shared.clone().requires_grad_()
+        found = aevb.log_prob(family, (first, shared), x)
+        whole = shared.detach().expand(first.shape).contiguous().requires_grad_()
+        each = aevb.log_prob(family, (first, whole), x)
+        assert torch.equal(found, each)
+        (grad,) = torch.autograd.grad(found.sum(), shared)
+        (grad_each,) = torch.autograd.grad(each.sum(), whole)
+        assert torch.allclose(grad, grad_each.sum((0, 1) if shared.dim() else (0, 1, 2)), rtol=1e-4)
+    number = aevb.log_prob(family, (first, 0.3), x)
+    assert torch.allclose(number, aevb.log_prob(family, (first, torch.tensor(0.3)), x), rtol=1e-6)
+
+
+@every
+def test_samples(family):
+    """Are of the distribution, and of the seed alone."""
+    params = [p[:, :3].contiguous() for p in drawn(family, 1, D)]
+    many = as_recon([p.expand(100_000, 3).contiguous() for p in params])
+    x = aevb.sample_likelihood(family, many, seed=4)
+    low, high = family.support
+    assert x.min() >= low
+    assert x.max() <= high
+    mean, variance = family.mean(tuple(params)), family.variance_of(tuple(params))
+    assert ((x.mean(0) - mean).abs() < 5 * (variance / 1e5).sqrt()).all()
+    assert torch.allclose(x.var(0), variance.expand(3, 3)[0], rtol=0.1)
+    assert torch.equal(x, aevb.sample_likelihood(family, many, seed=4))
+    assert not torch.equal(x, aevb.sample_likelihood(family, many, seed=5))
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_targets_outside_the_support(name):
+    family = FAMILIES[name]
+    params, x = drawn(family, 4, D), data(family, 4, D)
+    x[1, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"x\[1, 2\] is nan"):
+        aevb.log_prob(family, as_recon(params), x, validate_args=True)
+    if family.support[0] == 0:
+        x[1, 2] = -0.5
+        with pytest.raises(ValueError, match=r"x\[1, 2\] is -0.5"):
+            aevb.log_prob(family, as_recon(params), x, validate_args=True)
+
+
+@every
+def test_parameters_of_another_likelihood(family):
+    wrong = (torch.zeros(4, D),) * 3
+    with pytest.raises(ValueError, match="expected"):
+        aevb.log_prob(family, wrong, torch.zeros(4, D))
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "conv"])
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_model_is_trained_and_asked(name, architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "draw", lambda *_: {})  # other tests look at them
+    options = {"hidden_dims": (32,), "channels": (4,), "latent_dim": 3, "progress": False, "epochs": 2}
+    trainer = aevb.Trainer(
+        aevb.TrainConfig(out=str(tmp_path), likelihood=name, architecture=architecture, threads=1, **options)
+    )
+    trainer.fit()
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["test_elbo"] > metrics[0]["test_elbo"]
+    model = aevb.load(tmp_path)
+    x = trainer.dataset.test_images[:4].float() / trainer.dataset.max_value
+    x = x.flatten(1).round() if model.family.of_bits else x.flatten(1)
+    z = model.encode(x)[0]
+    assert torch.allclose(model.pixel_log_prob(x, z).sum(-1), model.log_prob(x, z), rtol=1e-4, atol=1e-3)
+    mean, variance = model.moments(z)
+    assert mean.shape == variance.shape == x.shape
+    assert (variance > 0).all()
+    observed = torch.ones_like(x, dtype=torch.bool)
+    observed[:, : x.shape[1] // 2] = False
+    for method in ("gradient", "gibbs"):
+        found = model.impute(x, observed, method=method, steps=3, num_samples=20, clean=x)
+        assert found.mean.isfinite().all()
+        assert torch.equal(found.mean[observed], x[observed])
+    if "sigma" not in model.family.noise:
+        with pytest.raises(ValueError, match="closed form"):
+            model.denoise(x, sigma=0.1)
