@@ -3,6 +3,7 @@
 from .base import REGISTRY, Likelihood, for_model, named, of
 from .bernoulli import Bernoulli
 from .gaussian import Gaussian
+from .laplace import Laplace
 from .outputs import GaussianOutput, LinearLogits
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Bernoulli",
     "Gaussian",
     "GaussianOutput",
+    "Laplace",
     "Likelihood",
     "LinearLogits",
     "for_model",

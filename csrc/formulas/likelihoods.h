@@ -4,6 +4,7 @@
 #include "../args.h"
 #include "bernoulli.h"
 #include "gaussian_likelihood.h"
+#include "laplace.h"
 
 namespace aevb {
 namespace {
