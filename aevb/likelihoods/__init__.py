@@ -2,6 +2,7 @@
 
 from .base import REGISTRY, Likelihood, for_model, named, of
 from .bernoulli import Bernoulli
+from .exponential import Exponential
 from .gaussian import Gaussian
 from .laplace import Laplace
 from .outputs import GaussianOutput, LinearLogits
@@ -9,6 +10,7 @@ from .outputs import GaussianOutput, LinearLogits
 __all__ = [
     "REGISTRY",
     "Bernoulli",
+    "Exponential",
     "Gaussian",
     "GaussianOutput",
     "Laplace",

@@ -10,4 +10,5 @@
   X(gaussian_sigmoid, Gaussian<true>, "mean", "logvar")  \
   X(gaussian_fixed, FixedGaussian<false>, "mean")        \
   X(gaussian_sigmoid_fixed, FixedGaussian<true>, "mean") \
-  X(laplace, Laplace, "mean", "log_scale")
+  X(laplace, Laplace, "mean", "log_scale")               \
+  X(exponential, Exponential, "log_rate")

@@ -3,6 +3,7 @@
 #pragma once
 #include "../args.h"
 #include "bernoulli.h"
+#include "exponential.h"
 #include "gaussian_likelihood.h"
 #include "laplace.h"
 

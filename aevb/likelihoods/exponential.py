@@ -1,0 +1,24 @@
+"""The exponential likelihood, of waiting times and intensities."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+from torch import Tensor, distributions
+
+from .base import Likelihood, register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Exponential(Likelihood):
+    """log p(x|z) = sum_i r_i - x_i exp(r_i), of log-rates r."""
+
+    name: ClassVar[str] = "exponential"
+    params: ClassVar[tuple[str, ...]] = ("log_rate",)
+    support: ClassVar[tuple[float, float]] = (0.0, math.inf)
+
+    def distribution(self, log_rate: Tensor) -> distributions.Exponential:  # type: ignore[override]
+        return distributions.Exponential(log_rate.exp(), validate_args=False)
