@@ -3,10 +3,10 @@
 After Kingma & Welling, *Auto-Encoding Variational Bayes* (2013). The ops and `FusedELBO` drop into any PyTorch model;
 `VAE` and `Trainer` are the paper's model and algorithm; `aevb.reference` has every function in plain PyTorch.
 
-* A loss for a model of yours: `FusedELBO`; its recon may be a `LinearLogits` or a `GaussianOutput`.
+* A loss for a model of yours: `FusedELBO`; its recon may be a `LinearLogits`, `LinearOutput` or `GaussianOutput`.
 * The loss in parts: `sample_gaussian`, `sample_gaussian_log_ratio`, `gaussian_kl`; `bernoulli_log_prob`,
-  `gaussian_log_prob`, `linear_bernoulli_log_prob`; of any of `likelihoods` `log_prob` and `sample_likelihood`; `elbo`,
-  `importance_weighted_bound`; `free_bits`, `capacity`, `linear_warmup`, `cyclical_warmup`.
+  `gaussian_log_prob`, `linear_bernoulli_log_prob`; of any of `likelihoods` `log_prob`, `linear_log_prob` and
+  `sample_likelihood`; `elbo`, `importance_weighted_bound`; `free_bits`, `capacity`, `linear_warmup`, `cyclical_warmup`.
 * A model and its training: `VAE`, `ConvVAE` (both `BaseVAE`), `TrainConfig`, `Trainer`; `load` gives a run's model;
   `data.load`, a data set. `linear` and `binarize` are a layer and dynamic binarization by themselves.
 * What it is worth: `log_marginal_likelihood`, `diagnostics`, `Evaluation`.
@@ -30,8 +30,8 @@ from .config import TrainConfig
 from .info import build_info
 from .layers import linear
 from .ledger import Evaluation, NotFiniteError
-from .likelihoods import GaussianOutput, LinearLogits
-from .linear_likelihood import linear_bernoulli_log_prob
+from .likelihoods import GaussianOutput, LinearLogits, LinearOutput
+from .linear_likelihood import linear_bernoulli_log_prob, linear_log_prob
 from .loss import FusedELBO
 from .marginal import log_marginal_likelihood
 from .models import VAE, BaseVAE, ConvVAE
@@ -59,6 +59,7 @@ __all__ = [
     "FusedELBO",
     "GaussianOutput",
     "LinearLogits",
+    "LinearOutput",
     "NotFiniteError",
     "RunFolderError",
     "TrainConfig",
@@ -77,6 +78,7 @@ __all__ = [
     "likelihoods",
     "linear",
     "linear_bernoulli_log_prob",
+    "linear_log_prob",
     "linear_warmup",
     "load",
     "log_marginal_likelihood",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from .products import packed, product, rows_product
 
@@ -19,10 +20,63 @@ from .products import packed, product, rows_product
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
 
-log_prob_kernel = torch.ops.aevb.log_prob_forward.default
-gradient_kernel = torch.ops.aevb.log_prob_backward.default
-both_kernel = torch.ops.aevb.log_prob_and_grad_.default
-LIKELIHOOD = "bernoulli_logits"  # of the logits that the last layer gives
+_log_prob = torch.ops.aevb.log_prob_forward.default
+_gradient = torch.ops.aevb.log_prob_backward.default
+_both = torch.ops.aevb.log_prob_and_grad.default
+_both_in_place = torch.ops.aevb.log_prob_and_grad_.default
+
+
+class Kernel(NamedTuple):
+    """A likelihood's kernel for what a last layer gives: its parameters side by side, (..., P * D).
+
+    `shared` is a second parameter that is no output of the layer, (D,). With `floor` the second one of two goes through
+    ``floor + softplus(. - floor)`` first, as a model's does.
+    """
+
+    likelihood: str
+    scalar: float = 0.0
+    x_scale: float | None = None
+    shared: Tensor | None = None
+    floor: float | None = None
+
+    def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
+        """log p(x|z) of a chunk, (samples, datapoints), of out (samples, datapoints, P * D)."""
+        p0, p1 = self._parameters(out, x)
+        return _log_prob(p0, x, p1, self.likelihood, self.scalar, self.x_scale)
+
+    def both(self, out: Tensor, x: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same, `factor` times its gradient by out, which may lie over out, and by `shared`, a row each."""
+        if self.shared is None and out.shape[-1] == x.shape[-1]:
+            return _both_in_place(out, x, self.likelihood, self.scalar, self.x_scale, factor), out, None
+        p0, p1 = self._parameters(out, x)
+        log_prob, *grads = _both(p0, x, p1, self.likelihood, self.scalar, self.x_scale, factor, 3)
+        return log_prob, *self._of_out(out, *grads)
+
+    def gradient(self, out: Tensor, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The gradients for an upstream gradient of each row."""
+        p0, p1 = self._parameters(out, x)
+        needs = 1 if p1 is None else 3
+        grads = _gradient(p0, x, p1, self.likelihood, self.scalar, self.x_scale, upstream, needs)
+        return self._of_out(out, *grads) if p1 is not None else (grads[0], None)
+
+    def _parameters(self, out: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        D = x.shape[-1]
+        if self.shared is not None:
+            return out, self.shared.expand(out.shape)
+        if out.shape[-1] == D:
+            return out, None
+        second = out[..., D:]
+        if self.floor is not None:
+            second = self.floor + softplus(second - self.floor)
+        return out[..., :D], second
+
+    def _of_out(self, out: Tensor, grad0: Tensor, grad1: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.shared is not None:
+            return grad0, grad1
+        if self.floor is not None:
+            second = out[..., grad0.shape[-1] :] - self.floor
+            grad1 = torch.ops.aten.softplus_backward(grad1, second, 1, 20)
+        return torch.cat([grad0, grad1], -1), None
 
 
 def sizes_of(h: Tensor, x: Tensor) -> tuple[int, int]:
@@ -81,7 +135,8 @@ def for_rows(weight: Tensor, rows: int, factor: Tensor) -> Tensor:
 
 
 class Gradients:
-    """What the chunks add to the gradients of h [R, H], weight [D, H] and bias [D]; None for what is not needed.
+    """What the chunks add to the gradients of h [R, H], weight [P D, H], bias [P D] and the parameter [D] that rows
+    share; None for what is not needed.
 
     Sums over chunks are float32, whatever the dtype of the products.
     """
@@ -94,10 +149,18 @@ class Gradients:
         self.h = torch.ops.aevb.empty(h, h.shape) if needs[0] else None
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
+        self.shared: Tensor | None = None
 
-    def add(self, h: Tensor, grad_logits: Tensor, grad_h: Tensor | None, row_weight: Tensor | None = None) -> None:
-        """Adds a chunk: h [rows, H], grad_logits [rows, D], each row times row_weight [rows]; grad_h is where the
-        gradient of h goes."""
+    def add(
+        self,
+        h: Tensor,
+        grad_logits: Tensor,
+        grad_h: Tensor | None,
+        row_weight: Tensor | None = None,
+        grad_shared: Tensor | None = None,
+    ) -> None:
+        """Adds a chunk: h [rows, H], grad_logits [rows, P D], grad_shared [rows, D], each row times row_weight [rows];
+        grad_h is where the gradient of h goes."""
         if grad_h is not None:
             assert self.weight_to_h is not None
             out = grad_h.view(h.shape) if grad_h.is_contiguous() and grad_h.dtype == grad_logits.dtype else None
@@ -111,11 +174,11 @@ class Gradients:
                 h = torch.mul(h, row_weight.unsqueeze(1).to(h.dtype), out=weighed)
             self.weight = rows_product(grad_logits, h, self.weight).float()
         if self.needs[2]:
-            if row_weight is None:
-                share = grad_logits.sum(0, dtype=torch.float32)
-            else:
-                share = torch.mv(grad_logits.t(), row_weight.to(grad_logits.dtype)).float()
+            share = _sum_of_rows(grad_logits, row_weight)
             self.bias = share if self.bias is None else self.bias.add_(share)
+        if grad_shared is not None:
+            share = _sum_of_rows(grad_shared, row_weight)
+            self.shared = share if self.shared is None else self.shared.add_(share)
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         found: list[Tensor | None] = []
@@ -127,6 +190,12 @@ class Gradients:
             else:
                 found.append(grad.to(like.dtype).contiguous())
         return self.h, found[0], found[1]
+
+
+def _sum_of_rows(t: Tensor, row_weight: Tensor | None) -> Tensor:
+    if row_weight is None:
+        return t.sum(0, dtype=torch.float32)
+    return torch.mv(t.t(), row_weight.to(t.dtype)).float()
 
 
 # ---- sums whose upstream gradient is known --------------------------------------------------------------------------
@@ -182,40 +251,40 @@ class Taken(NamedTuple):
     h: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+    shared: Tensor | None  # (D,), float32
     log_ratio: Tensor | None  # (L, B)
 
 
-def take(
-    what: Sum, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None, needs: Sequence[bool]
-) -> Taken:
-    """The sum and, in the same pass, its gradients by h, weight, bias and log_ratio, as `needs` asks for them."""
+def take(what: Sum, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, kernel: Kernel, needs: Sequence[bool]) -> Taken:
+    """The sum and, in the same pass, its gradients by h, weight, bias, the kernel's shared parameter and log_ratio, as
+    `needs` asks for them."""
     L, B = sizes_of(h, x)
     H, D = h.shape[-1], x.shape[-1]
-    training = any(needs[:3])
+    training = any(needs[:4])
     samples, x_rows = h.reshape(L, B, H), x.reshape(B, D)
     gradients = Gradients(samples, weight, bias, needs[:3])
-    grad_log_ratio = torch.empty(L, B, device=h.device) if needs[3] else None
+    grad_log_ratio = torch.empty(L, B, device=h.device) if needs[4] else None
     value = torch.zeros((), dtype=torch.float64, device=h.device)
     decoder = for_rows(weight, L * B, weight)
     for chunk in what.chunks:
         samples_of, datapoints = slice(chunk.first, chunk.last), slice(chunk.begin, chunk.end)
         h_chunk = samples[samples_of, datapoints].reshape(-1, H)
         x_chunk = x_rows[datapoints]
-        logits = product(h_chunk, decoder, bias).view(*chunk.shape, D)
-        if training:  # the logits turn into their gradient, but for its weights
-            log_prob = both_kernel(
-                logits, x_chunk, LIKELIHOOD, 0.0, x_scale, 1.0 if what.factor is None else what.factor
-            )
+        out = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
+        if training:  # where it can be, out turns into its gradient, but for its weights
+            log_prob, out, grad_shared = kernel.both(out, x_chunk, 1.0 if what.factor is None else what.factor)
         else:
-            log_prob = log_prob_kernel(logits, x_chunk, None, LIKELIHOOD, 0.0, x_scale)
+            log_prob, grad_shared = kernel.log_prob(out, x_chunk), None
         share, grad, grad_ratio = what.weigh(log_prob, samples_of, datapoints)
         value += share
         if training:
             grad_h = None if gradients.h is None else gradients.h[samples_of, datapoints]
             row_weight = None if grad is None else grad.reshape(-1)
-            gradients.add(h_chunk, logits.view(len(h_chunk), D), grad_h, row_weight)
+            grad_shared = grad_shared.view(-1, D) if grad_shared is not None and needs[3] else None
+            gradients.add(h_chunk, out.view(len(h_chunk), -1), grad_h, row_weight, grad_shared)
         if grad_log_ratio is not None:
             assert grad_ratio is not None
             grad_log_ratio[samples_of, datapoints] = grad_ratio
     grad_h, grad_weight, grad_bias = gradients.result()
-    return Taken(value, None if grad_h is None else grad_h.view(h.shape), grad_weight, grad_bias, grad_log_ratio)
+    grad_h = None if grad_h is None else grad_h.view(h.shape)
+    return Taken(value, grad_h, grad_weight, grad_bias, gradients.shared, grad_log_ratio)

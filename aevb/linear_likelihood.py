@@ -7,22 +7,22 @@ its derivative are taken while they are in the cache, and two more products give
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops, reference
 from .bounds import importance_weighted_bound
 from .choices import REDUCTIONS, unknown
 from .chunks import (
-    LIKELIHOOD,
     Gradients,
-    both_kernel,
+    Kernel,
     chunks_of,
     for_rows,
-    gradient_kernel,
-    log_prob_kernel,
     rows_in_cache,
     rows_of_chunk,
     sizes_of,
@@ -31,112 +31,157 @@ from .chunks import (
     take,
 )
 from .explain import check_dense, is_dense
-from .likelihoods import LinearLogits
+from .likelihoods import Bernoulli, Likelihood, LinearLogits, LinearOutput, named
 from .products import product
-from .ranges import check_bernoulli, is_wanted, look_once
+from .ranges import check_likelihood, is_wanted, look_once
+
+Linear = LinearLogits | LinearOutput
 
 # ---- log_prob, and its gradients for any upstream gradient ----------------------------------------------------------
 
 
-def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None) -> Tensor:
+def _forward(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x: Tensor,
+    shared: Tensor | None,
+    likelihood: str,
+    scalar: float,
+    x_scale: float | None,
+    floor: float | None,
+) -> Tensor:
+    kernel = Kernel(likelihood, scalar, x_scale, shared, floor)
     L, B = sizes_of(h, x)
     rows, x_rows = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1])
     log_prob = torch.empty(L * B, dtype=torch.float32, device=h.device)
     decoder = for_rows(weight, L * B, weight)
-    for chunk in chunks_of(L, B, 2 * rows_of_chunk(weight)):  # no gradient is beside the logits
-        logits = product(chunk.rows(rows, B), decoder, bias)
-        chunk.rows(log_prob, B).copy_(
-            log_prob_kernel(
-                logits.view(*chunk.shape, weight.shape[0]),
-                x_rows[chunk.begin : chunk.end],
-                None,
-                LIKELIHOOD,
-                0.0,
-                x_scale,
-            ).view(-1)
-        )
+    for chunk in chunks_of(L, B, 2 * rows_of_chunk(weight)):  # no gradient is beside the outputs
+        out = product(chunk.rows(rows, B), decoder, bias).view(*chunk.shape, weight.shape[0])
+        chunk.rows(log_prob, B).copy_(kernel.log_prob(out, x_rows[chunk.begin : chunk.end]).view(-1))
     return log_prob.view(h.shape[:-1])
 
 
 def _backward(
-    h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, x_scale: float | None, grad: Tensor, needs: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    x: Tensor,
+    shared: Tensor | None,
+    likelihood: str,
+    scalar: float,
+    x_scale: float | None,
+    floor: float | None,
+    grad: Tensor,
+    needs: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernel = Kernel(likelihood, scalar, x_scale, shared, floor)
     L, B = sizes_of(h, x)
     rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
-    gradients = Gradients(rows, weight, bias, ops.from_bits(needs, 3))
+    needed = ops.from_bits(needs, 4)
+    gradients = Gradients(rows, weight, bias, needed[:3])
     decoder = for_rows(weight, L * B, weight)
     for chunk in chunks_of(L, B, rows_of_chunk(weight)):
         h_chunk = chunk.rows(rows, B)
-        logits = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
+        out = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
         upstream = chunk.rows(grads, B).view(chunk.shape)
-        grad_logits, _ = gradient_kernel(
-            logits, x_rows[chunk.begin : chunk.end], None, LIKELIHOOD, 0.0, x_scale, upstream, 1
-        )
+        grad_out, grad_shared = kernel.gradient(out, x_rows[chunk.begin : chunk.end], upstream)
         gradients.add(
             h_chunk,
-            grad_logits.view(len(h_chunk), weight.shape[0]),
+            grad_out.view(len(h_chunk), weight.shape[0]),
             None if gradients.h is None else chunk.rows(gradients.h, B),
+            grad_shared=_rows_of(grad_shared, needed[3]),
         )
     nothing = h.new_empty(0)
     grad_h, grad_weight, grad_bias = gradients.result()
+    grad_shared = _like(gradients.shared, shared, needed[3])
     return (
         nothing if grad_h is None else grad_h.view(h.shape),
         nothing if grad_weight is None else grad_weight,
         nothing if grad_bias is None else grad_bias,
+        nothing if grad_shared is None else grad_shared,
     )
 
 
+def _rows_of(grad_shared: Tensor | None, needed: bool) -> Tensor | None:
+    return grad_shared.flatten(0, -2) if grad_shared is not None and needed else None
+
+
+def _like(grad: Tensor | None, shared: Tensor | None, needed: bool) -> Tensor | None:
+    """The sum over chunks in shared's dtype; zeros where there was no row."""
+    if shared is None or not needed:
+        return None
+    return torch.zeros_like(shared) if grad is None else grad.to(shared.dtype)
+
+
 _library = torch.library.Library("aevb", "FRAGMENT")  # keep: the ops live as long as it does
-_SCHEMA = "(Tensor h, Tensor weight, Tensor bias, Tensor x, float? x_scale) -> Tensor"
-_library.define(f"linear_bernoulli_log_prob{_SCHEMA}")
-_library.define(f"linear_bernoulli_log_prob_forward{_SCHEMA}")
+_ARGUMENTS = (
+    "Tensor h, Tensor weight, Tensor bias, Tensor x, Tensor? shared, str likelihood, float scalar, float? x_scale, "
+    "float? floor"
+)
+_library.define(f"linear_log_prob({_ARGUMENTS}) -> Tensor")
+_library.define(f"linear_log_prob_forward({_ARGUMENTS}) -> Tensor")
 _library.define(
-    "linear_bernoulli_log_prob_backward(Tensor h, Tensor weight, Tensor bias, Tensor x, float? x_scale, Tensor grad,"
-    " int needs) -> (Tensor grad_h, Tensor grad_weight, Tensor grad_bias)"
+    f"linear_log_prob_backward({_ARGUMENTS}, Tensor grad, int needs) -> (Tensor grad_h, Tensor grad_weight, "
+    "Tensor grad_bias, Tensor grad_shared)"
 )
 for _device in ("CPU", "CUDA"):
-    _library.impl("linear_bernoulli_log_prob", _forward, _device)
-    _library.impl("linear_bernoulli_log_prob_forward", _forward, _device)
-    _library.impl("linear_bernoulli_log_prob_backward", _backward, _device)
+    _library.impl("linear_log_prob", _forward, _device)
+    _library.impl("linear_log_prob_forward", _forward, _device)
+    _library.impl("linear_log_prob_backward", _backward, _device)
 
-_linear_bernoulli_log_prob = ops.differentiable(
-    "linear_bernoulli_log_prob",
-    4,
-    (0, 1, 2),
-    reference.linear_bernoulli_log_prob,
-    lambda h, weight, bias, x, x_scale: h.new_empty(h.shape[:-1], dtype=torch.float32),
+
+def _formula(h, weight, bias, x, shared, likelihood, scalar, x_scale, floor):
+    """The op in plain PyTorch."""
+    out, D = F.linear(h, weight, bias), x.shape[-1]
+    if shared is not None or out.shape[-1] == D:
+        return ops.FORMULAS[likelihood](out, x, scalar if shared is None else shared, x_scale)
+    first, second = out[..., :D], out[..., D:]
+    second = second if floor is None else floor + F.softplus(second - floor)
+    return ops.FORMULAS[likelihood](first, x, second, x_scale)
+
+
+_linear_log_prob = ops.differentiable(
+    "linear_log_prob",
+    5,
+    (0, 1, 2, 4),
+    _formula,
+    lambda h, *_: h.new_empty(h.shape[:-1], dtype=torch.float32),
     only_needed=True,
 )
 
 
 class _OneChunk(torch.autograd.Function):
-    """log_prob of rows so few that they are one chunk, whose logits turn into their gradient in the forward pass."""
+    """log_prob of rows so few that they are one chunk, whose gradient is taken in the forward pass."""
 
     @staticmethod
-    def forward(ctx, h, weight, bias, x, x_scale):
+    def forward(ctx, h, weight, bias, x, shared, likelihood, scalar, x_scale, floor):
+        kernel = Kernel(likelihood, scalar, x_scale, shared, floor)
         L, B = sizes_of(h, x)
-        logits = product(h.reshape(L * B, h.shape[-1]), weight, bias).view(*h.shape[:-1], weight.shape[0])
-        if any(ctx.needs_input_grad[:3]):
-            log_prob = both_kernel(logits, x, LIKELIHOOD, 0.0, x_scale, 1.0)
+        out = product(h.reshape(L * B, h.shape[-1]), weight, bias).view(*h.shape[:-1], weight.shape[0])
+        grad_shared = None
+        if any(ctx.needs_input_grad[:5]):
+            log_prob, out, grad_shared = kernel.both(out, x, 1.0)
         else:
-            log_prob = log_prob_kernel(logits, x, None, LIKELIHOOD, 0.0, x_scale)
-        ctx.save_for_backward(h, weight, bias, x, logits)
-        ctx.x_scale = x_scale
+            log_prob = kernel.log_prob(out, x)
+        ctx.save_for_backward(h, weight, bias, x, shared, out, grad_shared)
+        ctx.options = likelihood, scalar, x_scale, floor
         return log_prob
 
     @staticmethod
     def backward(ctx, grad):
-        *tensors, grad_logits = ctx.saved_tensors
-        h, weight, bias, _ = tensors
-        needs = ctx.needs_input_grad[:4]
+        *tensors, grad_out, grad_shared = ctx.saved_tensors
+        h, weight, bias, _, shared = tensors
+        needs = ctx.needs_input_grad[:5]
         if torch.is_grad_enabled() or needs[3] or ops.is_batched(grad):
-            formula = reference.linear_bernoulli_log_prob
-            return *ops.reference_gradients(formula, tensors, (ctx.x_scale,), needs, (grad,)), None
+            return *ops.reference_gradients(_formula, tensors, ctx.options, needs, (grad,)), *(None,) * 4
         rows = h.reshape(-1, h.shape[-1])
         gradients = Gradients(rows, weight, bias, needs[:3])
-        gradients.add(rows, grad_logits.view(len(rows), weight.shape[0]), gradients.h, grad.reshape(-1))
+        row_weight, grad_shared = grad.reshape(-1), _rows_of(grad_shared, needs[4])
+        gradients.add(rows, grad_out.view(len(rows), weight.shape[0]), gradients.h, row_weight, grad_shared)
         grad_h, grad_weight, grad_bias = gradients.result()
-        return None if grad_h is None else grad_h.view(h.shape), grad_weight, grad_bias, None, None
+        grad_h = None if grad_h is None else grad_h.view(h.shape)
+        return grad_h, grad_weight, grad_bias, None, _like(gradients.shared, shared, needs[4]), *(None,) * 4
 
 
 # ---- sums whose upstream gradient is known in the forward pass ------------------------------------------------------
@@ -147,47 +192,68 @@ class _Known(torch.autograd.Function):
     PyTorch."""
 
     @staticmethod
-    def forward(ctx, h, weight, bias, x, log_ratio, x_scale, what, formula):
+    def forward(ctx, h, weight, bias, x, shared, log_ratio, options, what, formula):
         needs = ctx.needs_input_grad
-        value, *found, grad_log_ratio = take(what, h, weight, bias, x, x_scale, (*needs[:3], needs[4]))
+        likelihood, scalar, x_scale, floor = options
+        kernel = Kernel(likelihood, scalar, x_scale, shared, floor)
+        value, *found, grad_shared, grad_log_ratio = take(
+            what, h, weight, bias, x, kernel, (*needs[:3], needs[4], needs[5])
+        )
+        found.append(_like(grad_shared, shared, needs[4]))
         found.append(None if grad_log_ratio is None else grad_log_ratio.view(log_ratio.shape))
-        ctx.save_for_backward(h, weight, bias, x, log_ratio, *found)
-        ctx.formula, ctx.x_scale = formula, x_scale
+        ctx.save_for_backward(h, weight, bias, x, shared, log_ratio, *found)
+        ctx.formula, ctx.options = formula, options
         return value.float()
 
     @staticmethod
     def backward(ctx, grad):
-        h, weight, bias, x, log_ratio, *found = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:5]
+        h, weight, bias, x, shared, log_ratio, *found = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled() or needs[3] or ops.is_batched(grad):
-            tensors = (h, weight, bias, x, log_ratio)
-            return *ops.reference_gradients(ctx.formula, tensors, (ctx.x_scale,), needs, (grad,)), *(None,) * 3
+            tensors = (h, weight, bias, x, shared, log_ratio)
+            return *ops.reference_gradients(ctx.formula, tensors, ctx.options, needs, (grad,)), *(None,) * 3
         # Of a graph that is not kept nobody else will ask for these again: no second copy is needed.
         keep = ops.kept_graph()
         if keep or not (grad.is_cpu and float(grad) == 1):
             found = [f if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found]
-        grad_h, grad_weight, grad_bias, grad_log_ratio = found
-        return grad_h, grad_weight, grad_bias, None, grad_log_ratio, *(None,) * 3
+        grad_h, grad_weight, grad_bias, grad_shared, grad_log_ratio = found
+        return grad_h, grad_weight, grad_bias, None, grad_shared, grad_log_ratio, *(None,) * 3
 
 
 # ---- what is called -------------------------------------------------------------------------------------------------
 
 
-def _checked(logits: LinearLogits, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """h, weight and bias (zeros where there is none), of one dtype, autocast's where it is on."""
-    h, weight, bias = logits
+class _Call(NamedTuple):
+    """The arguments of the op `linear_log_prob`."""
+
+    h: Tensor
+    weight: Tensor
+    bias: Tensor
+    x: Tensor
+    shared: Tensor | None
+    options: tuple[str, float, float | None, float | None]  # likelihood, scalar, x_scale, floor
+
+
+def _checked(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None) -> _Call:
+    """The op's arguments; h, weight and bias (zeros where there is none) of one dtype, autocast's where it is on."""
+    h, weight, bias = output[:3]
+    shared, floor = (output.shared, output.floor) if isinstance(output, LinearOutput) else (None, None)
     if bias is None:
         bias = weight.new_zeros(weight.shape[:1])
+    D = x.shape[-1] if x.dim() else 0
+    P = len(family.params) if isinstance(output, LinearOutput) and weight.dim() == 2 and D else 1
+    P = 1 if D and weight.dim() == 2 and weight.shape[0] == D else P
+    width = "D" if P == 1 else f"{P} D"
     if h.dim() < 1 or weight.dim() != 2 or h.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
         raise ValueError(
             f"h has shape {tuple(h.shape)}, weight {tuple(weight.shape)} and bias {tuple(bias.shape)}; expected "
-            "(..., H), (D, H) and (D,)"
+            f"(..., H), ({width}, H) and ({width},)"
         )
     batch = x.dim() - 1
-    if x.dim() < 1 or x.shape[-1] != weight.shape[0] or h.shape[:-1][h.dim() - 1 - batch :] != x.shape[:-1]:
+    if x.dim() < 1 or weight.shape[0] != P * D or h.shape[:-1][h.dim() - 1 - batch :] != x.shape[:-1]:
         raise ValueError(
             f"h has shape {tuple(h.shape)}, weight {tuple(weight.shape)} and x {tuple(x.shape)}; expected x (*batch, "
-            "D) and h (*samples, *batch, H) for a weight (D, H)"
+            f"D) and h (*samples, *batch, H) for a weight ({width}, H)"
         )
     if torch.is_autocast_enabled(h.device.type):
         dtype = torch.get_autocast_dtype(h.device.type)
@@ -199,7 +265,62 @@ def _checked(logits: LinearLogits, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             f"h is on {h.device}, weight on {weight.device}, bias on {bias.device} and x on {x.device}; expected one "
             "device"
         )
-    return h, weight, bias
+    kernel, scalar, shared = family.linear_kernel(P, shared)
+    if shared is not None:
+        if not isinstance(shared, Tensor):
+            shared = torch.full((), shared, device=h.device)
+        if shared.shape not in ((), (1,), (D,)):
+            raise ValueError(
+                f"shared has shape {tuple(shared.shape)}; expected ({D},), an element for each of x's, or ()"
+            )
+        shared = shared.expand(D).contiguous()
+    return _Call(h, weight, bias, x, shared, (kernel, scalar, x_scale, floor))
+
+
+def linear_log_prob(
+    likelihood: Likelihood | str,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    x_scale: float | None = None,
+    *,
+    shared: Tensor | float | None = None,
+    floor: float | None = None,
+    reduction: str = "none",
+    validate_args: bool | None = None,
+) -> Tensor:
+    """log p(x|z) of a decoder whose last layer is linear, without its output in memory.
+
+    ``log_prob(likelihood, h @ weight.T + bias, x)``, where the layer gives the likelihood's parameters side by side.
+    The rows of h are gone through in chunks whose outputs stay in the cache. What grows with the number of rows is h,
+    its gradient, and one number a row.
+
+    Args:
+        likelihood: an object of `aevb.likelihoods`, or a name.
+        h: (..., H), the decoder's last hidden layer: (B, H), or (L, B, H) for L samples.
+        weight, bias: (P * D, H) and (P * D,) or None, of h's dtype: float32, bfloat16 or float16. Under autocast they
+            become autocast's.
+        x: (..., D), h's last leading dimensions, used again for each sample and never expanded; bool or floating, or
+            uint8 with x_scale.
+        x_scale: multiplies x: 1/255 for pixels in 0..255.
+        shared: a second parameter that does not come from h, such as a variance for each element: (D,), () or a number.
+            Its gradient is summed over rows in an order that their number alone decides.
+        floor: makes the second output o of two ``floor + softplus(o - floor)``.
+        reduction: "none" for one value a row; "mean" or "sum" over rows, whose gradients are computed in the forward
+            pass, where one may flow back (but in a compiled graph, and in float16, whose gradients need a loss scale).
+        validate_args: look at the targets, as `FusedELBO` does; None: at the first call in a process.
+
+    Returns:
+        h's leading dimensions, or a number; float32, in nats.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, an unknown likelihood or reduction, x outside the support
+            when validated. RuntimeError: dtypes that no kernel takes.
+    """
+    family = named(likelihood) if isinstance(likelihood, str) else likelihood
+    output = LinearOutput(h, weight, bias, shared, floor)
+    return _log_prob_of("linear_log_prob", family, output, x, x_scale, reduction, validate_args)
 
 
 def linear_bernoulli_log_prob(
@@ -238,20 +359,41 @@ def linear_bernoulli_log_prob(
         ValueError: shapes, dtypes or devices that do not fit, an unknown reduction, targets outside [0, 1] when
         validated. RuntimeError: dtypes that no kernel takes.
     """
+    output = LinearLogits(h, weight, bias)
+    return _log_prob_of("linear_bernoulli_log_prob", Bernoulli(), output, x, x_scale, reduction, validate_args)
+
+
+def _log_prob_of(
+    function: str,
+    family: Likelihood,
+    output: Linear,
+    x: Tensor,
+    x_scale: float | None,
+    reduction: str,
+    validate_args: bool | None,
+) -> Tensor:
+    h, weight = output.h, output.weight
     if not (is_dense(h) and is_dense(x)):
-        check_dense("linear_bernoulli_log_prob", h=h, weight=weight, x=x)
-    if validate_args is not False and is_wanted("linear_bernoulli_log_prob", validate_args, x):
-        look_once("linear_bernoulli_log_prob", validate_args, check_bernoulli, None, x, x_scale, False)
-    logits = LinearLogits(h, weight, bias)
+        check_dense(function, h=h, weight=weight, x=x)
+    if validate_args is not False and is_wanted(function, validate_args, x):
+        look_once(function, validate_args, functools.partial(check_likelihood, family, None), x, x_scale)
     rows = h.shape[:-1].numel()
     if reduction == "none":
-        h, weight, bias = _checked(logits, x)
-        plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or ops.on_reference(h)
-        apply = _linear_bernoulli_log_prob if plain or not 0 < rows <= rows_in_cache(weight) else _OneChunk.apply
-        return apply(h, weight, bias, x, x_scale)
+        return rows_log_prob(family, output, x, x_scale)
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
-    return sum_log_prob(logits, x, x_scale, 1.0 if reduction == "sum" else 1.0 / rows if rows else math.nan)
+    return sum_log_prob(family, output, x, x_scale, 1.0 if reduction == "sum" else 1.0 / rows if rows else math.nan)
+
+
+def rows_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None) -> Tensor:
+    """log p(x|z) of each row, h's leading dimensions; no value is looked at."""
+    call = _checked(family, output, x, x_scale)
+    h, weight = call.h, call.weight
+    *tensors, options = call
+    rows = h.shape[:-1].numel()
+    plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or ops.on_reference(h)
+    apply = _linear_log_prob if plain or not 0 < rows <= rows_in_cache(weight) else _OneChunk.apply
+    return apply(*tensors, *options)
 
 
 def _may_know(h: Tensor) -> bool:
@@ -259,23 +401,25 @@ def _may_know(h: Tensor) -> bool:
     return not torch.compiler.is_compiling() and h.dtype != torch.float16
 
 
-def sum_log_prob(logits: LinearLogits, x: Tensor, x_scale: float | None, factor: float) -> Tensor:
+def sum_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None, factor: float) -> Tensor:
     """`factor` times the sum of log p(x|z) over all rows, a number, with its gradients in one pass."""
-    h, weight, bias = _checked(logits, x)
+    call = _checked(family, output, x, x_scale)
+    h, weight = call.h, call.weight
+    *tensors, options = call
 
-    def formula(h, weight, bias, x, _, x_scale):
-        return factor * reference.linear_bernoulli_log_prob(h, weight, bias, x, x_scale).sum()
+    def formula(h, weight, bias, x, shared, _, *options):
+        return factor * _formula(h, weight, bias, x, shared, *options).sum()
 
     if ops.on_reference(h):
-        return formula(h, weight, bias, x, None, x_scale)
+        return formula(*tensors, None, *options)
     if not _may_know(h):
-        return factor * _linear_bernoulli_log_prob(h, weight, bias, x, x_scale).sum()
-
-    return _Known.apply(h, weight, bias, x, None, x_scale, sum_of_log_prob(h, weight, x, factor), formula)
+        return factor * _linear_log_prob(*tensors, *options).sum()
+    return _Known.apply(*tensors, None, options, sum_of_log_prob(h, weight, x, factor), formula)
 
 
 def sum_importance_weighted_bound(
-    logits: LinearLogits,
+    family: Likelihood,
+    output: Linear,
     x: Tensor,
     x_scale: float | None,
     log_ratio: Tensor,
@@ -284,23 +428,25 @@ def sum_importance_weighted_bound(
 ) -> Tensor:
     """`factor` times the sum over datapoints of `importance_weighted_bound`, with its gradients in one pass. Samples
     are in the first dimension."""
-    h, weight, bias = _checked(logits, x)
+    call = _checked(family, output, x, x_scale)
+    h, weight = call.h, call.weight
+    *tensors, options = call
     if h.shape[:-1] != log_ratio.shape:
         raise ValueError(
             f"h has shape {tuple(h.shape)} and log_ratio {tuple(log_ratio.shape)}; expected (L, *batch, H) and (L, "
             "*batch)"
         )
 
-    def formula(h, weight, bias, x, log_ratio, x_scale):
-        log_prob = reference.linear_bernoulli_log_prob(h, weight, bias, x, x_scale)
+    def formula(h, weight, bias, x, shared, log_ratio, *options):
+        log_prob = _formula(h, weight, bias, x, shared, *options)
         return factor * reference.importance_weighted_bound(log_prob, log_ratio, beta).sum()
 
     if ops.on_reference(h):
-        return formula(h, weight, bias, x, log_ratio, x_scale)
+        return formula(*tensors, log_ratio, *options)
     learned_beta = isinstance(beta, Tensor) and beta.requires_grad
     known = _may_know(h) and not learned_beta
     what = sum_of_bounds(h, weight, x, log_ratio, beta, factor) if known else None
     if what is None:
-        log_prob = _linear_bernoulli_log_prob(h, weight, bias, x, x_scale)
+        log_prob = _linear_log_prob(*tensors, *options)
         return factor * importance_weighted_bound(log_prob, log_ratio, beta).sum()
-    return _Known.apply(h, weight, bias, x, log_ratio, x_scale, what, formula)
+    return _Known.apply(*tensors, log_ratio, options, what, formula)

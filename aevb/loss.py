@@ -13,14 +13,14 @@ from .arguments import converted
 from .batch_dims import checked_batch_dims, latents, say_one_datapoint
 from .choices import REDUCTIONS, unknown
 from .explain import check_dense
-from .likelihoods import GaussianOutput, LinearLogits, named
+from .likelihoods import GaussianOutput, LinearLogits, LinearOutput, named
 from .likelihoods.base import Parameter
 from .seeds import Generators
 
 _is_compiling = torch.compiler.is_compiling
 
 
-Recon = Tensor | LinearLogits | GaussianOutput | tuple[Parameter, ...]
+Recon = Tensor | LinearLogits | LinearOutput | GaussianOutput | tuple[Parameter, ...]
 
 
 class Estimator(NamedTuple):
@@ -246,9 +246,8 @@ class FusedELBO(nn.Module):
                 say_one_datapoint(mu, x)
             if self.batch_dims is not None or mu.dim() > 2:
                 mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO")
-        params = None if isinstance(recon, LinearLogits) else self.family.parameters(recon)
-        if params is None and not self.family.is_whole:
-            self.family.parameters(recon)  # which says what is expected
+        is_linear = isinstance(recon, LinearOutput) or (isinstance(recon, LinearLogits) and self.family.is_whole)
+        params = None if is_linear else self.family.parameters(recon)
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
         if self.validate_args is not False and not _is_compiling() and self._is_wanted(x):
@@ -267,7 +266,7 @@ class FusedELBO(nn.Module):
             kl = self._closed_form_kl(mu, logvar)
         kl = self.kl_term(kl)
         if params is None:
-            assert isinstance(recon, LinearLogits)
+            assert isinstance(recon, LinearLogits | LinearOutput)
             return self._of_linear(recon, x, kl)
         return self._loss(recon, x, None, None, kl) if is_whole else self._of_parameters(params, x, kl)
 
@@ -373,16 +372,16 @@ class FusedELBO(nn.Module):
             self.x_scale,
         )
 
-    def _of_linear(self, logits: LinearLogits, x: Tensor, kl: Tensor) -> Tensor:
+    def _of_linear(self, logits: LinearLogits | LinearOutput, x: Tensor, kl: Tensor) -> Tensor:
         x = self._rows(x, kl.shape)
         samples = _samples(logits, None, x, kl.dim())
         if self.reduction == "none" or kl.numel() == 0:
-            log_prob = linear_likelihood.linear_bernoulli_log_prob(*logits, x, self.x_scale, validate_args=False)
+            log_prob = linear_likelihood.rows_log_prob(self.family, logits, x, self.x_scale)
             loss = self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0)
             return self._reduced(loss)
         datapoints, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
         factor = 1.0 / (samples * datapoints) if samples else float("nan")
-        return self._weight() * kl - linear_likelihood.sum_log_prob(logits, x, self.x_scale, factor)
+        return self._weight() * kl - linear_likelihood.sum_log_prob(self.family, logits, x, self.x_scale, factor)
 
     def _of_parameters(self, params: tuple[Parameter, ...], x: Tensor, kl: Tensor) -> Tensor:
         if self.reduction == "none" or kl.numel() == 0:
@@ -409,13 +408,15 @@ class FusedELBO(nn.Module):
             log_prob = log_prob.reshape(log_ratio.shape)  # of a pixel and a datapoint, samples look like either
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         else:
-            assert isinstance(recon, LinearLogits)
+            assert isinstance(recon, LinearLogits | LinearOutput)
             x = self._rows(x, log_ratio.shape[1:])
             count = x.shape[:-1].numel()
             if self.reduction != "none" and count:
                 factor = -1.0 / (count if self.reduction == "mean" else 1)
-                return linear_likelihood.sum_importance_weighted_bound(recon, x, self.x_scale, log_ratio, beta, factor)
-            log_prob = linear_likelihood.linear_bernoulli_log_prob(*recon, x, self.x_scale, validate_args=False)
+                return linear_likelihood.sum_importance_weighted_bound(
+                    family, recon, x, self.x_scale, log_ratio, beta, factor
+                )
+            log_prob = linear_likelihood.rows_log_prob(family, recon, x, self.x_scale)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         return self._reduced(loss)
 
@@ -424,8 +425,6 @@ class FusedELBO(nn.Module):
 
     def _rows(self, x: Tensor, batch: torch.Size) -> Tensor:
         """x with each datapoint flat, for LinearLogits."""
-        if self.from_probs:
-            raise ValueError("from_probs is set, but LinearLogits are logits; leave it out")
         if x.shape[: len(batch)] != batch:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} and kl is of a batch {tuple(batch)}; expected x (*batch, ...)"
@@ -450,7 +449,7 @@ class FusedELBO(nn.Module):
 def _samples(recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, batch: int) -> int:
     """How many samples of each datapoint recon has; `batch` is the number of batch dimensions."""
     if params is None:
-        assert isinstance(recon, LinearLogits)
+        assert isinstance(recon, LinearLogits | LinearOutput)
         return recon.h.shape[: recon.h.dim() - 1 - batch].numel()
     first = params[0]
     assert isinstance(first, Tensor)

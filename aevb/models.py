@@ -19,9 +19,9 @@ from .arguments import takes_plain_values
 from .explain import check_dense, is_dense
 from .files import MODEL
 from .layers import call, call_all, floating
-from .likelihoods import GaussianOutput, LinearLogits
+from .likelihoods import GaussianOutput, LinearLogits, LinearOutput
 from .likelihoods.base import Parameter
-from .linear_likelihood import linear_bernoulli_log_prob
+from .linear_likelihood import rows_log_prob
 from .ops import likelihood_log_prob, sample_gaussian
 from .plain_modules import inherits, is_plain, weight_of
 from .questions import Questions
@@ -118,7 +118,7 @@ class BaseVAE(Questions, nn.Module):
         _check_last(self, z, "z", self.latent_dim)
         return self._output(self._decoded(z))
 
-    def recon(self, z: Tensor) -> Tensor | LinearLogits | GaussianOutput:
+    def recon(self, z: Tensor) -> Tensor | LinearLogits | LinearOutput | GaussianOutput:
         """What `FusedELBO` takes as `recon`: `decode(z)`, or what saves its memory, as `VAE`'s does."""
         return self.decode(z)
 
@@ -126,11 +126,13 @@ class BaseVAE(Questions, nn.Module):
         """log p(x|z), in nats, z's leading dimensions: x (..., data_dim), z (..., latent_dim) or (L, ..., latent_dim)
         for L samples."""
         recon, family = self.recon(z), self.family.density
-        if isinstance(recon, LinearLogits):
-            return linear_bernoulli_log_prob(*recon, x)
-        params = family.parameters(recon)
+        is_linear = isinstance(recon, LinearLogits | LinearOutput)
+        params = () if is_linear else family.parameters(recon)
         if is_wanted("log_prob", None, x):
-            look_once("log_prob", None, functools.partial(check_likelihood, family), params[0], x, None)
+            first = None if is_linear else params[0]
+            look_once("log_prob", None, functools.partial(check_likelihood, family), first, x, None)
+        if isinstance(recon, LinearLogits | LinearOutput):
+            return rows_log_prob(family, recon, x, None)
         return likelihood_log_prob(family, params, x, None)
 
     def mean(self, z: Tensor) -> Tensor:
@@ -226,6 +228,16 @@ class BaseVAE(Questions, nn.Module):
 
     # ---- the likelihood ----
 
+    def beside_the_layer(self) -> tuple[Tensor | float | None, float | None]:
+        """The second parameter, where it does not come from the decoder, and the floor of one that does."""
+        if not self.family.has_spread:
+            return None, None
+        if not isinstance(self.variance, str):
+            return self.family.spread_of(self.variance), None
+        if self.variance == "shared":
+            return self.family.above(self.min_variance, self.logvar), None
+        return None, self.family.spread_of(self.min_variance)
+
     def _output(self, decoded: Tensor) -> Tensor | GaussianOutput:
         family, params = self.family, decoded.chunk(self._outputs, dim=-1) if self._outputs > 1 else (decoded,)
         if not family.has_spread:
@@ -287,9 +299,16 @@ class VAE(BaseVAE):
     def options(self) -> dict[str, Any]:
         return {"data_dim": self.data_dim, "hidden_dims": self.hidden_dims, **super().options()}
 
-    def recon(self, z: Tensor) -> Tensor | LinearLogits | GaussianOutput:
-        """What `FusedELBO` takes as `recon`: of a Bernoulli the logits that nobody has computed yet."""
-        return self.decode(z) if self._why_not_linear() else self.linear_logits(z)
+    def recon(self, z: Tensor) -> Tensor | LinearLogits | LinearOutput | GaussianOutput:
+        """What `FusedELBO` takes as `recon`: the parameters that nobody has computed yet."""
+        if self._why_not_linear():
+            return self.decode(z)
+        if self.family == likelihoods.Bernoulli():
+            return self.linear_logits(z)
+        _check_last(self, z, "z", self.latent_dim)
+        *hidden, last = self.decoder.children()
+        assert isinstance(last, nn.Linear)
+        return LinearOutput(call_all(hidden, z), last.weight, last.bias, *self.beside_the_layer())
 
     def linear_logits(self, z: Tensor) -> LinearLogits:
         """The logits of a Bernoulli p(x|z) that nobody has computed yet, for `FusedELBO` in place of `decode(z)`.
@@ -297,7 +316,10 @@ class VAE(BaseVAE):
         Raises ValueError where the last layer is more than a product with its weight: then `recon` is `decode`.
         """
         _check_last(self, z, "z", self.latent_dim)
-        if reason := self._why_not_linear():
+        reason = self._why_not_linear()
+        if self.family != likelihoods.Bernoulli():
+            reason = f"likelihood is {self.likelihood!r}"
+        if reason:
             raise ValueError(f"{reason}; expected a plain nn.Linear at the end: use recon(z), which calls it")
         hidden: list[nn.Module]
         last: nn.Linear
@@ -306,8 +328,6 @@ class VAE(BaseVAE):
 
     def _why_not_linear(self) -> str | None:
         """What `decode` does other than a product with the last layer's weight."""
-        if self.family != likelihoods.Bernoulli():
-            return f"likelihood is {self.likelihood!r}"
         if not inherits(self, VAE, "decode", "_decoded", "_output"):
             return f"{type(self).__name__} decodes in its own way"
         if not is_plain(self.decoder, nn.Sequential):

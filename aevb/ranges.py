@@ -65,12 +65,12 @@ def check_bernoulli(recon: Tensor | None, x: Tensor, x_scale: float | None, from
 
 
 def check_gaussian(
-    mean: Tensor, x: Tensor, x_scale: float | None, sigmoid: bool, strict: bool, family: Likelihood | None = None
+    mean: Tensor | None, x: Tensor, x_scale: float | None, sigmoid: bool, strict: bool, family: Likelihood | None = None
 ) -> None:
     """Targets and means, or with `sigmoid` their logits; of another likelihood its targets and first parameter."""
     family = family or likelihoods.Gaussian()
     check_finite(x, x_scale, family)
-    if strict:
+    if strict and mean is not None:
         check_means(mean, family)
     if sigmoid:
         check_sigmoid_targets(x, x_scale, mean)
@@ -81,7 +81,6 @@ def check_likelihood(family: Likelihood, output: Tensor | None, x: Tensor, x_sca
     if family.support == (0, 1):
         check_bernoulli(output, x, x_scale, getattr(family, "from_probs", False), strict)
         return
-    assert output is not None
     sigmoid = getattr(family, "sigmoid_means", False)
     check_gaussian(output, x, x_scale, sigmoid, strict, family)
 

@@ -18,10 +18,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import cuda_graphs, cuda_products
 from .choices import ACTIVATIONS, GRADIENTS
-from .chunks import FEWEST_ROWS, LIKELIHOOD, both_kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
+from .chunks import FEWEST_ROWS, Kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
-from .likelihoods import Bernoulli
 from .loss import ESTIMATORS, FusedELBO
 from .models import VAE, BaseVAE
 from .ops import mix_seed, on_reference, weigh_samples
@@ -181,11 +180,9 @@ class DistributedStep(AutogradStep):
 
 
 def _is_known(model: nn.Module) -> bool:
-    """Whether the model is a Bernoulli VAE as `VAE` makes it, no layer replaced, frozen or shared, and each of them
+    """Whether the model is a VAE as `VAE` makes it, no layer replaced, frozen or shared, and each of them
     plain."""
     if not (is_plain(model, VAE) and inherits(model, VAE, "encode", "decode", "recon")):
-        return False
-    if model.family != Bernoulli():
         return False
     mlps = [model.encoder, model.decoder]
     if not all(is_plain(mlp, nn.Sequential) and len(mlp) % 2 for mlp in mlps):
@@ -263,11 +260,12 @@ class DirectStep(AutogradStep):
         """The loss of FusedELBO, and its gradients by h (rows, H) and kl. Sets those of the last layer."""
         criterion, last, B = self.criterion, plan.last, x.shape[0]
         beta = criterion.beta  # a tensor where this is captured in a graph
+        kernel = plan.kernel(x, self.x_scale)
         if ESTIMATORS[criterion.estimator].importance_weighted:
             samples = h.view(*kl.shape, h.shape[1])
             what = sum_of_bounds(samples, last.weight, x, kl, criterion.ratio_weight(), -1.0 / B)
             assert what is not None
-            taken = take(what, samples, last.weight, last.bias, x, self.x_scale, (True,) * 4)
+            taken = take(what, samples, last.weight, last.bias, x, kernel, (True, True, True, False, True))
             last.weight.grad, last.bias.grad = taken.weight, taken.bias
             assert taken.h is not None
             assert taken.log_ratio is not None
@@ -276,19 +274,21 @@ class DirectStep(AutogradStep):
         if plan.in_chunks:
             samples = h.view(-1, B, h.shape[1])
             what = sum_of_log_prob(samples, last.weight, x, factor)
-            taken = take(what, samples, last.weight, last.bias, x, self.x_scale, (True, True, True, False))
+            taken = take(what, samples, last.weight, last.bias, x, kernel, (True, True, True, False, False))
             last.weight.grad, last.bias.grad = taken.weight, taken.bias
             assert taken.h is not None
             value, grad_h = taken.value, taken.h.view_as(h)
         elif plan.on_gpu:
             logits = plan.last_layer.forward(h)
-            log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, LIKELIHOOD, 0.0, self.x_scale, factor)
+            log_prob, logits, _ = kernel.both(logits.view(-1, B, logits.shape[1]), x, factor)
+            logits = logits.view(plan.rows, -1)
             weight = (beta, 1.0) if isinstance(beta, Tensor) else (None, beta)
             outcome = Outcome(cuda_products.elbo_terms(log_prob, kl, *weight))
             return outcome, plan.last_layer.backward(logits), plan.grad_kl(beta, kl)
         else:
             logits = product(h, last.weight, last.bias, out=plan.logits)
-            log_prob = both_kernel(logits.view(-1, B, logits.shape[1]), x, LIKELIHOOD, 0.0, self.x_scale, factor)
+            log_prob, logits, _ = kernel.both(logits.view(-1, B, logits.shape[1]), x, factor)
+            logits = logits.view(plan.rows, -1)
             value = log_prob.sum(dtype=torch.float64).mul_(factor)
             grad_h = product(logits, last.weight.t(), out=plan.grad_h)
             last.weight.grad = rows_product(logits, h, out=plan.grad_weight).contiguous()
@@ -307,6 +307,7 @@ class _Plan:
     def __init__(self, model: VAE, B: int, num_samples: int | None):
         encoder, (*decoder, last) = _linear_layers(model.encoder), _linear_layers(model.decoder)
         self.rows, self.last, self.on_gpu = B * (num_samples or 1), last, _on_gpu(last.weight)
+        self.family, self.beside = model.family, model.beside_the_layer()
 
         def made(layer: nn.Linear, rows: int, activation: str) -> _Layer | _GpuLayer:
             return (_GpuLayer if self.on_gpu else _Layer)(layer, rows, activation)
@@ -322,6 +323,14 @@ class _Plan:
             self.logits = torch.empty(self.rows, last.out_features)
             self.grad_h = torch.empty(self.rows, last.in_features)
             self.grad_weight = torch.empty_like(last.weight)
+
+    def kernel(self, x: Tensor, x_scale: float | None) -> Kernel:
+        """The likelihood's, of what the last layer gives."""
+        shared, floor = self.beside
+        name, scalar, shared = self.family.linear_kernel(self.last.out_features // x.shape[-1], shared)
+        if isinstance(shared, float | int):
+            shared = torch.full((x.shape[-1],), shared, device=x.device)
+        return Kernel(name, scalar, x_scale, shared, floor)
 
     def grad_kl(self, beta: Tensor | float, kl: Tensor) -> Tensor:
         """That of beta times the mean of kl: as autograd has it, first over datapoints, then over samples."""

@@ -301,7 +301,9 @@ def test_compile_and_func(reduction):
 
 def test_opcheck(device):
     tensors, x = inputs(2, 5, 4, 7, device)
-    torch.library.opcheck(torch.ops.aevb.linear_bernoulli_log_prob, (*tensors, x, None))
+    torch.library.opcheck(
+        torch.ops.aevb.linear_log_prob.default, (*tensors, x, None, "bernoulli_logits", 0.0, None, None)
+    )
 
 
 # ---- memory, bits, errors -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from .bernoulli import Bernoulli
 from .exponential import Exponential
 from .gaussian import Gaussian
 from .laplace import Laplace
-from .outputs import GaussianOutput, LinearLogits
+from .outputs import GaussianOutput, LinearLogits, LinearOutput
 
 __all__ = [
     "REGISTRY",
@@ -16,6 +16,7 @@ __all__ = [
     "Laplace",
     "Likelihood",
     "LinearLogits",
+    "LinearOutput",
     "for_model",
     "named",
     "of",

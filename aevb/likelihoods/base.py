@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..choices import unknown
-from .outputs import LinearLogits
+from .outputs import LinearLogits, LinearOutput
 
 Parameter = Tensor | float
 Formula = Callable[[Tensor, Tensor, Any, float | None], Tensor]
@@ -106,7 +106,11 @@ class Likelihood:
         """
         if isinstance(recon, Tensor) and self.is_whole:
             return (recon,)
-        if isinstance(recon, tuple) and not isinstance(recon, LinearLogits) and len(recon) == len(self.params) > 1:
+        if (
+            isinstance(recon, tuple)
+            and not isinstance(recon, LinearLogits | LinearOutput)
+            and len(recon) == len(self.params) > 1
+        ):
             return tuple(recon)
         raise ValueError(f"recon is a {type(recon).__name__}; expected {self.expected()}")
 
@@ -143,6 +147,20 @@ class Likelihood:
         p1 = params[1]
         p1 = p1 if isinstance(p1, Tensor) else torch.full((), p1, device=p0.device)
         return p0, for_each_element(p1, p0), self.name, 0.0
+
+    def linear_kernel(self, outputs: int, shared: Parameter | None) -> tuple[str, float, Parameter | None]:
+        """Returns the kernel's name, its scalar and the shared parameter, of a last layer that gives so many.
+
+        Raises:
+            ValueError: these are too few or too many.
+        """
+        if outputs + (shared is not None) != len(self.params):
+            more = "" if shared is None else ", and one is shared"
+            raise ValueError(
+                f"the last layer gives {outputs} numbers for each element of x{more}; expected {len(self.params)} in "
+                f"all, {', '.join(self.params)}"
+            )
+        return self.name, 0.0, shared
 
     @classmethod
     def formulas(cls) -> dict[str, Formula]:

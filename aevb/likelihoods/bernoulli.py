@@ -61,6 +61,12 @@ class Bernoulli(Likelihood):
         assert isinstance(output, Tensor)
         return output, None, "bernoulli_probs" if self.from_probs else "bernoulli_logits", 0.0
 
+    def linear_kernel(self, outputs: int, shared: Parameter | None) -> tuple[str, float, Parameter | None]:
+        if self.from_probs:
+            raise ValueError("from_probs is set, but LinearLogits are logits; leave it out")
+        super().linear_kernel(outputs, shared)
+        return "bernoulli_logits", 0.0, None
+
     @classmethod
     def formulas(cls) -> dict[str, Formula]:
         logits, probs = cls(), cls(from_probs=True)

@@ -98,6 +98,13 @@ class Gaussian(Likelihood):
             )
         return mean, None, f"{name}_fixed", float(logvar)
 
+    def linear_kernel(self, outputs: int, shared: Parameter | None) -> tuple[str, float, Parameter | None]:
+        name = "gaussian_sigmoid" if self.sigmoid_means else "gaussian"
+        if outputs == 1 and shared is None:
+            shared = math.log(self.variance)
+        super().linear_kernel(outputs, shared)
+        return (name, 0.0, shared) if not isinstance(shared, float | int) else (f"{name}_fixed", float(shared), None)
+
     @classmethod
     def formulas(cls) -> dict[str, Formula]:
         found: dict[str, Formula] = {}

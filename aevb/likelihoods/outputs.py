@@ -23,6 +23,21 @@ class LinearLogits(NamedTuple):
         return F.linear(self.h, self.weight, self.bias)
 
 
+class LinearOutput(NamedTuple):
+    """The parameters of any likelihood, ``h @ weight.T + bias``, before anybody computes them.
+
+    `FusedELBO` takes them as `recon`. The layer gives the parameters side by side: of two, the first D outputs are the
+    first one's. `shared` is a second parameter that does not come from h.
+    """
+
+    h: Tensor  # (..., H)
+    weight: Tensor  # (P * D, H)
+    bias: Tensor | None = None  # (P * D,)
+    shared: Tensor | float | None = None  # (D,), () or a number
+    floor: float | None = None
+    """Where it is given, the second output o stands for ``floor + softplus(o - floor)``."""
+
+
 class GaussianOutput(NamedTuple):
     """What a Gaussian decoder says of x: N(mean, exp(logvar)). `FusedELBO` with likelihood="gaussian" takes it as
     `recon`.
