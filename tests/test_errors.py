@@ -180,7 +180,7 @@ def test_beta():
 
 def test_likelihood_options():
     make = partial(partial, aevb.FusedELBO)
-    raises(make(likelihood="poisson"), "likelihood is 'poisson'", "'bernoulli', 'gaussian'", error=ValueError)
+    raises(make(likelihood="poisson"), "likelihood is 'poisson'", "'bernoulli', ", "'gaussian'", error=ValueError)
     raises(make(likelihood="gaussian", from_probs=True), "from_probs", "likelihood='bernoulli'", error=ValueError)
     raises(make(sigmoid_means=True), "sigmoid_means is True", "likelihood='gaussian'", error=ValueError)
     raises(make(variance=0.5), "variance is 0.5", "likelihood='gaussian'", error=ValueError)

@@ -8,7 +8,7 @@ from conftest import DEVICES, DTYPES, rand, randn
 from torch.library import opcheck
 
 import aevb
-from aevb import _C, likelihoods, ops, pictures
+from aevb import _C, chunks, likelihoods, ops, pictures
 from aevb.likelihoods import REGISTRY
 
 D = 33
@@ -170,6 +170,100 @@ def test_a_shared_parameter(family):
         assert torch.allclose(grad, grad_each.sum((0, 1) if shared.dim() else (0, 1, 2)), rtol=1e-4)
     number = aevb.log_prob(family, (first, 0.3), x)
     assert torch.allclose(number, aevb.log_prob(family, (first, torch.tensor(0.3)), x), rtol=1e-6)
+
+
+LAST_LAYERS = ["outputs", "floor", "shared", "one number"]
+
+
+def last_layer(family, how, dtype=torch.float32):
+    """h (3, 5, 7), weight, bias, and what is beside the layer; or None where the likelihood has no such."""
+    has_second = len(family.params) == 2
+    if not has_second and how != "outputs":
+        return None
+    outputs = 2 if has_second and how in ("outputs", "floor") else 1
+    layer = [0.3 * randn(40, 3, 5, 7), 0.3 * randn(41, outputs * D, 7), 0.3 * randn(42, outputs * D)]
+    shared = {"shared": 0.3 * randn(43, D), "one number": 0.3}.get(how)
+    return [t.to(dtype) for t in layer], shared, -1.0 if how == "floor" else None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("rows", [2, 10**6], ids=["many chunks", "one chunk"])
+@pytest.mark.parametrize("how", LAST_LAYERS)
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_fused_last_layer(name, how, rows, reduction, dtype, device, monkeypatch):
+    """Values and gradients, also of a parameter that rows share, against float64."""
+    family, made = FAMILIES[name], last_layer(FAMILIES[name], how, dtype)
+    if made is None:
+        return
+    monkeypatch.setitem(chunks.FEWEST_ROWS, device, rows)
+    monkeypatch.setitem(chunks.CHUNK_BYTES, device, 1 if rows == 2 else 4 << 20)
+    layer, shared, floor = made
+    x, upstream = data(family, 5, D), randn(44, 3, 5)
+
+    def of(call, to):
+        leaves = [t.detach().to(**to).requires_grad_() for t in layer]
+        beside = shared
+        if isinstance(shared, torch.Tensor):
+            beside = shared.to(**to).detach().requires_grad_()
+        value = call(leaves, beside)
+        grad = upstream.to(value) if value.dim() else torch.tensor(0.7).to(value)
+        inputs = leaves + ([beside] if isinstance(beside, torch.Tensor) else [])
+        return [value.detach(), *torch.autograd.grad(value, inputs, grad)]
+
+    def oracle(leaves, beside):
+        out = torch.nn.functional.linear(*leaves)
+        params = [out] if beside is not None or out.shape[-1] == D else list(out.chunk(2, -1))
+        if floor is not None:
+            params[1] = floor + torch.nn.functional.softplus(params[1] - floor)
+        params += [] if beside is None else [beside]
+        value = family.reference(tuple(params), x.double())
+        return value if reduction == "none" else value.mean()
+
+    def fused(leaves, beside):
+        return aevb.linear_log_prob(family, *leaves, x.to(device), shared=beside, floor=floor, reduction=reduction)
+
+    found, expected = of(fused, {"device": device}), of(oracle, {"dtype": torch.float64})
+    tolerance = 3e-6 if dtype == torch.float32 else 2e-2
+    for f, e in zip(found, expected, strict=True):
+        assert float((f.cpu().double() - e).norm() / e.norm()) < tolerance
+    recon = likelihoods.LinearOutput(*(t.to(device) for t in layer), shared=shared, floor=floor)
+    kl = torch.zeros(5, device=device)
+    loss = aevb.FusedELBO(reduction="none", likelihood=name)(recon, x.to(device), kl=kl)
+    if reduction == "none":
+        assert torch.allclose(-loss, found[0].mean(0), rtol=1e-5)
+
+
+def test_a_last_layer_that_does_not_fit():
+    h, weight, bias, x = randn(1, 5, 7), randn(2, 2 * D, 7), randn(3, 2 * D), rand(4, 5, D)
+    with pytest.raises(ValueError, match=r"gives 2 numbers .* and one is shared; expected 2 in all, mean, log_scale"):
+        aevb.linear_log_prob("laplace", h, weight, bias, x, shared=0.3)
+    with pytest.raises(ValueError, match=r"expected x \(\*batch, D\) and h .* for a weight \(D, H\)"):
+        aevb.linear_log_prob("exponential", h, weight, bias, x)
+    with pytest.raises(ValueError, match=r"shared has shape \(3,\); expected \(33,\)"):
+        aevb.linear_log_prob("gaussian", h, weight[:D], bias[:D], x, shared=torch.zeros(3))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_shared_gradient_does_not_depend_on_threads(fused):
+    layer, x = [randn(1, 4, 300, 50), randn(2, 784, 50), randn(3, 784)], rand(4, 300, 784)
+
+    def gradient(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            shared = torch.zeros(784, requires_grad=True)
+            if fused:
+                value = aevb.linear_log_prob("gaussian", *layer, x, shared=shared, reduction="mean")
+            else:
+                value = aevb.log_prob("gaussian", (out, shared), x).mean()
+            return torch.autograd.grad(value, shared)[0]
+        finally:
+            torch.set_num_threads(before)
+
+    out = torch.nn.functional.linear(*layer)
+    assert torch.equal(gradient(1), gradient(2))
 
 
 @every

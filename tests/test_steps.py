@@ -9,6 +9,7 @@ import aevb
 from aevb import cuda_products, steps
 from aevb.choices import GRADIENTS
 from aevb.data import Targets
+from aevb.likelihoods import REGISTRY
 from aevb.steps import AutogradStep, DirectStep, GraphStep, training_step
 
 SEEDS = torch.tensor(3), torch.tensor(4)
@@ -46,6 +47,37 @@ def test_without_autograd_are_the_same_bits(estimator, num_samples, hidden_dims,
     for a, b in zip(after(direct), after(autograd), strict=True):
         assert torch.equal(a, b)
     assert not direct(torch.arange(4), *SEEDS).numbers.requires_grad
+
+
+@pytest.mark.parametrize("estimator", ["sgvb-b", "iwae"])
+@pytest.mark.parametrize("variance", ["learned", 0.1])
+@pytest.mark.parametrize("likelihood", REGISTRY)
+def test_of_any_likelihood(likelihood, variance, estimator):
+    """Against a step whose decoder's output is in memory."""
+    num_samples = 3 if estimator == "iwae" else None
+
+    def gradients(cls):
+        targets = Targets(images(), "none", 255)
+        model = aevb.VAE(
+            64, 50, 5, likelihood=likelihood, variance=variance, generator=torch.Generator().manual_seed(1)
+        )
+        sigmoid = getattr(model.family, "sigmoid_means", False)
+        options = {"x_scale": 1 / 255, "estimator": estimator, "num_samples": num_samples, "sigmoid_means": sigmoid}
+        criterion = aevb.FusedELBO(0.7, likelihood=likelihood, **options)
+        optimizer = torch.optim.Adam(model.parameters())
+        if cls is None:
+            model.recon, cls = model.decode, AutogradStep
+        else:
+            assert DirectStep.fits(model, criterion, targets.images, False)
+        made = cls(model, criterion, optimizer, targets, targets.x_scale, False)
+        index = torch.arange(60)
+        outcome = made.gradients(made.batch(index, SEEDS[0]), made.noise_seeds(SEEDS[1], index))
+        return [outcome.numbers, *(p.grad for p in model.parameters())]
+
+    plain, linear, direct = (gradients(cls) for cls in (None, AutogradStep, DirectStep))
+    for a, b, c in zip(plain, linear, direct, strict=True):
+        assert relative(b, a.double()) < 3e-6
+        assert torch.equal(b, c)
 
 
 def on_an_emulated_gpu(monkeypatch):
