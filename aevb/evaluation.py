@@ -31,6 +31,8 @@ class RunEvaluation:
             ("  above the ELBO by", n["log_marginal_likelihood"] - n["elbo"], ""),
         ]
         lines = [f"{n['images']:,} test images of {n['data']}; nats per image"]
+        if n["density"]:
+            lines[0] += f", {n['density']}"
         lines += [f"{name:20}{value:10.2f}   {note}".rstrip() for name, value, note in rows]
         return "\n".join([*lines, "", str(self.posterior)])
 
@@ -58,6 +60,9 @@ def evaluate(
     marginal = log_marginal_likelihood(trainer.model, x, num_samples, seed=seed, progress=progress)
     posterior = posterior_collapse(trainer.model, x, seed=seed)
     information = posterior.information
+    family = trainer.model.family
+    is_density = family.density == family
+    density = "" if is_density else f"of the normalised Gaussian, since {family.name} is no density"
     numbers = {
         "data": trainer.config.data,
         "epoch": trainer.epoch,
@@ -75,6 +80,7 @@ def evaluate(
         "active_units": posterior.active_units.count,
         "collapsed_dimensions": posterior.num_collapsed,
         "kl_per_dimension": posterior.kl_per_dimension.tolist(),
+        "density": density,
         "mutual_information": information.mutual_information,
         "aggregate_kl": information.aggregate_kl,
         "mean_kl": information.mean_kl,

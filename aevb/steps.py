@@ -21,6 +21,7 @@ from .choices import ACTIVATIONS, GRADIENTS
 from .chunks import FEWEST_ROWS, Kernel, rows_of_chunk, sum_of_bounds, sum_of_log_prob, take
 from .data import Targets
 from .layers import floating, is_sparse, sparse_linear, sparse_weight_grad
+from .likelihoods import Likelihood
 from .loss import ESTIMATORS, FusedELBO
 from .models import VAE, BaseVAE
 from .ops import mix_seed, on_reference, weigh_samples
@@ -260,8 +261,9 @@ class DirectStep(AutogradStep):
         """The loss of FusedELBO, and its gradients by h (rows, H) and kl. Sets those of the last layer."""
         criterion, last, B = self.criterion, plan.last, x.shape[0]
         beta = criterion.beta  # a tensor where this is captured in a graph
-        kernel = plan.kernel(x, self.x_scale)
-        if ESTIMATORS[criterion.estimator].importance_weighted:
+        weighted = ESTIMATORS[criterion.estimator].importance_weighted
+        kernel = plan.kernel(criterion.family.density if weighted else criterion.family, x, self.x_scale)
+        if weighted:
             samples = h.view(*kl.shape, h.shape[1])
             what = sum_of_bounds(samples, last.weight, x, kl, criterion.ratio_weight(), -1.0 / B)
             assert what is not None
@@ -307,7 +309,7 @@ class _Plan:
     def __init__(self, model: VAE, B: int, num_samples: int | None):
         encoder, (*decoder, last) = _linear_layers(model.encoder), _linear_layers(model.decoder)
         self.rows, self.last, self.on_gpu = B * (num_samples or 1), last, _on_gpu(last.weight)
-        self.family, self.beside = model.family, model.beside_the_layer()
+        self.beside = model.beside_the_layer()
 
         def made(layer: nn.Linear, rows: int, activation: str) -> _Layer | _GpuLayer:
             return (_GpuLayer if self.on_gpu else _Layer)(layer, rows, activation)
@@ -324,10 +326,10 @@ class _Plan:
             self.grad_h = torch.empty(self.rows, last.in_features)
             self.grad_weight = torch.empty_like(last.weight)
 
-    def kernel(self, x: Tensor, x_scale: float | None) -> Kernel:
-        """The likelihood's, of what the last layer gives."""
+    def kernel(self, family: Likelihood, x: Tensor, x_scale: float | None) -> Kernel:
+        """A likelihood's, of what the last layer gives."""
         shared, floor = self.beside
-        name, scalar, shared = self.family.linear_kernel(self.last.out_features // x.shape[-1], shared)
+        name, scalar, shared = family.linear_kernel(self.last.out_features // x.shape[-1], shared)
         if isinstance(shared, float | int):
             shared = torch.full((x.shape[-1],), shared, device=x.device)
         return Kernel(name, scalar, x_scale, shared, floor)

@@ -5,9 +5,11 @@ from .bernoulli import Bernoulli
 from .exponential import Exponential
 from .gaussian import Gaussian
 from .laplace import Laplace
+from .mse import MSE
 from .outputs import GaussianOutput, LinearLogits, LinearOutput
 
 __all__ = [
+    "MSE",
     "REGISTRY",
     "Bernoulli",
     "Exponential",

@@ -11,4 +11,5 @@
   X(gaussian_fixed, FixedGaussian<false>, "mean")        \
   X(gaussian_sigmoid_fixed, FixedGaussian<true>, "mean") \
   X(laplace, Laplace, "mean", "log_scale")               \
-  X(exponential, Exponential, "log_rate")
+  X(exponential, Exponential, "log_rate")                \
+  X(mse, SquaredError, "mean")

@@ -6,6 +6,7 @@
 #include "exponential.h"
 #include "gaussian_likelihood.h"
 #include "laplace.h"
+#include "squared_error.h"
 
 namespace aevb {
 namespace {

@@ -1,0 +1,36 @@
+"""Half the squared error, as a likelihood."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from torch import Tensor, distributions
+
+from .base import Likelihood, Parameter, computed, register, targets
+from .gaussian import Gaussian
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class MSE(Likelihood):
+    """-1/2 sum_i (x_i - m_i)^2: a Gaussian's log p(x|z) of variance 1 without its constant, -D/2 log(2 pi).
+
+    It is no density: `density`, the Gaussian, takes its place in importance weights, log p(x) and evaluation.
+    """
+
+    name: ClassVar[str] = "mse"
+    params: ClassVar[tuple[str, ...]] = ("mean",)
+
+    def distribution(self, mean: Tensor) -> distributions.Normal:  # type: ignore[override]
+        return distributions.Normal(mean, mean.new_ones(()), validate_args=False)
+
+    def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
+        (mean,) = params
+        assert isinstance(mean, Tensor)
+        mean = computed(mean)
+        return -0.5 * (targets(x, x_scale, mean.dtype) - mean).square().sum(-1)
+
+    @property
+    def density(self) -> Gaussian:
+        return Gaussian()
