@@ -38,8 +38,15 @@ class Ledger:
     The sums are the same whenever they are read, as long as it is after the same steps.
     """
 
-    def __init__(self, processes: Alone, is_bound: bool, totals: tuple[float, float, int] = (0.0, 0.0, 0)):
-        self.processes, self.device, self.is_bound = processes, processes.device, is_bound
+    def __init__(
+        self,
+        processes: Alone,
+        is_bound: bool,
+        totals: tuple[float, float, int] = (0.0, 0.0, 0),
+        constant: float = 0.0,
+    ):
+        """`constant`: what a datapoint's log-likelihood has beside what the loss has."""
+        self.processes, self.device, self.is_bound, self.constant = processes, processes.device, is_bound, constant
         self.steps: list[int] = []
         self.sizes: list[int] = []
         self.rows: list[Tensor] = []
@@ -93,8 +100,8 @@ class Ledger:
         return self._averages(self.elbo, self.kl, self.count)
 
     def _averages(self, elbo: float, kl: float, count: int) -> Evaluation:
-        log_likelihood = math.nan if self.is_bound else (elbo + kl) / count
-        return Evaluation(elbo / count, log_likelihood, kl / count)
+        log_likelihood = math.nan if self.is_bound else (elbo + kl) / count + self.constant
+        return Evaluation(elbo / count + self.constant, log_likelihood, kl / count)
 
 
 def _check_finite(steps: list[int], losses: Tensor, kls: Tensor) -> None:

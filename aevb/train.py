@@ -343,7 +343,9 @@ class Trainer:
     _last_epoch: Evaluation
 
     def _new_ledger(self, totals: tuple[float, float, int] = (0.0, 0.0, 0)) -> Ledger:
-        return Ledger(self.processes, ESTIMATORS[self.criterion.estimator].importance_weighted, totals)
+        is_bound = ESTIMATORS[self.criterion.estimator].importance_weighted
+        constant = 0.0 if is_bound else self.criterion.family.constant(self.dataset.data_dim)
+        return Ledger(self.processes, is_bound, totals, constant)
 
     def _steps_of(self, epochs: int) -> int:
         return epochs * math.ceil(len(self.dataset.train_images) / self.config.batch_size)

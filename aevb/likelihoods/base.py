@@ -91,6 +91,10 @@ class Likelihood:
         """The normalised p(x|z), which importance weights and log p(x) need; by default this likelihood itself."""
         return self
 
+    def constant(self, D: int) -> float:
+        """Returns what log p(x|z) of `density` has beside that of this likelihood, for x of D elements."""
+        return 0.0
+
     # ---- a decoder's output ----
 
     @property

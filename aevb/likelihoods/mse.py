@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 from torch import Tensor, distributions
@@ -34,3 +35,6 @@ class MSE(Likelihood):
     @property
     def density(self) -> Gaussian:
         return Gaussian()
+
+    def constant(self, D: int) -> float:
+        return -0.5 * D * math.log(2 * math.pi)
