@@ -58,9 +58,10 @@ class TrainConfig:
     latent_dim: int = 20
     """Dimensions of z."""
     likelihood: LikelihoodName = "bernoulli"
-    """p(x|z): Bernoulli for bits, and for grey values as their probabilities; Gaussian for grey values."""
+    """p(x|z): bernoulli for bits, and for grey values as their probabilities; gaussian and laplace for grey values;
+    exponential for intensities; mse, half the squared error."""
     variance: Literal["learned", "shared"] | float = "learned"
-    """Of the Gaussian: learned for each pixel and z, as in the paper; one learned number for all; or fixed."""
+    """Of gaussian and laplace: learned for each pixel and z, as in the paper; one learned number for all; or fixed."""
     optimizer: Literal["adam", "adagrad"] = "adam"
     """The paper used Adagrad."""
     learning_rate: float = 1e-3

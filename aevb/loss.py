@@ -42,8 +42,7 @@ SMALLEST_BETA = 1e-20
 
 
 class FusedELBO(nn.Module):
-    """The negative evidence lower bound of a VAE with a Bernoulli or Gaussian decoder and a diagonal Gaussian
-    posterior, fused.
+    """The negative evidence lower bound of a VAE with a diagonal Gaussian posterior, fused.
 
     For one datapoint, with L samples z_l of the posterior (Kingma & Welling 2013, eq. 7 and appendices B, C)::
 
@@ -59,11 +58,12 @@ class FusedELBO(nn.Module):
     Shapes. mu's leading dimensions (all but its last, or `batch_dims`) are the batch. x is (*batch, *datapoint) and
     recon (*samples, *batch, *datapoint): everything after the batch is the datapoint, and may be laid out differently
     in the two (recon (B, 784) goes with x (B, 1, 28, 28)). Extra leading dimensions of recon are samples. recon may be
-    a `LinearLogits`: then the logits of a decoder with a linear last layer are never in memory.
+    a `LinearLogits`, or of any likelihood a `LinearOutput`: then the output of a linear last layer is never in memory.
 
-    Likelihoods. With likelihood="bernoulli" recon holds logits (`bernoulli_log_prob`). With likelihood="gaussian" it is
-    the means of N(mean, variance), or a `GaussianOutput`, whose variance may be learned (`gaussian_log_prob`); the loss
-    is then the negative logarithm of a density, and may be below 0.
+    Likelihoods are those of `aevb.likelihoods`, by name. With likelihood="bernoulli" recon holds logits
+    (`bernoulli_log_prob`). With likelihood="gaussian" it is the means of N(mean, variance), or a `GaussianOutput`,
+    whose variance may be learned (`gaussian_log_prob`). Of others it is a tensor, or a tuple of their `params`. Of a
+    density the loss may be below 0.
 
     Estimators, with log w_l = log p(x|z_l) - beta (log q(z_l|x) - log p(z_l)):
 
@@ -88,7 +88,7 @@ class FusedELBO(nn.Module):
             not negative. None: at the first call that is eager and on a CPU. True: at each, and that recon is finite;
             it costs passes over x and recon, and on a GPU a wait. False: at none. Nothing is looked at under
             `torch.compile` and `torch.func`.
-        likelihood: "bernoulli" or "gaussian".
+        likelihood: "bernoulli", "gaussian", "laplace", "exponential" or "mse".
         variance: of the Gaussian likelihood where recon is a tensor of means: a fixed number.
         sigmoid_means: the Gaussian's means are the sigmoid of what recon holds, as in section 5 of the paper.
         estimator: one of the above.

@@ -1,4 +1,4 @@
-"""The models: the paper's, and a convolutional one. Both may have a Bernoulli or a Gaussian decoder."""
+"""The models: the paper's, and a convolutional one, each with a decoder of any likelihood."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class BaseVAE(Questions, nn.Module):
     """What the models share: everything but the two networks, `encoder` and `decoder`.
 
     Their decoder's output is the logits of a Bernoulli p(x|z), or a Gaussian's mean before the sigmoid and its logvar
-    (Kingma & Welling 2013, appendix C, and section 5 for the sigmoid).
+    (Kingma & Welling 2013, appendix C, and section 5 for the sigmoid), or the parameters of another likelihood.
 
     Args:
-        likelihood: "bernoulli" or "gaussian".
-        variance: of the Gaussian. "learned": the decoder gives a logvar for each pixel (appendix C.2); "shared": one
-            learned number; or a fixed number.
+        likelihood: the name of one of `aevb.likelihoods`; the object is the attribute `family`.
+        variance: of the Gaussian and the Laplace. "learned": the decoder gives a logvar, or log-scale, for each pixel
+            (appendix C.2); "shared": one learned number; or a fixed number.
         min_variance: which a learned variance approaches and never reaches. By default that of rounding to 8 bits,
             1 / (12 * 255^2): below it a density says more than the data do, and has no bound where a pixel is constant.
     """

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import aevb
+from aevb.likelihoods import REGISTRY, Likelihood
 
 THREADS = 2
 PROVIDERS = ("aevb", "eager", "compile", "tuned", "jax")
@@ -179,6 +180,44 @@ def loss_work(batch: int, dim: int, latent_dim: int) -> Work:
         4 * batch * (3 * dim + 6 * latent_dim),
         unit_upstream=True,
     )
+
+
+def likelihood_work(family: Likelihood, batch: int, dim: int) -> Work:
+    """log p(x|z) of any likelihood, against its distribution in PyTorch."""
+
+    def inputs() -> list[Tensor]:
+        params = [0.5 * torch.randn(batch, dim) for _ in family.params]
+        x = torch.rand(batch, dim) if family.support[0] == 0 else torch.randn(batch, dim)
+        return [*(p.requires_grad_() for p in params), x]
+
+    def by(log_prob: Callable[[tuple[Tensor, ...], Tensor], Tensor]) -> Function:
+        return lambda *given: log_prob(given[:-1], given[-1])
+
+    def fused(params: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        return aevb.log_prob(family, params if len(params) > 1 else params[0], x, validate_args=False)
+
+    as_density = family.density == family
+
+    def distribution(params: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        if not as_density:
+            return family.reference(params, x)
+        return family.distribution(*params).log_prob(x).sum(-1)
+
+    return Work(
+        f"{family.name} {batch}x{dim}",
+        inputs,
+        by(fused),
+        by(family.reference),
+        {"torch.distributions": by(distribution), "formula": by(family.reference)},
+        "",
+        batch * dim,
+        4 * batch * (2 * (len(family.params) + 1) * dim + 2),
+    )
+
+
+def of_every_likelihood(batch: int = 1000, dim: int = 784) -> list[Work]:
+    """The registry's, with their options as they are by default."""
+    return [likelihood_work(cls(), batch, dim) for cls in REGISTRY.values()]
 
 
 WORK = (

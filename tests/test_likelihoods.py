@@ -1,6 +1,8 @@
 """Every likelihood of the registry: its kernels against its distribution, and that it is the one that is used."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +44,14 @@ def as_recon(params):
 def test_every_kernel_has_its_formula():
     assert set(ops.FORMULAS) == set(_C.likelihoods())
     assert {cls.name for cls in REGISTRY.values()} == set(REGISTRY)
+
+
+def test_nobody_asks_which_likelihood_it_is():
+    """But the classes: the registry is read instead."""
+    package = Path(aevb.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.parent.name != "likelihoods":
+            assert not re.search(r"likelihood == [\"']|isinstance\([^)]*GaussianOutput", path.read_text()), path
 
 
 @pytest.mark.parametrize("device", DEVICES)

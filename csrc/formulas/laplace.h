@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Laplace likelihood, one element at a time: -log p = |x_scale x - m| exp(-s) + s + log 2, of mean m and log-scale s.
+// The Laplace likelihood of mean m and log-scale s: -log p = |x_scale x - m| exp(-s) + s + log 2.
 #pragma once
 #include "likelihood.h"
 
