@@ -180,6 +180,11 @@ class DistributedStep(AutogradStep):
         return kl + (self.processes.sum(self.share * mean).to(kl) - mean)
 
 
+def has_shared_parameter(model: BaseVAE) -> bool:
+    """Whether one learned number is the variance of all elements."""
+    return model.family.has_spread and model.variance == "shared"
+
+
 def _is_known(model: nn.Module) -> bool:
     """Whether the model is a VAE as `VAE` makes it, no layer replaced, frozen or shared, and each of them
     plain."""
@@ -192,7 +197,7 @@ def _is_known(model: nn.Module) -> bool:
     return (
         all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
         and all(is_plain(activation, nn.Tanh) for mlp in mlps for activation in mlp[1::2])
-        and len(list(model.parameters())) == 2 * len(layers)
+        and len(list(model.parameters())) == 2 * len(layers) + has_shared_parameter(model)
         and all(p.requires_grad and p.dtype == torch.float32 and p.is_leaf for p in model.parameters())
         and not is_hooked(model)
     )
@@ -267,7 +272,8 @@ class DirectStep(AutogradStep):
             samples = h.view(*kl.shape, h.shape[1])
             what = sum_of_bounds(samples, last.weight, x, kl, criterion.ratio_weight(), -1.0 / B)
             assert what is not None
-            taken = take(what, samples, last.weight, last.bias, x, kernel, (True, True, True, False, True))
+            taken = take(what, samples, last.weight, last.bias, x, kernel, (True, True, True, plan.learns_shared, True))
+            plan.set_shared_gradient(taken.shared)
             last.weight.grad, last.bias.grad = taken.weight, taken.bias
             assert taken.h is not None
             assert taken.log_ratio is not None
@@ -276,21 +282,26 @@ class DirectStep(AutogradStep):
         if plan.in_chunks:
             samples = h.view(-1, B, h.shape[1])
             what = sum_of_log_prob(samples, last.weight, x, factor)
-            taken = take(what, samples, last.weight, last.bias, x, kernel, (True, True, True, False, False))
+            taken = take(
+                what, samples, last.weight, last.bias, x, kernel, (True, True, True, plan.learns_shared, False)
+            )
+            plan.set_shared_gradient(taken.shared)
             last.weight.grad, last.bias.grad = taken.weight, taken.bias
             assert taken.h is not None
             value, grad_h = taken.value, taken.h.view_as(h)
         elif plan.on_gpu:
             logits = plan.last_layer.forward(h)
-            log_prob, logits, _ = kernel.both(logits.view(-1, B, logits.shape[1]), x, factor)
+            log_prob, logits, shared = kernel.both(logits.view(-1, B, logits.shape[1]), x, factor)
             logits = logits.view(plan.rows, -1)
+            plan.set_shared_gradient(None if shared is None else shared.view(plan.rows, -1).sum(0))
             weight = (beta, 1.0) if isinstance(beta, Tensor) else (None, beta)
             outcome = Outcome(cuda_products.elbo_terms(log_prob, kl, *weight))
             return outcome, plan.last_layer.backward(logits), plan.grad_kl(beta, kl)
         else:
             logits = product(h, last.weight, last.bias, out=plan.logits)
-            log_prob, logits, _ = kernel.both(logits.view(-1, B, logits.shape[1]), x, factor)
+            log_prob, logits, shared = kernel.both(logits.view(-1, B, logits.shape[1]), x, factor)
             logits = logits.view(plan.rows, -1)
+            plan.set_shared_gradient(None if shared is None else shared.view(plan.rows, -1).sum(0))
             value = log_prob.sum(dtype=torch.float64).mul_(factor)
             grad_h = product(logits, last.weight.t(), out=plan.grad_h)
             last.weight.grad = rows_product(logits, h, out=plan.grad_weight).contiguous()
@@ -309,7 +320,7 @@ class _Plan:
     def __init__(self, model: VAE, B: int, num_samples: int | None):
         encoder, (*decoder, last) = _linear_layers(model.encoder), _linear_layers(model.decoder)
         self.rows, self.last, self.on_gpu = B * (num_samples or 1), last, _on_gpu(last.weight)
-        self.beside = model.beside_the_layer()
+        self.model, self.learns_shared = model, has_shared_parameter(model)
 
         def made(layer: nn.Linear, rows: int, activation: str) -> _Layer | _GpuLayer:
             return (_GpuLayer if self.on_gpu else _Layer)(layer, rows, activation)
@@ -328,11 +339,22 @@ class _Plan:
 
     def kernel(self, family: Likelihood, x: Tensor, x_scale: float | None) -> Kernel:
         """A likelihood's, of what the last layer gives."""
-        shared, floor = self.beside
-        name, scalar, shared = family.linear_kernel(self.last.out_features // x.shape[-1], shared)
-        if isinstance(shared, float | int):
-            shared = torch.full((x.shape[-1],), shared, device=x.device)
+        shared, floor = self.model.beside_the_layer()
+        D = x.shape[-1]
+        name, scalar, shared = family.linear_kernel(self.last.out_features // D, shared)
+        if isinstance(shared, Tensor):
+            shared = shared.expand(D).contiguous()
+        elif shared is not None:
+            shared = torch.full((D,), shared, device=x.device)
         return Kernel(name, scalar, x_scale, shared, floor)
+
+    def set_shared_gradient(self, grad: Tensor | None) -> None:
+        """That of the one logvar of all, from the gradient [D] of what it makes."""
+        if self.learns_shared:
+            assert grad is not None
+            self.model.logvar.grad = self.model.family.above_backward(
+                self.model.min_variance, self.model.logvar, grad.sum()
+            )
 
     def grad_kl(self, beta: Tensor | float, kl: Tensor) -> Tensor:
         """That of beta times the mean of kl: as autograd has it, first over datapoints, then over samples."""

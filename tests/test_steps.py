@@ -50,7 +50,7 @@ def test_without_autograd_are_the_same_bits(estimator, num_samples, hidden_dims,
 
 
 @pytest.mark.parametrize("estimator", ["sgvb-b", "iwae"])
-@pytest.mark.parametrize("variance", ["learned", 0.1])
+@pytest.mark.parametrize("variance", ["learned", "shared", 0.1])
 @pytest.mark.parametrize("likelihood", REGISTRY)
 def test_of_any_likelihood(likelihood, variance, estimator):
     """Against a step whose decoder's output is in memory."""

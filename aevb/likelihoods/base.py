@@ -91,6 +91,10 @@ class Likelihood:
         """The normalised p(x|z), which importance weights and log p(x) need; by default this likelihood itself."""
         return self
 
+    def above_backward(self, variance: float, spread: Tensor, grad: Tensor) -> Tensor:
+        """Returns the gradient of the argument of `above` from that of its result."""
+        return torch.ops.aten.softplus_backward(grad, spread - self.spread_of(variance), 1, 20)
+
     def constant(self, D: int) -> float:
         """Returns what log p(x|z) of `density` has beside that of this likelihood, for x of D elements."""
         return 0.0
