@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -154,13 +154,9 @@ class FusedELBO(nn.Module):
         self.family = named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
         self._set_beta(beta)  # not by the property, which torch 2.11 cannot trace here
         self.reduction = reduction
-        self.from_probs = from_probs
         self.x_scale = x_scale
         self.validate_args = validate_args
         self._looked = False
-        self.likelihood = likelihood
-        self.variance = variance
-        self.sigmoid_means = sigmoid_means
         self.estimator = estimator
         self.num_samples = num_samples
         self.free_bits = free_bits
@@ -171,6 +167,46 @@ class FusedELBO(nn.Module):
             self.register_buffer("capacity", capacity, persistent=False)
         else:
             self.capacity = capacity
+
+    @property
+    def likelihood(self) -> str:
+        """The likelihood's name; `family` is the likelihood itself, with its options."""
+        return self.family.name
+
+    @likelihood.setter
+    def likelihood(self, value: str) -> None:
+        self._change(likelihood=value)
+
+    @property
+    def from_probs(self) -> bool:
+        """Whether a Bernoulli's recon holds probabilities."""
+        return getattr(self.family, "from_probs", False)
+
+    @from_probs.setter
+    def from_probs(self, value: bool) -> None:
+        self._change(from_probs=value)
+
+    @property
+    def variance(self) -> float:
+        """Of a Gaussian's recon that holds means alone."""
+        return getattr(self.family, "variance", 1.0)
+
+    @variance.setter
+    def variance(self, value: float) -> None:
+        self._change(variance=value)
+
+    @property
+    def sigmoid_means(self) -> bool:
+        """Whether a Gaussian's means are the sigmoid of what recon holds."""
+        return getattr(self.family, "sigmoid_means", False)
+
+    @sigmoid_means.setter
+    def sigmoid_means(self, value: bool) -> None:
+        self._change(sigmoid_means=value)
+
+    def _change(self, **options: Any) -> None:
+        now = {name: getattr(self, name) for name in ("likelihood", "from_probs", "variance", "sigmoid_means")}
+        self.family = named(**{**now, **options})
 
     @property
     def beta(self) -> Tensor | float:
@@ -227,7 +263,7 @@ class FusedELBO(nn.Module):
         *,
         kl: Tensor | None = None,
     ) -> Tensor:
-        if not (type(recon) is Tensor is type(x)):
+        if not (type(recon) is Tensor is type(x)) or not self.family.is_whole:
             self._check_given(recon, x, mu, logvar, kl)
         if kl is None:
             if mu is None or logvar is None:

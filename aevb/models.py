@@ -69,9 +69,18 @@ class BaseVAE(Questions, nn.Module):
         if not 0 < min_variance < math.inf:
             raise ValueError(f"min_variance is {min_variance}; expected a positive number")
         self.data_dim, self.latent_dim = data_dim, latent_dim
-        self.likelihood, self.variance, self.min_variance = likelihood, variance, min_variance
+        self.variance, self.min_variance = variance, min_variance
         if self.family.has_spread and variance == "shared":
             self.logvar = nn.Parameter(torch.tensor(self.family.initial[1]))
+
+    @property
+    def likelihood(self) -> str:
+        """The likelihood's name."""
+        return self.family.name
+
+    @likelihood.setter
+    def likelihood(self, value: str) -> None:
+        self.family = likelihoods.for_model(value, self.sigmoid_means)
 
     @property
     def _outputs(self) -> int:

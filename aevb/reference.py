@@ -340,7 +340,7 @@ class FusedELBO(nn.Module):
         ):
             if value not in choices:
                 raise unknown(name, value, choices)
-        self.family = named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
+        named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)  # which raises
         self.batch_dims = batch_dims
         self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
         self.likelihood, self.variance, self.sigmoid_means = likelihood, variance, sigmoid_means
@@ -369,7 +369,9 @@ class FusedELBO(nn.Module):
             assert logvar is not None
             kl = self._kl(mu, logvar)
         if self.estimator in ("iwae", "dreg"):
-            log_prob = _log_likelihood(recon, x, kl.dim() - 1, self.family.density, self.x_scale)
+            options = {"from_probs": self.from_probs, "sigmoid_means": self.sigmoid_means, "variance": self.variance}
+            family = named(self.likelihood, **options)
+            log_prob = _log_likelihood(recon, x, kl.dim() - 1, family.density, self.x_scale)
             return reduced(-importance_weighted_bound(log_prob, kl, self.beta), self.reduction)
         if ESTIMATORS[self.estimator] is not None and self.num_samples is not None:
             kl = kl.mean(0)
