@@ -1,6 +1,7 @@
 """What the build decides: whether there are CUDA kernels, by which nvcc, for which GPUs, and what pip is asked for;
 and what is compiled again. No compiler runs: an nvcc here is a shell script, and torch an empty folder."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -535,3 +536,11 @@ def test_torch_for_an_older_cuda_is_told_what_to_do(backend, tmp_path, capsys):
     put_torch(tmp_path / "site", "2.11.0", "12.8")
     assert backend._requirements([]) == []
     assert "torch is built for CUDA 12.8, for which PyPI has no nvcc" in capsys.readouterr().out
+
+
+def test_every_package_is_installed():
+    """Which an editable install does not tell."""
+    root = Path(TOOLS).parent
+    listed = re.search(r"^packages = \[(.*)\]$", (root / "pyproject.toml").read_text(), re.MULTILINE)
+    folders = {path.parent for path in (root / "aevb").rglob("*") if path.suffix != ".pyc" and path.is_file()}
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == {".".join(path.relative_to(root).parts) for path in folders}

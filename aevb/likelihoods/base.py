@@ -84,7 +84,9 @@ class Likelihood:
 
     def sample(self, params: tuple[Parameter, ...], noise: Tensor) -> Tensor:
         """Returns x of p(x|z) from standard normals of its shape, by the inverse of its distribution function."""
-        return self.distribution(*tensors(params)).icdf(torch.special.ndtr(noise))
+        # In float32 the normals beyond 5.4 have probability 1, whose inverse may be infinite.
+        wide = self.distribution(*(p.double() for p in tensors(params)))
+        return wide.icdf(torch.special.ndtr(noise.double())).to(noise.dtype)
 
     @property
     def density(self) -> Likelihood:

@@ -34,9 +34,11 @@ class Bernoulli(Likelihood):
         return TorchBernoulli(**{"probs" if self.from_probs else "logits": output}, validate_args=False)
 
     def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
-        (logits,) = params
-        assert isinstance(logits, Tensor)
-        return x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
+        (output,) = params
+        assert isinstance(output, Tensor)
+        if self.from_probs:
+            return -F.binary_cross_entropy(output, x.expand_as(output), reduction="none")
+        return x * F.logsigmoid(output) + (1 - x) * F.logsigmoid(-output)
 
     def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
         (output,) = params
