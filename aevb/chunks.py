@@ -76,7 +76,8 @@ class Kernel(NamedTuple):
         if self.floor is not None:
             second = out[..., grad0.shape[-1] :] - self.floor
             grad1 = torch.ops.aten.softplus_backward(grad1, second, 1, 20)
-        return torch.cat([grad0, grad1], -1), None
+        # Under autocast a GPU computes softplus in float32.
+        return torch.cat([grad0, grad1.to(grad0.dtype)], -1), None
 
 
 def sizes_of(h: Tensor, x: Tensor) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from .chunks import (
 )
 from .explain import check_dense, is_dense
 from .likelihoods import Bernoulli, Likelihood, LinearLogits, LinearOutput, named
+from .likelihoods.base import finite
 from .products import product
 from .ranges import check_likelihood, is_wanted, look_once
 
@@ -268,12 +269,12 @@ def _checked(family: Likelihood, output: Linear, x: Tensor, x_scale: float | Non
     kernel, scalar, shared = family.linear_kernel(P, shared)
     if shared is not None:
         if not isinstance(shared, Tensor):
-            shared = torch.full((), shared, device=h.device)
+            shared = torch.full((), finite(family.params[1], shared), dtype=torch.float32, device=h.device)
         if shared.shape not in ((), (1,), (D,)):
             raise ValueError(
                 f"shared has shape {tuple(shared.shape)}; expected ({D},), an element for each of x's, or ()"
             )
-        shared = shared.expand(D).contiguous()
+        shared = shared.float().expand(D).contiguous()  # for the sum that is its gradient
     return _Call(h, weight, bias, x, shared, (kernel, scalar, x_scale, floor))
 
 

@@ -204,9 +204,18 @@ class FusedELBO(nn.Module):
     def sigmoid_means(self, value: bool) -> None:
         self._change(sigmoid_means=value)
 
-    def _change(self, **options: Any) -> None:
-        now = {name: getattr(self, name) for name in ("likelihood", "from_probs", "variance", "sigmoid_means")}
-        self.family = named(**{**now, **options})
+    def _change(self, likelihood: str | None = None, **options: Any) -> None:
+        """With another likelihood, options that it has not are dropped."""
+        found = named(self.likelihood if likelihood is None else likelihood)
+        kept = {name: getattr(self.family, name) for name in found.options.keys() & self.family.options.keys()}
+        self.family = named(found.name, **{**kept, **options})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "family" not in state:  # of before there was one
+            names = ("likelihood", "from_probs", "variance", "sigmoid_means")
+            state = dict(state)
+            state["family"] = named(**{name: state.pop(name) for name in names})
+        super().__setstate__(state)
 
     @property
     def beta(self) -> Tensor | float:
@@ -282,7 +291,7 @@ class FusedELBO(nn.Module):
                 say_one_datapoint(mu, x)
             if self.batch_dims is not None or mu.dim() > 2:
                 mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO")
-        is_linear = isinstance(recon, LinearOutput) or (isinstance(recon, LinearLogits) and self.family.is_whole)
+        is_linear = isinstance(recon, LinearOutput) or (isinstance(recon, LinearLogits) and self.family.has_logits)
         params = None if is_linear else self.family.parameters(recon)
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)

@@ -82,6 +82,12 @@ class BaseVAE(Questions, nn.Module):
     def likelihood(self, value: str) -> None:
         self.family = likelihoods.for_model(value, self.sigmoid_means)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "family" not in state:  # of before there was one
+            state = dict(state)
+            state["family"] = likelihoods.for_model(state.pop("likelihood"), self.sigmoid_means)
+        super().__setstate__(state)
+
     @property
     def _outputs(self) -> int:
         """Numbers that the decoder gives for each pixel."""
@@ -134,12 +140,13 @@ class BaseVAE(Questions, nn.Module):
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), in nats, z's leading dimensions: x (..., data_dim), z (..., latent_dim) or (L, ..., latent_dim)
         for L samples."""
+        check_dense(type(self).__name__, x=x)
         recon, family = self.recon(z), self.family.density
         is_linear = isinstance(recon, LinearLogits | LinearOutput)
         params = () if is_linear else family.parameters(recon)
-        if is_wanted("log_prob", None, x):
+        if is_wanted(key := f"log_prob, {family.name}", None, x):
             first = None if is_linear else params[0]
-            look_once("log_prob", None, functools.partial(check_likelihood, family), first, x, None)
+            look_once(key, None, functools.partial(check_likelihood, family), first, x, None)
         if isinstance(recon, LinearLogits | LinearOutput):
             return rows_log_prob(family, recon, x, None)
         return likelihood_log_prob(family, params, x, None)
@@ -152,10 +159,6 @@ class BaseVAE(Questions, nn.Module):
         """The mean and the variance of each pixel of p(x|z), both (..., data_dim)."""
         params = self.parameters_of(z)
         return self.family.mean(params), self.family.variance_of(params)
-
-    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
-        """x of p(x|z), (..., data_dim), from standard normals of its shape."""
-        return self.family.sample(self.parameters_of(z), noise)
 
     def parameters_of(self, z: Tensor) -> tuple[Parameter, ...]:
         """The parameters of p(x|z), in the order of `family.params`: what `decode` gives, as a tuple."""
@@ -337,7 +340,7 @@ class VAE(BaseVAE):
 
     def _why_not_linear(self) -> str | None:
         """What `decode` does other than a product with the last layer's weight."""
-        if not inherits(self, VAE, "decode", "_decoded", "_output"):
+        if not inherits(self, VAE, "decode", "_decoded", "_output", "beside_the_layer"):
             return f"{type(self).__name__} decodes in its own way"
         if not is_plain(self.decoder, nn.Sequential):
             return f"the decoder, a {type(self.decoder).__name__}, does something of its own"

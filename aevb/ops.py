@@ -782,8 +782,8 @@ def log_prob(
     first = params[0]
     if not (type(first) is Tensor is type(x)):
         check_dense("log_prob", **{family.params[0]: first, "x": x})
-    if validate_args is not False and is_wanted("log_prob", validate_args, x):
-        look_once("log_prob", validate_args, functools.partial(check_likelihood, family), first, x, x_scale)
+    if validate_args is not False and is_wanted(key := f"log_prob, {family.name}", validate_args, x):
+        look_once(key, validate_args, functools.partial(check_likelihood, family), first, x, x_scale)
     return likelihood_log_prob(family, params, x, x_scale)
 
 

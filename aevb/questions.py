@@ -57,7 +57,13 @@ class Questions:
         def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
         def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
         def decode(self, z: Tensor) -> Any: ...
-        def draw(self, z: Tensor, noise: Tensor) -> Tensor: ...
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        """x of p(x|z), (..., data_dim), from standard normals of its shape."""
+        family = likelihoods.of(self)
+        if family is None:
+            raise unknown("likelihood", self.likelihood, likelihoods.REGISTRY)
+        return family.sample(family.parameters(self.decode(z)), noise)
 
     @takes_plain_values
     @torch.no_grad()

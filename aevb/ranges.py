@@ -169,7 +169,8 @@ def check_pixels(model: object, images: Mapping[str, Tensor | None], sigma: floa
     family = None if _is_compiling() else likelihoods.of(model)
     if family is None:
         return
-    must = family.support == (0, 1)
+    low, high = family.support
+    must = math.isfinite(low) or math.isfinite(high)
     if not must and not getattr(family, "sigmoid_means", False):
         return
     for name, x in images.items():
@@ -178,11 +179,13 @@ def check_pixels(model: object, images: Mapping[str, Tensor | None], sigma: floa
         check_dense(type(model).__name__, **{name: x})
         ends = _ends(x) if x.is_floating_point() and look(None, False, x) else None
         slack = NOISE * sigma + (0 if must else FAR)
-        if ends is None or math.isnan(ends[0]) or (-slack <= ends[0] and ends[1] <= 1 + slack):
+        low, high = family.support if must else (0.0, 1.0)
+        if ends is None or math.isnan(ends[0]) or (low - slack <= ends[0] and ends[1] <= high + slack):
             continue
         if must:
-            sentence = _first(x, None, _between(-slack, 1 + slack), name)
-            raise ValueError(f"{sentence}; the model's pixels lie in [0, 1]{_scaling(ends)}")
+            sentence = _first(x, None, _between(low - slack, high + slack), name)
+            where = "lie in [0, 1]" if (low, high) == (0, 1) else f"are {low:g} or more"
+            raise ValueError(f"{sentence}; the model's pixels {where}{_scaling(ends)}")
         warn(f"{name} lies in {ends[0]:.4g}..{ends[1]:.4g}, and the model's pixels in 0..1{_scaling(ends)}")
 
 

@@ -180,6 +180,9 @@ class DistributedStep(AutogradStep):
         return kl + (self.processes.sum(self.share * mean).to(kl) - mean)
 
 
+_OWN = ("encode", "decode", "recon", "_encoded", "_decoded", "_output", "beside_the_layer")  # which a step goes by
+
+
 def has_shared_parameter(model: BaseVAE) -> bool:
     """Whether one learned number is the variance of all elements."""
     return model.family.has_spread and model.variance == "shared"
@@ -188,7 +191,7 @@ def has_shared_parameter(model: BaseVAE) -> bool:
 def _is_known(model: nn.Module) -> bool:
     """Whether the model is a VAE as `VAE` makes it, no layer replaced, frozen or shared, and each of them
     plain."""
-    if not (is_plain(model, VAE) and inherits(model, VAE, "encode", "decode", "recon")):
+    if not (is_plain(model, VAE) and inherits(model, VAE, *_OWN)):
         return False
     mlps = [model.encoder, model.decoder]
     if not all(is_plain(mlp, nn.Sequential) and len(mlp) % 2 for mlp in mlps):
@@ -345,7 +348,7 @@ class _Plan:
         if isinstance(shared, Tensor):
             shared = shared.expand(D).contiguous()
         elif shared is not None:
-            shared = torch.full((D,), shared, device=x.device)
+            shared = torch.full((D,), shared, dtype=torch.float32, device=x.device)
         return Kernel(name, scalar, x_scale, shared, floor)
 
     def set_shared_gradient(self, grad: Tensor | None) -> None:
@@ -537,6 +540,7 @@ def made_of(model: nn.Module, criterion: FusedELBO, optimizer: torch.optim.Optim
     parameters = list(model.parameters())
     options = [value for name, value in vars(criterion).items() if name != "beta" and not name.startswith("_")]
     found: list = [criterion, *options, optimizer, *model.modules(), *parameters]
+    found += [getattr(model, name, None) for name in ("family", "variance", "min_variance")]
     found += [_is_known(model), is_plain(criterion, FusedELBO), _calls_others(model, criterion, optimizer)]
     if any(p.is_cuda for p in parameters):
         states = [t for p in parameters for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]

@@ -346,3 +346,81 @@ def test_a_model_is_trained_and_asked(name, architecture, tmp_path, monkeypatch)
     if "sigma" not in model.family.noise:
         with pytest.raises(ValueError, match="closed form"):
             model.denoise(x, sigma=0.1)
+
+
+# ---- what was wrong once --------------------------------------------------------------------------------------------
+
+
+def test_a_second_parameter_in_float32_beside_outputs_in_bfloat16(monkeypatch):
+    """As under autocast on a GPU, where softplus is computed in float32."""
+    softplus = torch.nn.functional.softplus
+    monkeypatch.setattr(chunks, "softplus", lambda t: softplus(t.float()))
+    (h, weight, bias), _, floor = last_layer(FAMILIES["laplace"], "floor", torch.bfloat16)
+    leaves = [t.requires_grad_() for t in (h, weight, bias)]
+    for reduction in ("none", "mean"):
+        value = aevb.linear_log_prob("laplace", *leaves, rand(1, 5, D), floor=floor, reduction=reduction)
+        grads = torch.autograd.grad(value.sum(), leaves)
+        assert {g.dtype for g in grads} == {torch.bfloat16}
+
+
+def test_what_was_pickled_before_there_was_a_family():
+    model, criterion = aevb.VAE(D, 5, 2, likelihood="gaussian"), aevb.FusedELBO(likelihood="gaussian", variance=0.5)
+    for made, names in (
+        (model, ["likelihood"]),
+        (criterion, ["likelihood", "from_probs", "variance", "sigmoid_means"]),
+    ):
+        state = {**made.__dict__, **{name: getattr(made, name) for name in names}}
+        del state["family"]
+        again = type(made).__new__(type(made))
+        again.__setstate__(state)
+        assert again.family == made.family
+        assert not set(names) & set(vars(again))
+
+
+def test_a_likelihood_set_later():
+    criterion = aevb.FusedELBO(likelihood="gaussian", sigmoid_means=True)
+    criterion.likelihood = "bernoulli"
+    assert criterion.family == likelihoods.Bernoulli()
+    criterion.from_probs = True
+    assert criterion.family == likelihoods.Bernoulli(from_probs=True)
+    with pytest.raises(ValueError, match=r"variance is 2\.0, of the Gaussian likelihood"):
+        criterion.variance = 2.0
+
+
+def test_recon_of_another_likelihood():
+    x, kl, p = rand(1, 5, D), torch.zeros(5), randn(2, 5, D)
+    for recon in (aevb.GaussianOutput(p, p), aevb.LinearLogits(randn(3, 5, 2), randn(4, D, 2))):
+        for name in ("laplace", "mse", "exponential"):
+            with pytest.raises(ValueError, match=f"recon is a {type(recon).__name__}; expected a t"):
+                aevb.FusedELBO(likelihood=name)(recon, x, kl=kl)
+    linear = aevb.LinearOutput(randn(3, 5, 2), randn(4, 2 * D, 2))
+    with pytest.raises(ValueError, match=r"variance is 2\.0, but recon is a LinearOutput"):
+        aevb.FusedELBO(likelihood="gaussian", variance=2.0)(linear, x, kl=kl)
+
+
+def test_a_number_as_second_parameter():
+    x, mean = rand(1, 5, D), randn(2, 5, D)
+    expected = aevb.log_prob("laplace", (mean, torch.zeros(())), x)
+    assert torch.equal(aevb.log_prob("laplace", (mean, 0), x), expected)
+    h, weight = randn(3, 5, 2), randn(4, D, 2)
+    found = aevb.linear_log_prob("laplace", h, weight, None, x, shared=0)
+    assert torch.allclose(found, aevb.log_prob("laplace", (h @ weight.t(), 0.0), x), rtol=1e-5)
+    for bad in (float("nan"), None, "0"):
+        with pytest.raises(ValueError, match=r"log_scale is .*; expected a finite number"):
+            aevb.log_prob("laplace", (mean, bad), x)
+    with pytest.raises(ValueError, match="logvar is nan; expected a finite number"):
+        aevb.linear_log_prob("gaussian", h, weight, None, x, shared=float("nan"))
+
+
+@pytest.mark.parametrize(("name", "second"), [("exponential", -110.0), ("exponential", 100.0), ("laplace", -110.0)])
+def test_formulas_at_extremes_are_the_kernels(name, second):
+    params = [torch.full((2, D), second)] if name == "exponential" else [torch.zeros(2, D), torch.full((2, D), second)]
+    x = torch.zeros(2, D)
+    found = FAMILIES[name].reference(tuple(params), x)
+    assert torch.allclose(found, aevb.log_prob(name, as_recon(params), x, validate_args=False), rtol=1e-5)
+
+
+def test_a_model_of_the_exponential_has_no_negative_pixels():
+    model = aevb.VAE(D, 5, 2, likelihood="exponential")
+    with pytest.raises(ValueError, match=r"x\[0, 3\] is -1.0; the model's pixels are 0 or more"):
+        model.impute(torch.zeros(2, D).index_fill(1, torch.tensor(3), -1.0), torch.ones(D, dtype=torch.bool))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ..choices import unknown
-from .outputs import LinearLogits, LinearOutput
+from .outputs import GaussianOutput, LinearLogits, LinearOutput
 
 Parameter = Tensor | float
 Formula = Callable[[Tensor, Tensor, Any, float | None], Tensor]
@@ -118,11 +118,16 @@ class Likelihood:
             return (recon,)
         if (
             isinstance(recon, tuple)
-            and not isinstance(recon, LinearLogits | LinearOutput)
+            and not isinstance(recon, LinearLogits | LinearOutput | GaussianOutput)
             and len(recon) == len(self.params) > 1
         ):
             return tuple(recon)
         raise ValueError(f"recon is a {type(recon).__name__}; expected {self.expected()}")
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether a `LinearLogits` may stand for its parameter."""
+        return self.params == ("logits",)
 
     def expected(self) -> str:
         """What `FusedELBO` takes as recon, in words."""
@@ -155,7 +160,8 @@ class Likelihood:
         if len(params) == 1:
             return p0, None, self.name, 0.0
         p1 = params[1]
-        p1 = p1 if isinstance(p1, Tensor) else torch.full((), p1, device=p0.device)
+        if not isinstance(p1, Tensor):
+            p1 = torch.full((), finite(self.params[1], p1), dtype=torch.float32, device=p0.device)
         return p0, for_each_element(p1, p0), self.name, 0.0
 
     def linear_kernel(self, outputs: int, shared: Parameter | None) -> tuple[str, float, Parameter | None]:
@@ -232,6 +238,22 @@ def targets(x: Tensor, x_scale: float | None, dtype: torch.dtype) -> Tensor:
     """Returns x times x_scale in a dtype."""
     x = x.to(dtype)
     return x if x_scale is None else x * x_scale
+
+
+def finite(name: str, value: Any) -> float:
+    """Returns a parameter that is a number.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    try:
+        is_right = math.isfinite(value)
+    except TypeError:
+        is_right = False
+    if not is_right:
+        what = "the logarithm of the variance" if name == "logvar" else f"the {name}"
+        raise ValueError(f"{name} is {value!r}; expected a finite number, {what}, or a tensor")
+    return float(value)
 
 
 def tensors(params: tuple[Parameter, ...]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, distributions
 
-from .base import Likelihood, register
+from .base import Likelihood, Parameter, register, tensors
 
 
 @register
@@ -22,3 +22,7 @@ class Exponential(Likelihood):
 
     def distribution(self, log_rate: Tensor) -> distributions.Exponential:  # type: ignore[override]
         return distributions.Exponential(log_rate.exp(), validate_args=False)
+
+    def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
+        (log_rate,) = tensors(params)
+        return log_rate - x * log_rate.clamp(max=88).exp()

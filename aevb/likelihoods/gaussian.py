@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.distributions import Normal
 
-from .base import Formula, Likelihood, Parameter, computed, for_each_element, register, targets, tensors
+from .base import Formula, Likelihood, Parameter, computed, finite, for_each_element, register, targets, tensors
 from .outputs import GaussianOutput, LinearLogits
 
 
@@ -88,22 +88,20 @@ class Gaussian(Likelihood):
         name = "gaussian_sigmoid" if self.sigmoid_means else "gaussian"
         if isinstance(logvar, Tensor):
             return mean, for_each_element(logvar, mean), name, 0.0
-        try:
-            is_right = math.isfinite(logvar)
-        except TypeError:
-            is_right = False
-        if not is_right:
-            raise ValueError(
-                f"logvar is {logvar!r}; expected a finite number, the logarithm of the variance, or a tensor"
-            )
-        return mean, None, f"{name}_fixed", float(logvar)
+        return mean, None, f"{name}_fixed", finite("logvar", logvar)
 
     def linear_kernel(self, outputs: int, shared: Parameter | None) -> tuple[str, float, Parameter | None]:
         name = "gaussian_sigmoid" if self.sigmoid_means else "gaussian"
         if outputs == 1 and shared is None:
             shared = math.log(self.variance)
+        elif self.variance != 1.0:
+            raise ValueError(
+                f"variance is {self.variance}, but recon is a LinearOutput, which has its own; leave one out"
+            )
         super().linear_kernel(outputs, shared)
-        return (name, 0.0, shared) if not isinstance(shared, float | int) else (f"{name}_fixed", float(shared), None)
+        if shared is None or isinstance(shared, Tensor):
+            return name, 0.0, shared
+        return f"{name}_fixed", finite("logvar", shared), None
 
     @classmethod
     def formulas(cls) -> dict[str, Formula]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, distributions
 
-from .base import Likelihood, register
+from .base import Likelihood, Parameter, register, tensors
 
 
 @register
@@ -22,6 +22,10 @@ class Laplace(Likelihood):
 
     def distribution(self, mean: Tensor, log_scale: Tensor) -> distributions.Laplace:  # type: ignore[override]
         return distributions.Laplace(mean, log_scale.exp(), validate_args=False)
+
+    def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
+        mean, log_scale = tensors(params)
+        return -(x - mean).abs() * (-log_scale).clamp(max=88).exp() - log_scale - math.log(2)
 
     def spread_of(self, variance: float) -> float:
         return 0.5 * math.log(variance / 2)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, distributions
 
-from .base import Likelihood, Parameter, computed, register, targets
+from .base import Likelihood, Parameter, register
 from .gaussian import Gaussian
 
 
@@ -26,11 +26,8 @@ class MSE(Likelihood):
     def distribution(self, mean: Tensor) -> distributions.Normal:  # type: ignore[override]
         return distributions.Normal(mean, mean.new_ones(()), validate_args=False)
 
-    def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
-        (mean,) = params
-        assert isinstance(mean, Tensor)
-        mean = computed(mean)
-        return -0.5 * (targets(x, x_scale, mean.dtype) - mean).square().sum(-1)
+    def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
+        return -0.5 * (x - params[0]).square()
 
     @property
     def density(self) -> Gaussian:
