@@ -62,7 +62,7 @@ def evaluate(
     information = posterior.information
     family = trainer.model.family
     is_density = family.density == family
-    density = "" if is_density else f"of the normalised Gaussian, since {family.name} is no density"
+    density = "" if is_density else f"of the normalised {family.density.name}, since {family.name} is no density"
     numbers = {
         "data": trainer.config.data,
         "epoch": trainer.epoch,

@@ -116,7 +116,7 @@ def denoised(
 ) -> Restored:
     """Noisy images of a file, cleaned, or test images to which the noise is added here."""
     at_least_1(images=images)
-    if sigma is not None and not knows_noise(trainer):
+    if sigma is not None and "sigma" in trainer.model.family.noise and not knows_noise(trainer):
         raise ValueError(
             f"sigma is {sigma:g}, and the run's images are grey values under a Bernoulli likelihood, which says "
             "nothing of a value's noise; expected a run with --likelihood gaussian, or of bits: --binarize dynamic"
