@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from .likelihoods.base import above_floor, above_floor_backward
 from .products import packed, product, rows_product
 
 # Of a chunk's logits: on a CPU they stay in the second-level cache; on a GPU products of fewer rows do not fill it.
@@ -67,15 +67,14 @@ class Kernel(NamedTuple):
             return out, None
         second = out[..., D:]
         if self.floor is not None:
-            second = self.floor + softplus(second - self.floor)
+            second = above_floor(self.floor, second)
         return out[..., :D], second
 
     def _of_out(self, out: Tensor, grad0: Tensor, grad1: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.shared is not None:
             return grad0, grad1
         if self.floor is not None:
-            second = out[..., grad0.shape[-1] :] - self.floor
-            grad1 = torch.ops.aten.softplus_backward(grad1, second, 1, 20)
+            grad1 = above_floor_backward(self.floor, out[..., grad0.shape[-1] :], grad1)
         # Under autocast a GPU computes softplus in float32.
         return torch.cat([grad0, grad1.to(grad0.dtype)], -1), None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from .chunks import (
 )
 from .explain import check_dense, is_dense
 from .likelihoods import Bernoulli, Likelihood, LinearLogits, LinearOutput, named
-from .likelihoods.base import finite
+from .likelihoods.base import above_floor, finite
 from .products import product
 from .ranges import check_likelihood, is_wanted, look_once
 
@@ -41,18 +41,14 @@ Linear = LinearLogits | LinearOutput
 # ---- log_prob, and its gradients for any upstream gradient ----------------------------------------------------------
 
 
-def _forward(
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    x: Tensor,
-    shared: Tensor | None,
-    likelihood: str,
-    scalar: float,
-    x_scale: float | None,
-    floor: float | None,
-) -> Tensor:
-    kernel = Kernel(likelihood, scalar, x_scale, shared, floor)
+def _kernel(
+    shared: Tensor | None, likelihood: str, scalar: float, x_scale: float | None, floor: float | None
+) -> Kernel:
+    return Kernel(likelihood, scalar, x_scale, shared, floor)
+
+
+def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, shared: Tensor | None, *options: Any) -> Tensor:
+    kernel = _kernel(shared, *options)
     L, B = sizes_of(h, x)
     rows, x_rows = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1])
     log_prob = torch.empty(L * B, dtype=torch.float32, device=h.device)
@@ -64,19 +60,10 @@ def _forward(
 
 
 def _backward(
-    h: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    x: Tensor,
-    shared: Tensor | None,
-    likelihood: str,
-    scalar: float,
-    x_scale: float | None,
-    floor: float | None,
-    grad: Tensor,
-    needs: int,
+    h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, shared: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernel = Kernel(likelihood, scalar, x_scale, shared, floor)
+    *options_of_kernel, grad, needs = options
+    kernel = _kernel(shared, *options_of_kernel)
     L, B = sizes_of(h, x)
     rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
     needed = ops.from_bits(needs, 4)
@@ -138,7 +125,7 @@ def _formula(h, weight, bias, x, shared, likelihood, scalar, x_scale, floor):
     if shared is not None or out.shape[-1] == D:
         return ops.FORMULAS[likelihood](out, x, scalar if shared is None else shared, x_scale)
     first, second = out[..., :D], out[..., D:]
-    second = second if floor is None else floor + F.softplus(second - floor)
+    second = second if floor is None else above_floor(floor, second)
     return ops.FORMULAS[likelihood](first, x, second, x_scale)
 
 
@@ -156,8 +143,8 @@ class _OneChunk(torch.autograd.Function):
     """log_prob of rows so few that they are one chunk, whose gradient is taken in the forward pass."""
 
     @staticmethod
-    def forward(ctx, h, weight, bias, x, shared, likelihood, scalar, x_scale, floor):
-        kernel = Kernel(likelihood, scalar, x_scale, shared, floor)
+    def forward(ctx, h, weight, bias, x, shared, *options):
+        kernel = _kernel(shared, *options)
         L, B = sizes_of(h, x)
         out = product(h.reshape(L * B, h.shape[-1]), weight, bias).view(*h.shape[:-1], weight.shape[0])
         grad_shared = None
@@ -166,7 +153,7 @@ class _OneChunk(torch.autograd.Function):
         else:
             log_prob = kernel.log_prob(out, x)
         ctx.save_for_backward(h, weight, bias, x, shared, out, grad_shared)
-        ctx.options = likelihood, scalar, x_scale, floor
+        ctx.options = options
         return log_prob
 
     @staticmethod
@@ -195,8 +182,7 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, weight, bias, x, shared, log_ratio, options, what, formula):
         needs = ctx.needs_input_grad
-        likelihood, scalar, x_scale, floor = options
-        kernel = Kernel(likelihood, scalar, x_scale, shared, floor)
+        kernel = _kernel(shared, *options)
         value, *found, grad_shared, grad_log_ratio = take(
             what, h, weight, bias, x, kernel, (*needs[:3], needs[4], needs[5])
         )

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import bounds, linear_likelihood, ops, ranges
-from . import recon as from_recon
+from . import bounds, linear_likelihood, ops, parameters, ranges
 from .arguments import converted
 from .batch_dims import checked_batch_dims, latents, say_one_datapoint
 from .choices import REDUCTIONS, unknown
@@ -39,6 +38,13 @@ ESTIMATORS = {
 }
 # DReG reads the samples' weights from what flows back into the KL: not nothing, also where a warm-up begins with 0.
 SMALLEST_BETA = 1e-20
+
+
+def _option(name: str, default: Any, doc: str) -> Any:
+    """A property of `FusedELBO` that is an option of its likelihood, which setting it makes anew."""
+    return property(
+        lambda self: getattr(self.family, name, default), lambda self, value: self._change(**{name: value}), doc=doc
+    )
 
 
 class FusedELBO(nn.Module):
@@ -177,32 +183,9 @@ class FusedELBO(nn.Module):
     def likelihood(self, value: str) -> None:
         self._change(likelihood=value)
 
-    @property
-    def from_probs(self) -> bool:
-        """Whether a Bernoulli's recon holds probabilities."""
-        return getattr(self.family, "from_probs", False)
-
-    @from_probs.setter
-    def from_probs(self, value: bool) -> None:
-        self._change(from_probs=value)
-
-    @property
-    def variance(self) -> float:
-        """Of a Gaussian's recon that holds means alone."""
-        return getattr(self.family, "variance", 1.0)
-
-    @variance.setter
-    def variance(self, value: float) -> None:
-        self._change(variance=value)
-
-    @property
-    def sigmoid_means(self) -> bool:
-        """Whether a Gaussian's means are the sigmoid of what recon holds."""
-        return getattr(self.family, "sigmoid_means", False)
-
-    @sigmoid_means.setter
-    def sigmoid_means(self, value: bool) -> None:
-        self._change(sigmoid_means=value)
+    from_probs = _option("from_probs", False, "Whether a Bernoulli's recon holds probabilities.")
+    variance = _option("variance", 1.0, "Of a Gaussian's recon that holds means alone.")
+    sigmoid_means = _option("sigmoid_means", False, "Whether a Gaussian's means are the sigmoid of what recon holds.")
 
     def _change(self, likelihood: str | None = None, **options: Any) -> None:
         """With another likelihood, options that it has not are dropped."""
@@ -430,11 +413,11 @@ class FusedELBO(nn.Module):
 
     def _of_parameters(self, params: tuple[Parameter, ...], x: Tensor, kl: Tensor) -> Tensor:
         if self.reduction == "none" or kl.numel() == 0:
-            log_prob = from_recon.log_prob_of(self.family, params, x, kl.shape, self.x_scale)
+            log_prob = parameters.log_prob_of(self.family, params, x, kl.shape, self.x_scale)
             samples = log_prob.shape[: log_prob.dim() - kl.dim()].numel()
             return self._reduced(self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0))
         datapoints, of_all = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
-        return self._weight() * of_all + from_recon.sum_log_prob(
+        return self._weight() * of_all + parameters.sum_log_prob(
             self.family, params, x, kl.shape, self.x_scale, -1.0 / datapoints
         )
 
@@ -449,7 +432,7 @@ class FusedELBO(nn.Module):
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         elif params is not None:
             params = params if family is self.family else family.parameters(recon)
-            log_prob = from_recon.log_prob_of(family, params, x, log_ratio.shape[1:], self.x_scale)
+            log_prob = parameters.log_prob_of(family, params, x, log_ratio.shape[1:], self.x_scale)
             log_prob = log_prob.reshape(log_ratio.shape)  # of a pixel and a datapoint, samples look like either
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         else:

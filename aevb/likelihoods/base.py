@@ -95,7 +95,7 @@ class Likelihood:
 
     def above_backward(self, variance: float, spread: Tensor, grad: Tensor) -> Tensor:
         """Returns the gradient of the argument of `above` from that of its result."""
-        return torch.ops.aten.softplus_backward(grad, spread - self.spread_of(variance), 1, 20)
+        return above_floor_backward(self.spread_of(variance), spread, grad)
 
     def constant(self, D: int) -> float:
         """Returns what log p(x|z) of `density` has beside that of this likelihood, for x of D elements."""
@@ -150,8 +150,7 @@ class Likelihood:
 
     def above(self, variance: float, spread: Tensor) -> Tensor:
         """Returns a second parameter that approaches that of `variance`, and never reaches it."""
-        floor = self.spread_of(variance)  # smoothly: far below it there is still a gradient that leads back
-        return floor + F.softplus(spread - floor)
+        return above_floor(self.spread_of(variance), spread)
 
     def kernel_arguments(self, params: tuple[Parameter, ...]) -> tuple[Tensor, Tensor | None, str, float]:
         """Returns p0, p1, the kernel's name and its scalar, as the op `log_prob` takes them."""
@@ -238,6 +237,16 @@ def targets(x: Tensor, x_scale: float | None, dtype: torch.dtype) -> Tensor:
     """Returns x times x_scale in a dtype."""
     x = x.to(dtype)
     return x if x_scale is None else x * x_scale
+
+
+def above_floor(floor: float, t: Tensor) -> Tensor:
+    """Returns floor + softplus(t - floor): far below the floor there is still a gradient that leads back."""
+    return floor + F.softplus(t - floor)
+
+
+def above_floor_backward(floor: float, t: Tensor, grad: Tensor) -> Tensor:
+    """Returns the gradient of t from that of `above_floor`, as autograd has it."""
+    return torch.ops.aten.softplus_backward(grad, t - floor, 1, 20)
 
 
 def finite(name: str, value: Any) -> float:
