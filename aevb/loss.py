@@ -94,7 +94,7 @@ class FusedELBO(nn.Module):
             not negative. None: at the first call that is eager and on a CPU. True: at each, and that recon is finite;
             it costs passes over x and recon, and on a GPU a wait. False: at none. Nothing is looked at under
             `torch.compile` and `torch.func`.
-        likelihood: "bernoulli", "gaussian", "laplace", "exponential" or "mse".
+        likelihood: the name of one of `aevb.likelihoods`, "bernoulli" or "gaussian" say.
         variance: of the Gaussian likelihood where recon is a tensor of means: a fixed number.
         sigmoid_means: the Gaussian's means are the sigmoid of what recon holds, as in section 5 of the paper.
         estimator: one of the above.
