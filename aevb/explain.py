@@ -14,7 +14,7 @@ from torch import Tensor
 from . import _C
 
 READERS = {  # who calls an op of another name, or `log_prob` of a likelihood
-    **dict.fromkeys(("negative_elbo", "negative_elbo_with_kl"), "FusedELBO"),
+    "negative_elbo": "FusedELBO",
     **dict.fromkeys(_C.likelihoods(), "log_prob"),
     **{name: f"{kind}_log_prob" for kind in ("bernoulli", "gaussian") for name in _C.likelihoods() if kind in name},
 }

@@ -168,12 +168,7 @@ def differentiable(
     names = [argument.name for argument in backward_kernel._schema.arguments]
 
     def fake_backward(*args):
-        given = dict(zip(names, args, strict=False))  # a default may be left out
-        wanted = (
-            from_bits(args[-1], len(fused))
-            if only_needed
-            else [given.get("recon_wanted", True), *[True] * (len(fused) - 1)]
-        )
+        wanted = from_bits(args[-1], len(fused)) if only_needed else [True] * len(fused)
         found = tuple(_fake_gradient(args[i], args[0], want) for i, want in zip(fused, wanted, strict=True))
         return found if len(found) > 1 else found[0]
 
@@ -829,90 +824,65 @@ def _scaled_beta(beta, beta_scale):
     return beta_scale if beta is None else beta * beta_scale
 
 
-def _elbo_formula(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale):
-    kl = reference.gaussian_kl(mu, logvar)
-    return _elbo_with_kl_formula(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale)
-
-
-def _elbo_with_kl_formula(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale):
+def _elbo_formula(recon, x, mu_or_kl, logvar, beta, beta_scale, reduction, likelihood, x_scale):
+    kl = mu_or_kl if logvar is None else reference.gaussian_kl(mu_or_kl, logvar)
     log_prob = reference.log_prob_of_samples(FORMULAS[likelihood], recon, x, kl.dim(), x_scale)
     return reference.reduced(_scaled_beta(beta, beta_scale) * kl - log_prob.mean(0), _REDUCTION_NAMES[reduction])
 
 
-def _loss_fake(recon, batch, reduction):
+def _elbo_fake(recon, x, mu_or_kl, logvar, beta, beta_scale, reduction, *_):
+    batch = mu_or_kl.shape if logvar is None else mu_or_kl.shape[:-1]
     return recon.new_empty(batch if reduction == REDUCTIONS["none"] else (), dtype=torch.float32)
 
 
 @torch.library.register_fake("aevb::negative_elbo_and_grad")
-def _(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale):
-    grad = torch.empty_like(recon, memory_format=torch.contiguous_format)
-    return _loss_fake(recon, mu.shape[:-1], reduction), grad
-
-
-@torch.library.register_fake("aevb::negative_elbo_with_kl_and_grad")
-def _(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale):
-    return _loss_fake(recon, kl.shape, reduction), torch.empty_like(recon, memory_format=torch.contiguous_format)
+def _(recon, *args):
+    return _elbo_fake(recon, *args), _fake_gradient(recon, recon, True)
 
 
 @torch.library.register_fake("aevb::negative_elbo_backward_")
-def _(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale, grad, recon_for_1):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (mu, logvar))
+def _(recon, x, mu_or_kl, logvar, *_):
+    return _fake_gradient(mu_or_kl, recon, True), _fake_gradient(logvar, recon, True)
 
 
-@torch.library.register_fake("aevb::negative_elbo_with_kl_backward_")
-def _(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale, grad, recon_for_1):
-    return torch.empty_like(kl, memory_format=torch.contiguous_format)
-
-
-def _loss_ahead(name: str, position_of_reduction: int) -> Ahead:
+def _elbo_grad(tensors, options, grad_recon, grad):
     """Recon's gradient for an upstream gradient of 1, with which `loss.backward()` begins. Any other multiplies it, or
     in half precision, which would be rounded twice, takes the backward kernel. On a GPU, whose numbers the host would
     have to wait for, the kernel itself looks whether there is something left to do."""
-    forward = getattr(_ops, f"{name}_and_grad").default
-    backward_kernel = getattr(_ops, f"{name}_backward").default
-    backward_unless_1 = getattr(_ops, f"{name}_backward_").default
-
-    def backward(tensors, options, grad_recon, grad):
-        if not grad.is_cpu:
-            if kept_graph():
-                return backward_kernel(*tensors, *options, grad)
-            others = backward_unless_1(*tensors, *options, grad, grad_recon)
-            return grad_recon, *(others if isinstance(others, tuple) else (others,))
+    if grad.is_cpu:
         is_1 = float(grad) == 1
         if not is_1 and grad_recon.dtype != torch.float32:
             return None
-        _, *others = backward_kernel(*tensors, *options, grad, False)
+        _, grad_mu_or_kl, grad_logvar = _elbo_backward(*tensors, *options, grad, 6)
         if kept_graph():
-            return grad_recon * grad, *others
-        return grad_recon if is_1 else grad_recon.mul_(grad), *others
+            grad_recon = grad_recon * grad
+        elif not is_1:
+            grad_recon.mul_(grad)
+    elif kept_graph():
+        grad_recon, grad_mu_or_kl, grad_logvar = _elbo_backward(*tensors, *options, grad, 7)
+    else:
+        grad_mu_or_kl, grad_logvar = _elbo_backward_unless_1(*tensors, *options, grad, grad_recon)
+    return grad_recon, grad_mu_or_kl, None if tensors[3] is None else grad_logvar
 
-    return Ahead(lambda *args: args[position_of_reduction] != REDUCTIONS["none"], forward, backward)
 
-
+_elbo_backward = _ops.negative_elbo_backward.default
+_elbo_backward_unless_1 = _ops.negative_elbo_backward_.default
 _negative_elbo = differentiable(
     "negative_elbo",
     5,
     (0, 2, 3),
     _elbo_formula,
-    lambda recon, x, mu, logvar, beta, beta_scale, reduction, *_: _loss_fake(recon, mu.shape[:-1], reduction),
-    ahead=_loss_ahead("negative_elbo", 6),
-)
-_negative_elbo_with_kl = differentiable(
-    "negative_elbo_with_kl",
-    4,
-    (0, 2),
-    _elbo_with_kl_formula,
-    lambda recon, x, kl, beta, beta_scale, reduction, *_: _loss_fake(recon, kl.shape, reduction),
-    ahead=_loss_ahead("negative_elbo_with_kl", 5),
+    _elbo_fake,
+    only_needed=True,
+    ahead=Ahead(lambda *args: args[6] != REDUCTIONS["none"], _ops.negative_elbo_and_grad.default, _elbo_grad),
 )
 
 
 def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, likelihood: str, x_scale: float | None) -> Tensor:
     """The loss of `FusedELBO`, one autograd node from its arguments; `reduction` is a value of REDUCTIONS."""
     beta, beta_scale = (beta, 1.0) if isinstance(beta, Tensor) else (None, float(beta))
-    if kl is None:
-        return _negative_elbo(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale)
-    return _negative_elbo_with_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale)
+    of_posterior = (mu, logvar) if kl is None else (kl, None)
+    return _negative_elbo(recon, x, *of_posterior, beta, beta_scale, reduction, likelihood, x_scale)
 
 
 def reconstruction_log_prob(

@@ -273,63 +273,59 @@ struct Ops {
 
   // ---- the negative ELBO --------------------------------------------------------------------------------------------
 
-  static Tensor negative_elbo(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                              const OptionalTensor& beta, double beta_scale, int64_t reduction, std::string likelihood,
-                              std::optional<double> x_scale) {
-    return loss_of(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale);
+  // Of the posterior it takes mu and logvar, or its KL alone, in mu's place.
+  static Tensor negative_elbo(const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
+                              const OptionalTensor& logvar, const OptionalTensor& beta, double beta_scale,
+                              int64_t reduction, std::string likelihood, std::optional<double> x_scale) {
+    const LossInputs in = check_loss("FusedELBO", recon, x, mu_or_kl, logvar, beta, reduction, likelihood, x_scale);
+    return loss_of(in, recon, x, mu_or_kl, logvar, beta, beta_scale, x_scale, nullptr);
   }
 
-  static Pair negative_elbo_and_grad(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                                     const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                     std::string likelihood, std::optional<double> x_scale) {
-    OptionalTensor grad_recon;
-    Tensor loss = loss_of(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale, &grad_recon);
-    return {loss, *grad_recon};
+  static Pair negative_elbo_and_grad(const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
+                                     const OptionalTensor& logvar, const OptionalTensor& beta, double beta_scale,
+                                     int64_t reduction, std::string likelihood, std::optional<double> x_scale) {
+    const LossInputs in = check_loss("FusedELBO", recon, x, mu_or_kl, logvar, beta, reduction, likelihood, x_scale);
+    Tensor grad_recon = Device(recon).empty(sizes_of(recon), recon.scalar_type());
+    Tensor loss = loss_of(in, recon, x, mu_or_kl, logvar, beta, beta_scale, x_scale, &grad_recon);
+    return {loss, grad_recon};
   }
 
-  static Triple negative_elbo_backward(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                                       const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                       std::string likelihood, std::optional<double> x_scale, const Tensor& grad,
-                                       bool recon_wanted) {
-    return loss_gradients(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood, x_scale, grad, recon_wanted);
+  static Triple negative_elbo_backward(const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
+                                       const OptionalTensor& logvar, const OptionalTensor& beta, double beta_scale,
+                                       int64_t reduction, std::string likelihood, std::optional<double> x_scale,
+                                       const Tensor& grad, int64_t needs) {
+    const char* op = "negative_elbo_backward";
+    const LossInputs in = check_loss(op, recon, x, mu_or_kl, logvar, beta, reduction, likelihood, x_scale, &grad);
+    Device device(recon);
+    const Tensor g = dense(grad);
+    Tensor grad_recon = device.empty(needs & 1 ? sizes_of(recon) : Sizes{0}, recon.scalar_type());
+    if (needs & 1) {
+      const Decoded decoded(recon, x, in.decoded, in.likelihood, x_scale);
+      LikelihoodArgs a = reconstruction_gradient(decoded, g, in.reduction, grad_recon);
+      device.likelihood(a);
+    }
+    auto [grad_mu_or_kl, grad_logvar] =
+        kl_gradients(device, in, recon, mu_or_kl, logvar, g, beta, beta_scale, needs & 6);
+    return {grad_recon, grad_mu_or_kl, grad_logvar};
   }
 
-  static Pair negative_elbo_backward_(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                                      const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                      std::string likelihood, std::optional<double> x_scale, const Tensor& grad,
-                                      Tensor recon_for_1) {
-    auto [_, grad_mu, grad_logvar] = loss_gradients(recon, x, mu, logvar, beta, beta_scale, reduction, likelihood,
-                                                    x_scale, grad, true, &recon_for_1);
-    return {grad_mu, grad_logvar};
-  }
-
-  static Tensor negative_elbo_with_kl(const Tensor& recon, const Tensor& x, const Tensor& kl,
-                                      const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                      std::string likelihood, std::optional<double> x_scale) {
-    return loss_given_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale);
-  }
-
-  static Pair negative_elbo_with_kl_and_grad(const Tensor& recon, const Tensor& x, const Tensor& kl,
-                                             const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                             std::string likelihood, std::optional<double> x_scale) {
-    OptionalTensor grad_recon;
-    Tensor loss = loss_given_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale, &grad_recon);
-    return {loss, *grad_recon};
-  }
-
-  static Pair negative_elbo_with_kl_backward(const Tensor& recon, const Tensor& x, const Tensor& kl,
-                                             const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                             std::string likelihood, std::optional<double> x_scale, const Tensor& grad,
-                                             bool recon_wanted) {
-    return loss_gradients_given_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale, grad, recon_wanted);
-  }
-
-  static Tensor negative_elbo_with_kl_backward_(const Tensor& recon, const Tensor& x, const Tensor& kl,
-                                                const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                                std::string likelihood, std::optional<double> x_scale,
-                                                const Tensor& grad, Tensor recon_for_1) {
-    return std::get<1>(loss_gradients_given_kl(recon, x, kl, beta, beta_scale, reduction, likelihood, x_scale, grad,
-                                               true, &recon_for_1));
+  static Pair negative_elbo_backward_(const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
+                                      const OptionalTensor& logvar, const OptionalTensor& beta, double beta_scale,
+                                      int64_t reduction, std::string likelihood, std::optional<double> x_scale,
+                                      const Tensor& grad, Tensor recon_for_1) {
+    const char* op = "negative_elbo_backward_";
+    const LossInputs in = check_loss(op, recon, x, mu_or_kl, logvar, beta, reduction, likelihood, x_scale, &grad);
+    if (in.reduction == Reduction::none || !recon_for_1.is_contiguous() || sizes_of(recon_for_1) != sizes_of(recon) ||
+        recon_for_1.scalar_type() != recon.scalar_type())
+      fail(op, "recon_for_1 has shape ", shape_text(recon_for_1), " and dtype ", dtype_text(recon_for_1.scalar_type()),
+           "; expected what negative_elbo_and_grad gave, of a reduced loss");
+    Device device(recon);
+    const Tensor g = dense(grad);
+    const Decoded decoded(recon, x, in.decoded, in.likelihood, x_scale);
+    LikelihoodArgs a = reconstruction_gradient(decoded, g, in.reduction, recon_for_1);
+    a.done_for_1 = true;
+    device.likelihood(a);
+    return kl_gradients(device, in, recon, mu_or_kl, logvar, g, beta, beta_scale, true);
   }
 
  private:
@@ -424,68 +420,59 @@ struct Ops {
     return {grad0, grad1};
   }
 
-  static LikelihoodShape check_given_kl(const char* op, const Tensor& recon, const Tensor& x, const Tensor& kl,
-                                        std::optional<double> x_scale) {
-    if (kl.scalar_type() != ScalarType::Float)
-      fail(op, "kl has dtype ", dtype_text(kl.scalar_type()), "; expected float32, as sample_gaussian returns it");
-    check_same_device(op, "recon", recon, "kl", kl);
-    return check_reconstruction(op, recon, x, sizes_of(kl), "kl", x_scale);
+  // What the arguments of the loss are, once they are checked.
+  struct LossInputs {
+    LatentShape latents;  // of mu and logvar, where these are given
+    LikelihoodShape decoded;
+    Sizes batch;
+    Likelihood likelihood;
+    Reduction reduction;
+  };
+
+  static LossInputs check_loss(const char* op, const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
+                               const OptionalTensor& logvar, const OptionalTensor& beta, int64_t reduction,
+                               const std::string& likelihood, std::optional<double> x_scale,
+                               const Tensor* grad = nullptr) {
+    LossInputs in;
+    in.likelihood = likelihood_of_recon(op, likelihood);
+    const char* source = logvar ? "mu" : "kl";
+    if (logvar) {
+      in.latents = check_latents(op, mu_or_kl, *logvar);
+      in.batch = in.latents.batch;
+    } else {
+      if (mu_or_kl.scalar_type() != ScalarType::Float)
+        fail(op, "kl has dtype ", dtype_text(mu_or_kl.scalar_type()),
+             "; expected float32, as sample_gaussian returns it");
+      in.batch = sizes_of(mu_or_kl);
+    }
+    check_same_device(op, "recon", recon, source, mu_or_kl);
+    in.decoded = check_reconstruction(op, recon, x, in.batch, source, x_scale);
+    check_beta(op, beta, recon);
+    in.reduction = check_reduction(op, reduction);
+    if (grad)
+      check_grad(op, "grad", *grad, in.reduction == Reduction::none ? in.batch : Sizes{}, ScalarType::Float, recon);
+    return in;
   }
 
-  static Reduction check_loss_grad(const char* op, const Tensor& recon, const OptionalTensor& beta, int64_t reduction,
-                                   const Tensor& grad, const Sizes& batch) {
-    const Reduction how = check_reduction(op, reduction);
-    check_beta(op, beta, recon);
-    check_grad(op, "grad", grad, how == Reduction::none ? batch : Sizes{}, ScalarType::Float, recon);
-    return how;
-  }
-
-  // The loss, and with `grad_recon` the gradient of `recon` for an upstream gradient of 1.
-  static Tensor loss_of(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                        const OptionalTensor& beta, double beta_scale, int64_t reduction, const std::string& likelihood,
-                        std::optional<double> x_scale, OptionalTensor* grad_recon = nullptr) {
-    const char* op = "FusedELBO";
-    const Likelihood which = likelihood_of_recon(op, likelihood);
-    const LatentShape latents = check_latents(op, mu, logvar);
-    check_same_device(op, "recon", recon, "mu", mu);
-    const LikelihoodShape shape = check_reconstruction(op, recon, x, latents.batch, "mu", x_scale);
-    check_beta(op, beta, recon);
-    const Reduction how = check_reduction(op, reduction);
+  // The loss, and in `grad_recon`, where it is given, the gradient of `recon` for an upstream gradient of 1.
+  static Tensor loss_of(const LossInputs& in, const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
+                        const OptionalTensor& logvar, const OptionalTensor& beta, double beta_scale,
+                        std::optional<double> x_scale, Tensor* grad_recon) {
     Device device(recon);
-    const Tensor kl = kl_of(device, Latents(mu, logvar, latents));
-    const Decoded decoded(recon, x, shape, which, x_scale);
-    if (grad_recon) *grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
-    return joined_loss(device, decoded, kl, beta, beta_scale, how, grad_recon);
-  }
-
-  static Tensor loss_given_kl(const Tensor& recon, const Tensor& x, const Tensor& kl, const OptionalTensor& beta,
-                              double beta_scale, int64_t reduction, const std::string& likelihood,
-                              std::optional<double> x_scale, OptionalTensor* grad_recon = nullptr) {
-    const char* op = "FusedELBO";
-    const Likelihood which = likelihood_of_recon(op, likelihood);
-    const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
-    check_beta(op, beta, recon);
-    const Reduction how = check_reduction(op, reduction);
-    Device device(recon);
-    const Decoded decoded(recon, x, shape, which, x_scale);
-    if (grad_recon) *grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
-    return joined_loss(device, decoded, dense(kl), beta, beta_scale, how, grad_recon);
-  }
-
-  static Tensor joined_loss(Device& device, const Decoded& decoded, const Tensor& kl, const OptionalTensor& beta,
-                            double beta_scale, Reduction how, OptionalTensor* grad_recon) {
-    const int64_t B = kl.numel(), R = decoded.shape.R;
+    const Tensor kl = logvar ? kl_of(device, Latents(mu_or_kl, *logvar, in.latents)) : dense(mu_or_kl);
+    const Decoded decoded(recon, x, in.decoded, in.likelihood, x_scale);
+    const int64_t B = kl.numel(), R = in.decoded.R;
     Tensor log_prob = device.empty({R}, ScalarType::Float);
     LikelihoodArgs a = decoded.args();
     a.log_prob = floats(log_prob);
     if (grad_recon) {
-      a.grad_param[0] = (*grad_recon)->mutable_data_ptr();
-      a.grad_scale = reconstruction_scale(decoded, how);
+      a.grad_param[0] = grad_recon->mutable_data_ptr();
+      a.grad_scale = reconstruction_scale(decoded, in.reduction);
     }
     device.likelihood(a);
-    Tensor loss = device.empty(how == Reduction::none ? sizes_of(kl) : Sizes{}, ScalarType::Float);
+    Tensor loss = device.empty(in.reduction == Reduction::none ? in.batch : Sizes{}, ScalarType::Float);
     device.loss({floats(log_prob), floats(kl), B ? R / B : 1, B, static_cast<float>(beta_scale),
-                 beta ? floats(*beta) : nullptr, how, floats(loss)});
+                 beta ? floats(*beta) : nullptr, in.reduction, floats(loss)});
     return loss;
   }
 
@@ -493,79 +480,40 @@ struct Ops {
   static double datapoint_weight(Reduction how, int64_t B) {
     return how == Reduction::mean ? 1.0 / static_cast<double>(B) : 1.0;
   }
-  static float kl_weight(Reduction how, int64_t B, double beta_scale) {
-    return static_cast<float>(datapoint_weight(how, B) * beta_scale);
-  }
 
-  // The gradients of recon, mu and logvar. `recon_for_1`: see reconstruction_gradient.
-  static Triple loss_gradients(const Tensor& recon, const Tensor& x, const Tensor& mu, const Tensor& logvar,
-                               const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                               const std::string& likelihood, std::optional<double> x_scale, const Tensor& grad,
-                               bool recon_wanted, Tensor* recon_for_1 = nullptr) {
-    const char* op = "negative_elbo_backward";
-    const Likelihood which = likelihood_of_recon(op, likelihood);
-    const LatentShape shape = check_latents(op, mu, logvar);
-    check_same_device(op, "recon", recon, "mu", mu);
-    const LikelihoodShape decoded = check_reconstruction(op, recon, x, shape.batch, "mu", x_scale);
-    const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, shape.batch);
-    Device device(recon);
-    const Tensor g = dense(grad);
-    Tensor grad_recon = recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, decoded, which, x_scale),
-                                                               recon, g, how, recon_for_1)
-                                     : device.empty({0}, recon.scalar_type());
-    const Latents latents(mu, logvar, shape);
+  // The gradients of mu and logvar, or of the KL and nothing, from that of the loss: [B], or of all together [].
+  static Pair kl_gradients(Device& device, const LossInputs& in, const Tensor& recon, const Tensor& mu_or_kl,
+                           const OptionalTensor& logvar, const Tensor& grad, const OptionalTensor& beta,
+                           double beta_scale, bool needed) {
+    const Tensor nothing = device.empty({0}, logvar ? logvar->scalar_type() : recon.scalar_type());
+    if (!needed) return {device.empty({0}, mu_or_kl.scalar_type()), nothing};
+    const bool each = in.reduction == Reduction::none;
+    const float* beta_data = beta ? floats(*beta) : nullptr;
+    const int64_t B = logvar ? in.latents.B : mu_or_kl.numel();
+    const float weight = static_cast<float>(datapoint_weight(in.reduction, B) * beta_scale);
+    if (!logvar) {
+      Tensor grad_kl = device.empty(in.batch, ScalarType::Float);
+      device.scale({floats(grad), each, B, weight, beta_data, floats(grad_kl)});
+      return {grad_kl, nothing};
+    }
+    const Latents latents(mu_or_kl, *logvar, in.latents);
     GaussianArgs a = latents.args();
-    a.grad_kl = floats(g);
-    a.grad_kl_stride = how == Reduction::none;
-    a.grad_kl_scale = kl_weight(how, shape.B, beta_scale);
-    a.beta = beta ? floats(*beta) : nullptr;
-    auto [grad_mu, grad_logvar] = gaussian_gradients(device, a, mu);
-    return {grad_recon, grad_mu, grad_logvar};
+    a.grad_kl = floats(grad);
+    a.grad_kl_stride = each;
+    a.grad_kl_scale = weight;
+    a.beta = beta_data;
+    return gaussian_gradients(device, a, mu_or_kl);
   }
 
-  // Those of recon and kl.
-  static Pair loss_gradients_given_kl(const Tensor& recon, const Tensor& x, const Tensor& kl,
-                                      const OptionalTensor& beta, double beta_scale, int64_t reduction,
-                                      const std::string& likelihood, std::optional<double> x_scale, const Tensor& grad,
-                                      bool recon_wanted, Tensor* recon_for_1 = nullptr) {
-    const char* op = "negative_elbo_with_kl_backward";
-    const Likelihood which = likelihood_of_recon(op, likelihood);
-    const LikelihoodShape shape = check_given_kl(op, recon, x, kl, x_scale);
-    const Sizes batch = sizes_of(kl);
-    const Reduction how = check_loss_grad(op, recon, beta, reduction, grad, batch);
-    Device device(recon);
-    const Tensor g = dense(grad);
-    Tensor grad_recon = recon_wanted ? reconstruction_gradient(device, Decoded(recon, x, shape, which, x_scale), recon,
-                                                               g, how, recon_for_1)
-                                     : device.empty({0}, recon.scalar_type());
-    Tensor grad_kl = device.empty(batch, ScalarType::Float);
-    device.scale({floats(g), how == Reduction::none, kl.numel(), kl_weight(how, kl.numel(), beta_scale),
-                  beta ? floats(*beta) : nullptr, floats(grad_kl)});
-    return {grad_recon, grad_kl};
-  }
-
-  // The gradient of `recon` from that of the loss: of each datapoint [B], or of all together []. `for_1` is that for a
-  // loss' gradient of 1, taken in the forward pass: where it is another, this is written over it.
-  static Tensor reconstruction_gradient(Device& device, const Decoded& decoded, const Tensor& recon, const Tensor& grad,
-                                        Reduction how, Tensor* for_1 = nullptr) {
+  // The gradient of `recon`, to be written to `over`, from that of the loss: [B], or of all together [].
+  static LikelihoodArgs reconstruction_gradient(const Decoded& decoded, const Tensor& grad, Reduction how,
+                                                Tensor& over) {
     LikelihoodArgs a = decoded.args();
     a.grad = floats(grad);
     a.grad_stride = how == Reduction::none;
     a.grad_scale = reconstruction_scale(decoded, how);
-    if (!for_1) {
-      Tensor grad_recon = device.empty(sizes_of(recon), recon.scalar_type());
-      a.grad_param[0] = grad_recon.mutable_data_ptr();
-      device.likelihood(a);
-      return grad_recon;
-    }
-    if (how == Reduction::none || !for_1->is_contiguous() || sizes_of(*for_1) != sizes_of(recon) ||
-        for_1->scalar_type() != recon.scalar_type())
-      fail("negative_elbo_backward_", "recon_for_1 has shape ", shape_text(*for_1), " and dtype ",
-           dtype_text(for_1->scalar_type()), "; expected what negative_elbo_and_grad gave, of a loss that is reduced");
-    a.grad_param[0] = for_1->mutable_data_ptr();
-    a.done_for_1 = true;
-    device.likelihood(a);
-    return *for_1;
+    a.grad_param[0] = over.mutable_data_ptr();
+    return a;
   }
 
   // What a unit of the loss' gradient is worth to the log-likelihood of one sample.
@@ -584,13 +532,10 @@ struct Ops {
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_kl);               \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, log_prob);                  \
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);             \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo_with_kl);     \
   AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad);                  \
   AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad_);                 \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_and_grad);             \
-  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_with_kl_and_grad);     \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_backward_);            \
-  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_with_kl_backward_);    \
   AEVB_REGISTER_PLAIN(library, Device, normal);                             \
   AEVB_REGISTER_PLAIN(library, Device, mix_seed);                           \
   AEVB_REGISTER_PLAIN(library, Device, binarize);                           \

@@ -45,37 +45,26 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
       "log_prob_and_grad_(Tensor(a!) p0, Tensor x, str likelihood, float scalar, float? x_scale, float grad_scale)"
       " -> Tensor log_prob");
 
-  // beta * KL - mean over samples of log p(x | z), for the KL of (mu, logvar), or for a KL that is there already.
-  // reduction: 0 none, 1 mean, 2 sum. beta is a number times an optional 0-d tensor.
+  // beta * KL - mean over samples of log p(x | z), for the KL of (mu, logvar), or for a KL that is there already, in
+  // mu's place. reduction: 0 none, 1 mean, 2 sum. beta is a number times an optional 0-d tensor. needs: bit i for the
+  // i-th gradient, as log_prob_backward; without a logvar its gradient is empty.
   AEVB_DEF("negative_elbo",
-           "(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale, int reduction,"
+           "(Tensor recon, Tensor x, Tensor mu_or_kl, Tensor? logvar, Tensor? beta, float beta_scale, int reduction,"
            " str likelihood, float? x_scale) -> Tensor");
   m.def(
-      "negative_elbo_backward(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
-      " int reduction, str likelihood, float? x_scale, Tensor grad, bool recon_wanted=True)"
-      " -> (Tensor grad_recon, Tensor grad_mu, Tensor grad_logvar)");
-  AEVB_DEF("negative_elbo_with_kl",
-           "(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale, int reduction, str likelihood,"
-           " float? x_scale) -> Tensor");
-  m.def(
-      "negative_elbo_with_kl_backward(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale, int reduction,"
-      " str likelihood, float? x_scale, Tensor grad, bool recon_wanted=True) -> (Tensor grad_recon, Tensor grad_kl)");
+      "negative_elbo_backward(Tensor recon, Tensor x, Tensor mu_or_kl, Tensor? logvar, Tensor? beta, float beta_scale,"
+      " int reduction, str likelihood, float? x_scale, Tensor grad, int needs)"
+      " -> (Tensor grad_recon, Tensor grad_mu_or_kl, Tensor grad_logvar)");
   // The loss, and in the same pass recon's gradient for an upstream gradient of 1.
   m.def(
-      "negative_elbo_and_grad(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
+      "negative_elbo_and_grad(Tensor recon, Tensor x, Tensor mu_or_kl, Tensor? logvar, Tensor? beta, float beta_scale,"
       " int reduction, str likelihood, float? x_scale) -> (Tensor loss, Tensor grad_recon)");
-  m.def(
-      "negative_elbo_with_kl_and_grad(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale,"
-      " int reduction, str likelihood, float? x_scale) -> (Tensor loss, Tensor grad_recon)");
-  // The other gradients; and over recon_for_1, which is the grad_recon of these, recon's where grad is not 1: so that
+  // The other gradients; and over recon_for_1, which is the grad_recon of this, recon's where grad is not 1: so that
   // nobody has to read grad, which would wait for a GPU.
   m.def(
-      "negative_elbo_backward_(Tensor recon, Tensor x, Tensor mu, Tensor logvar, Tensor? beta, float beta_scale,"
+      "negative_elbo_backward_(Tensor recon, Tensor x, Tensor mu_or_kl, Tensor? logvar, Tensor? beta, float beta_scale,"
       " int reduction, str likelihood, float? x_scale, Tensor grad, Tensor(a!) recon_for_1)"
-      " -> (Tensor grad_mu, Tensor grad_logvar)");
-  m.def(
-      "negative_elbo_with_kl_backward_(Tensor recon, Tensor x, Tensor kl, Tensor? beta, float beta_scale,"
-      " int reduction, str likelihood, float? x_scale, Tensor grad, Tensor(a!) recon_for_1) -> Tensor grad_kl");
+      " -> (Tensor grad_mu_or_kl, Tensor grad_logvar)");
 
   // The noise itself: element i of a seed's block is output i % 4 of Philox counter i / 4. seed is a prefix of size.
   m.def("normal(Tensor seed, int[] size) -> Tensor");

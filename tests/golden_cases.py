@@ -31,6 +31,10 @@ class Call(NamedTuple):
     results: Sequence[Any]
 
 
+# Ops that gave one gradient less, of nothing, when their bits were taken down.
+SECOND_OF_NOTHING = ("bernoulli_log_prob_backward", "bernoulli_log_prob_and_grad", "negative_elbo_with_kl_backward")
+
+
 def calls() -> Iterator[Call]:
     """All whose bits are held."""
     yield from kernels()
@@ -56,12 +60,14 @@ def kernels() -> Iterator[Call]:
         first = case.args[0]
         dtype = f" {name_of(first.dtype)}" if isinstance(first, Tensor) and first.is_floating_point() else ""
         op, args = case.held or (case.op, case.args)
-        if op in ("bernoulli_log_prob_backward", "bernoulli_log_prob_and_grad"):  # a second gradient, of nothing
+        if op in SECOND_OF_NOTHING:
             results = results[:-1]
         yield Call(f"{op}{dtype}: {kind}", args, results)
     for case in reduced_losses():
         op, args = case.held or (case.op, case.args)
-        yield Call(f"{op}_ {name_of(args[0].dtype)}: ordinary", args, gradients_over(case))
+        results = gradients_over(case)
+        results = results[:-1] if op in SECOND_OF_NOTHING else results
+        yield Call(f"{op}_ {name_of(args[0].dtype)}: ordinary", args, results)
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -331,11 +331,13 @@ def _losses(dtype) -> Iterator[Case]:
         kl = 20 * rand(43, *mu.shape[:-1])
         grad = randn(21, *(mu.shape[:-1] if reduction == 0 else ()))
         likelihood = "bernoulli_probs" if from_probs else "bernoulli_logits"
-        for op, args in (("negative_elbo", (recon, x, mu, logvar)), ("negative_elbo_with_kl", (recon, x, kl))):
+        for held_op, args in (("negative_elbo", (mu, logvar)), ("negative_elbo_with_kl", (kl, None))):
             for which, more in (("forward", ()), ("backward", (grad,)), ("and_grad", ())):
-                held = (*args, beta, 0.7, reduction, from_probs, None, *more)
-                args_of = (*args, beta, 0.7, reduction, likelihood, None, *more)
-                yield Case(name, f"{op}_{which}", args_of, (f"{op}_{which}", held))
+                held_args = (recon, x, *args, beta, 0.7, reduction, from_probs, None, *more)
+                held = f"{held_op}_{which}", held_args if args[1] is not None else held_args[:3] + held_args[4:]
+                needs = (7,) if more else ()
+                args_of = (recon, x, *args, beta, 0.7, reduction, likelihood, None, *more, *needs)
+                yield Case(name, f"negative_elbo_{which}", args_of, held)
 
     for samples, batch, pixels in (
         ((), (1,), 7),
@@ -363,19 +365,17 @@ def _losses(dtype) -> Iterator[Case]:
 def gradients_over(case: Case, ops=torch.ops.aevb) -> tuple[Tensor, ...]:
     """The gradients of a `*_backward` case of a reduced loss, by the op that writes recon's over that for a loss'
     gradient of 1, which the forward pass took."""
-    name = case.op.removesuffix("_backward")
-    *arguments, grad = case.args
-    _, recon_for_1 = getattr(ops, f"{name}_and_grad").default(*arguments)
-    others = getattr(ops, f"{name}_backward_").default(*arguments, grad, recon_for_1)
-    return recon_for_1, *(others if isinstance(others, tuple) else (others,))
+    *arguments, grad, _ = case.args
+    _, recon_for_1 = ops.negative_elbo_and_grad.default(*arguments)
+    return recon_for_1, *ops.negative_elbo_backward_.default(*arguments, grad, recon_for_1)
 
 
 def reduced_losses() -> Iterator[Case]:
     """The backward passes of losses that are one number, also of an upstream gradient of 1."""
     for dtype in DTYPES:
         for case in _losses(dtype):
-            if case.op.endswith("_backward") and case.args[-1].dim() == 0:
+            if case.op.endswith("_backward") and case.args[-2].dim() == 0:
                 yield case
                 one, held = torch.tensor(1.0), case.held
                 assert held is not None
-                yield Case(f"{case.name}, 1", case.op, (*case.args[:-1], one), (held[0], (*held[1][:-1], one)))
+                yield Case(f"{case.name}, 1", case.op, (*case.args[:-2], one, 7), (held[0], (*held[1][:-1], one)))

@@ -83,7 +83,7 @@ def test_the_codes_of_the_kernels():
     ops, seed = torch.ops.aevb, torch.tensor(3)
     for code in (-1, 3):
         with pytest.raises(RuntimeError, match=f"reduction is {code}; expected 0"):
-            ops.negative_elbo_with_kl(LOGITS, X, KL, None, 1.0, code, "bernoulli_logits", None)
+            ops.negative_elbo(LOGITS, X, KL, None, None, 1.0, code, "bernoulli_logits", None)
         for op in (ops.sample_gaussian_log_ratio, ops.sample_gaussian_log_ratio_forward):
             with pytest.raises(RuntimeError, match=f"gradient is {code}; expected 0"):
                 op(MU, LOGVAR, seed, 3, code)

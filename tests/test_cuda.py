@@ -137,7 +137,7 @@ def test_the_cases_are_of_every_op():
     schemas = {s.name.removeprefix("aevb::") for s in torch._C._jit_get_all_schemas() if s.name.startswith("aevb::")}
     # One gives memory with anything in it, one is made of matrix products, and one is another op over its argument.
     without_bits = {"empty", "linear_log_prob", "log_prob_and_grad_"}
-    without_bits |= {"negative_elbo_backward_", "negative_elbo_with_kl_backward_"}  # below
+    without_bits |= {"negative_elbo_backward_"}  # below
     # A layer's, of a CPU or with tests of their own.
     without_bits |= {"bias_activation_", "activation", "activation_backward_", "sparse_linear"}
     without_bits |= {"sparse_linear_weight_grad", "density", "split_bfloat16", "add_pieces", "elbo_terms", "adam_"}
@@ -787,7 +787,6 @@ FLOAT_ARGUMENTS = {
     "gaussian_kl": (0, 1),
     "log_prob": (0, 2),
     "negative_elbo": (0, 2, 3),
-    "negative_elbo_with_kl": (0, 2),
 }
 
 

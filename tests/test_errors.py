@@ -131,9 +131,12 @@ def test_likelihoods_by_name():
     raises(
         lambda: aevb.gaussian_log_prob(x, x, x.to_sparse()), "gaussian_log_prob: logvar is a tensor", error=TypeError
     )
-    loss = torch.ops.aevb.negative_elbo_with_kl
+    loss = torch.ops.aevb.negative_elbo
     for name, has in (("gaussian", "2 parameters"), ("gaussian_fixed", "1 parameter and a number of its own")):
-        raises(partial(loss, x, x, ones(3), None, 1.0, 1, name, None), f"likelihood {name} has {has}; expected one of")
+        raises(
+            partial(loss, x, x, ones(3), None, None, 1.0, 1, name, None),
+            f"likelihood {name} has {has}; expected one of",
+        )
     raises(lambda: aevb.binarize(x.byte(), torch.tensor(1), seed=1), r"index has shape \(\)", r"expected int64 \(B,\)")
 
 
@@ -170,8 +173,8 @@ def test_beta():
     double = torch.tensor(0.3, dtype=torch.float64)
     losses = [aevb.FusedELBO(beta=beta)(ones(3, 5), ones(3, 5), kl=ones(3)) for beta in (double, 0.3)]
     assert losses[0] == losses[1]
-    op = torch.ops.aevb.negative_elbo_with_kl_forward
-    args = ones(3, 5), ones(3, 5), ones(3), double, 1.0, 1, "bernoulli_logits", None
+    op = torch.ops.aevb.negative_elbo_forward
+    args = ones(3, 5), ones(3, 5), ones(3), None, double, 1.0, 1, "bernoulli_logits", None
     raises(lambda: op(*args), "beta", "float64", "0-d float32")
 
 

@@ -172,6 +172,7 @@ class Work:
             upstream = [*upstream, 3 if logvar else 1]  # type: ignore[list-item]
         else:
             name, arguments = "negative_elbo", (*inputs, None, 1.0, 1, "bernoulli_logits", self.x_scale)
+            upstream = [*upstream, 7]  # type: ignore[list-item]
         forward, backward = (getattr(ops, f"{name}_{d}").default for d in ("forward", "backward"))
         found: dict[str, Callable[[], Any]] = {
             "forward": call(forward, *arguments),
