@@ -25,15 +25,10 @@ except ImportError as error:
 
 from . import diagnostics, likelihoods, reference
 from .bounds import capacity, cyclical_warmup, elbo, free_bits, importance_weighted_bound, linear_warmup
-from .checkpoints import CheckpointError
-from .config import TrainConfig
+from .inference.marginal_likelihood import log_marginal_likelihood
 from .info import build_info
-from .layers import linear
-from .ledger import Evaluation, NotFiniteError
 from .likelihoods import GaussianOutput, LinearLogits, LinearOutput
-from .linear_likelihood import linear_bernoulli_log_prob, linear_log_prob
-from .loss import FusedELBO
-from .marginal import log_marginal_likelihood
+from .losses.elbo import FusedELBO
 from .models import VAE, BaseVAE, ConvVAE
 from .ops import (
     bernoulli_log_prob,
@@ -46,8 +41,13 @@ from .ops import (
     sample_gaussian_log_ratio,
     sample_likelihood,
 )
-from .runs import RunFolderError, load
-from .train import Trainer
+from .ops.fused_linear import linear_bernoulli_log_prob, linear_log_prob
+from .ops.linear import linear
+from .training.checkpoint import CheckpointError
+from .training.config import TrainConfig
+from .training.metrics import Evaluation, NotFiniteError
+from .training.run_dir import RunFolderError, load
+from .training.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = [

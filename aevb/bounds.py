@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .ranges import check_beta
+from .likelihoods.values import check_beta
 
 
 def _check_samples(log_prob: Tensor, kl: Tensor, name: str, *, per_sample: bool) -> None:

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import bounds
-from .batch_dims import latents, shaped
-from .choices import ACTIVATIONS, GRADIENTS, REDUCTIONS, unknown
+from .checks.batch_dims import latents, shaped
+from .checks.choices import ACTIVATIONS, GRADIENTS, REDUCTIONS, unknown
+from .checks.seeds import Generators, check_generators, int64
 from .likelihoods import Bernoulli, Gaussian, Likelihood, named
 from .likelihoods.base import Formula, Parameter
 from .likelihoods.base import computed as _compute
-from .seeds import Generators, check_generators, int64
 
 _WORD = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import aevb
-from aevb.runs import METRICS
+from aevb.training.run_dir import METRICS
 
 from .measure import RESULTS, describe
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import aevb
 from aevb import LinearLogits
-from aevb.products import product
+from aevb.ops.matmul import product
 
 from . import cases
 from .measure import RESULTS, describe, duration, quartiles

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 import aevb
-from aevb import _C, products
+from aevb import _C
+from aevb.ops import matmul as products
 
 from . import cases
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import aevb
 from aevb.data import Targets, load
-from aevb.steps import AutogradStep, training_step
+from aevb.training.step import AutogradStep, training_step
 
 from .cases import ATEN_NOISE, NO_WRAPPER, Provider, compiled, fastest, kl_terms, timed
 

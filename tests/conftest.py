@@ -20,7 +20,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aevb import _C, ranges
+from aevb import _C
+from aevb.likelihoods import values as ranges
 
 HAS_CUDA = torch.cuda.is_available() and _C.build_info()["cuda"].startswith("built")
 DRY = int(os.environ.get("AEVB_CUDA_DRY") or 0)

@@ -8,7 +8,7 @@ import signal
 import sys
 
 import aevb
-from aevb import pictures
+from aevb.training import pictures
 
 pictures.draw = lambda *_: {}
 digits = aevb.data.load("digits")

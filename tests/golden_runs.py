@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 import aevb
-from aevb import pictures
 from aevb.cli import main
-from aevb.ledger import Evaluation
+from aevb.training import pictures
+from aevb.training.metrics import Evaluation
 
 # ---- short runs -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ import os
 import signal
 
 import aevb
-from aevb import files, pictures, run_files
+from aevb import files
+from aevb.training import pictures, run_files
 
 CALLS = ("mkdir", "fsync", "replace", "rename", "unlink", "rmdir")
 OPTIONS = {"hidden_dims": (6,), "latent_dim": 2, "threads": 1, "progress": False, "validation": 0.1}

@@ -6,7 +6,8 @@ import os
 import signal
 
 import aevb
-from aevb import files, pictures
+from aevb import files
+from aevb.training import pictures
 
 OPTIONS = {"hidden_dims": (12,), "latent_dim": 3, "batch_size": 25, "threads": 1, "checkpoint_seconds": 0.0}
 

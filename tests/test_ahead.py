@@ -15,7 +15,7 @@ UPSTREAM = [1.0, 0.3, -1024.0, 0.0]
 def loss_call(kind, reduction, dtype):
     """Inputs, the loss of them, and the backward kernel's gradients for an upstream gradient."""
     logits, x = (4 * randn(1, 9, 41)).to(dtype).requires_grad_(), rand(2, 9, 41)
-    code = aevb.choices.REDUCTIONS[reduction]
+    code = aevb.checks.choices.REDUCTIONS[reduction]
     beta = torch.tensor(0.7)
     criterion = aevb.FusedELBO(beta, reduction)
     options = (beta, 1.0, code, "bernoulli_logits", None)

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 import aevb
-from aevb import answers, diagnostics, evaluation, observations, restoration
-from aevb.arguments import converted, takes_plain_values
-from aevb.cli import main
+from aevb import diagnostics
+from aevb.checks.arguments import converted, takes_plain_values
+from aevb.cli import answers, evaluation, main
 from aevb.data import Dataset, load
+from aevb.inference import imputation as restoration
+from aevb.inference import noise_models as observations
 
 
 class Estimator(enum.Enum):
@@ -164,7 +166,7 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     options = {"epochs": 1, "hidden_dims": 8, "latent_dim": 2, "threads": 1, "progress": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aevb.pictures.draw", lambda *_: {})
+        patch.setattr("aevb.training.pictures.draw", lambda *_: {})
         aevb.Trainer(aevb.TrainConfig(out=path, **options)).fit()
     return path
 

@@ -8,7 +8,8 @@ import torch
 from conftest import rand, randn, same_bits
 
 import aevb
-from aevb import batch_dims, reference
+from aevb import reference
+from aevb.checks import batch_dims
 
 ESTIMATORS = [("sgvb-b", None), ("sgvb-b", 3), ("sgvb-a", 3), ("stl", None), ("iwae", 3), ("dreg", 3)]
 MU, LOGVAR, X, LOGITS = randn(1, 2, 3, 8, 4), 0.3 * randn(2, 2, 3, 8, 4), rand(3, 2, 3, 8, 8), randn(4, 2, 3, 8, 8)

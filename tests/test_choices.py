@@ -5,7 +5,9 @@ import torch
 from conftest import rand, randn
 
 import aevb
-from aevb import optimizers, products, reference
+from aevb import reference
+from aevb.ops import matmul as products
+from aevb.training import optimizers
 
 B, D = 4, 6
 X, LOGITS, KL = rand(1, B, D).round(), randn(2, B, D), rand(3, B)

@@ -15,13 +15,13 @@ from conftest import rand
 from PIL import Image
 
 import aevb
-from aevb import pictures
-from aevb.answers.images import asked_images, mask_of, pixels, training_moments
-from aevb.answers.latent import interpolated
 from aevb.cli import main
+from aevb.cli.images import asked_images, mask_of, pixels, training_moments
+from aevb.cli.latent import interpolated
 from aevb.data import MappedImages
-from aevb.run_files import OWN, PICTURES, TRAINED
-from aevb.runs import RunFolder, RunFolderError, write_answer
+from aevb.training import pictures
+from aevb.training.run_dir import RunFolder, RunFolderError, write_answer
+from aevb.training.run_files import OWN, PICTURES, TRAINED
 
 LEFT = {*TRAINED, "checkpoints"} - {"best.safetensors"}  # there are no validation images
 
@@ -284,7 +284,7 @@ class Links(HTMLParser):
 
 
 def test_report_is_one_page_that_needs_nothing_else(runs, run, monkeypatch, capsys):
-    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 4)
+    monkeypatch.setattr("aevb.cli.report.RESTORED", 4)
     ask(capsys, "evaluate", run, "--num-samples", "10", "--images", "20", "--no-progress")
     evaluated = json.loads((run / "evaluation.json").read_text())["log_marginal_likelihood"]
     for path, texts in (
@@ -327,7 +327,7 @@ def test_noise_of_values_is_for_gaussian_runs_and_flips_are_for_bits(tmp_path, m
     )
     assert "values other than 0 and 1; expected bits" in error_of(capsys, "denoise", grey, "--flip", "0.2", *FAST)
     ask(capsys, "impute", grey, *FAST)
-    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 4)
+    monkeypatch.setattr("aevb.cli.report.RESTORED", 4)
     ask(capsys, "report", grey)
     text = (grey / "report.html").read_text()
     assert "missing pixels (lower) restored" in text
@@ -385,7 +385,7 @@ def test_what_is_shown_is_named(run, tmp_path, monkeypatch, capsys):
     for name in ("mosaic", "latent"):
         drawn = getattr(pictures, name)
         monkeypatch.setattr(
-            f"aevb.pictures.{name}",
+            f"aevb.training.pictures.{name}",
             lambda title, *args, drawn=drawn, **kw: (titles.append(title), drawn(title, *args, **kw))[1],
         )
     _, x = model_and_images(run)
@@ -431,7 +431,7 @@ def test_the_best_epochs_model_can_be_asked(tmp_path, monkeypatch, capsys):
         assert files[0].read_bytes() != files[1].read_bytes(), command
     numbers = json.loads(files[1].read_text())
     assert (numbers["epoch"], numbers["step"]) == (1, 12)
-    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 2)
+    monkeypatch.setattr("aevb.cli.report.RESTORED", 2)
     ask(capsys, "report", folder, "--best")
     text = (folder / "report.html").read_text()
     assert "after 1 epochs" in text
@@ -448,7 +448,7 @@ def test_a_report_shows_no_evaluation_of_other_weights(tmp_path, monkeypatch, ca
     numbers = json.loads((folder / "evaluation.json").read_text())
     last = json.loads((folder / "metrics.jsonl").read_text())
     assert (numbers["epoch"], numbers["step"]) == (last["epoch"], last["step"])
-    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 2)
+    monkeypatch.setattr("aevb.cli.report.RESTORED", 2)
     for stale in (False, True):
         ask(capsys, "report", folder)
         text = (folder / "report.html").read_text()

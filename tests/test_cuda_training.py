@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from test_cuda import assert_returns_while_the_gpu_sleeps
 
 import aevb
-from aevb import pictures
 from aevb.data import Targets
-from aevb.optimizers import OPTIMIZERS
-from aevb.steps import GraphStep, training_step
+from aevb.training import pictures
+from aevb.training.optimizers import OPTIMIZERS
+from aevb.training.step import GraphStep, training_step
 
 pytestmark = [
     pytest.mark.cuda,

@@ -136,7 +136,7 @@ def test_bad_arrays_are_named(tmp_path, images, sentence, suffix):
 
 
 def test_the_place_is_right_in_a_later_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr("aevb.data.values.CHUNK_BYTES", 9 * 8 * 5)
+    monkeypatch.setattr("aevb.data.value_ranges.CHUNK_BYTES", 9 * 8 * 5)
     np.save(tmp_path / "some.npy", changed((33, 2), np.nan))
     refused(tmp_path / "some.npy", "datapoint 33, pixel 2 is nan")
     mixed = np.random.RandomState(0).rand(40, 9)

@@ -12,7 +12,7 @@ import torch
 
 import aevb
 from aevb.data import Dataset, MappedImages, Targets, batches, epoch_order, load
-from aevb.data.streaming import _Reader
+from aevb.data.epoch_order import _Reader
 
 SEED = torch.tensor(11)
 
@@ -21,8 +21,8 @@ SEED = torch.tensor(11)
 def mapped(monkeypatch):
     """All files are mapped; blocks are of 400 bytes, and windows of 4."""
     monkeypatch.setattr("aevb.data.arrays.MAPPED_ABOVE", 0)
-    monkeypatch.setattr("aevb.data.streaming.BLOCK_BYTES", 400)
-    monkeypatch.setattr("aevb.data.streaming.WINDOW_BLOCKS", 4)
+    monkeypatch.setattr("aevb.data.epoch_order.BLOCK_BYTES", 400)
+    monkeypatch.setattr("aevb.data.epoch_order.WINDOW_BLOCKS", 4)
 
 
 def numbers(*size, seed=0):
@@ -120,7 +120,7 @@ def test_only_large_files_are_mapped(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["dynamic", "threshold", "none"])
 def test_no_bad_value_gets_into_a_batch(tmp_path, monkeypatch, mapped, kind, value, sentence, how):
     """Where the look at the file did not see it: whoever gathers it is told."""
-    monkeypatch.setattr("aevb.data.mapped._SAMPLE_BYTES", 1)
+    monkeypatch.setattr("aevb.data.memmap._SAMPLE_BYTES", 1)
     images = KINDS[kind].copy()
     images[30, 7] = value
     np.save(tmp_path / "some.npy", images)
@@ -134,7 +134,7 @@ def test_no_bad_value_gets_into_a_batch(tmp_path, monkeypatch, mapped, kind, val
 
 
 def test_a_nan_ends_training_with_a_sentence(tmp_path, monkeypatch, mapped):
-    monkeypatch.setattr("aevb.data.mapped._SAMPLE_BYTES", 1)
+    monkeypatch.setattr("aevb.data.memmap._SAMPLE_BYTES", 1)
     images = KINDS["unit"].copy()
     row = int(np.random.RandomState(0).permutation(103)[50])  # of the training part
     images[row, 7] = np.nan
@@ -156,7 +156,7 @@ def test_what_is_seen_when_it_is_opened(tmp_path, mapped):
 
 
 def test_the_start_the_middle_and_the_end_agree(tmp_path, monkeypatch, mapped):
-    monkeypatch.setattr("aevb.data.mapped._SAMPLE_BYTES", 20)
+    monkeypatch.setattr("aevb.data.memmap._SAMPLE_BYTES", 20)
     images = KINDS["unit"].copy()
     images[-1] = 200
     np.save(tmp_path / "some.npy", images)
@@ -206,7 +206,7 @@ def test_each_byte_is_read_once_and_ahead(tmp_path, mapped, monkeypatch):
     np.save(tmp_path / "some.npy", numbers(1000, 20).astype(np.uint8))
     images = load(tmp_path / "some.npy").train_images
     read, preadv = [], os.preadv
-    monkeypatch.setattr("aevb.data.streaming._GAP_BYTES", 0)
+    monkeypatch.setattr("aevb.data.epoch_order._GAP_BYTES", 0)
 
     def recorded(descriptor, buffers, start):
         count = preadv(descriptor, buffers, start)
@@ -258,8 +258,8 @@ def test_a_file_that_was_shortened(tmp_path, mapped):
 def test_memory_is_given_back(tmp_path, monkeypatch):
     """An epoch of 96 MB in windows of 8 MB holds less than 24 MB of the file, on the mean; without `batches`, all. (On
     a busy machine the system may map more around what is read, for a moment.)"""
-    monkeypatch.setattr("aevb.data.streaming.BLOCK_BYTES", 1 << 20)
-    monkeypatch.setattr("aevb.data.streaming.WINDOW_BLOCKS", 8)
+    monkeypatch.setattr("aevb.data.epoch_order.BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr("aevb.data.epoch_order.WINDOW_BLOCKS", 8)
     np.save(tmp_path / "some.npy", np.zeros((96_000, 1000), np.uint8))
     images = MappedImages(tmp_path / "some.npy")
     order = epoch_order(images, 1)

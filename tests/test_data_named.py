@@ -14,7 +14,7 @@ import torch
 
 from aevb.cli import main
 from aevb.data import NAMED, load
-from aevb.data.named import Named
+from aevb.data.download import Named
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets in ../shared/data")
@@ -186,7 +186,7 @@ def test_places_that_cannot_be(mirror, monkeypatch, tmp_path):
 
 
 def test_the_cache_is_the_users(monkeypatch, tmp_path):
-    from aevb.data.named import _folder
+    from aevb.data.download import _folder
 
     monkeypatch.delenv("AEVB_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from aevb import pictures as drawings
 from aevb.cli import main
 from aevb.data import load
 from aevb.data.parts import PARTS, read
+from aevb.training import pictures as drawings
 
 COUNTS = {"train": 8, "test": 5, "validation": 3}
 

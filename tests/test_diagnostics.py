@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import aevb
 from aevb import diagnostics
-from aevb.diagnostics import (
+from aevb.inference.diagnostics import (
     active_units,
     annealed_importance_sampling,
     kl_per_dimension,

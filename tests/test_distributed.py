@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aevb.processes import Alone, Several, is_launched
+from aevb.training.distributed import Alone, Several, is_launched
 
 HERE = Path(__file__).parent
 

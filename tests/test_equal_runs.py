@@ -18,7 +18,7 @@ from aevb.files import safetensors
 RUN = """
 import torch
 import aevb
-from aevb.answers import run_report
+from aevb.cli import report as run_report
 from aevb.cli import main
 
 torch.manual_seed(0)

@@ -10,7 +10,8 @@ import torch
 from conftest import rand, randn, same_bits
 
 import aevb
-from aevb import layers, reference
+from aevb import reference
+from aevb.ops import linear as layers
 
 B, D = 4, 6
 RECON, X, MU, KL = randn(1, B, D), rand(2, B, D).round(), randn(3, B, 2), rand(4, B)
@@ -115,7 +116,7 @@ def test_memory_that_is_not_there_for_a_layer_or_for_bits(dtype):
             layers.linear(x, w, None, "tanh", scale)
     if dtype == torch.uint8:
         with pytest.raises(torch.OutOfMemoryError, match=r"binarize: 40,000,000,000,000 bytes .*a result, bool"):
-            aevb.data.targets.binarize(x, seed=1)
+            aevb.data.inputs.binarize(x, seed=1)
 
 
 BACKWARD_WITHOUT_MEMORY = """

@@ -11,7 +11,7 @@ import torch
 from make_golden import FIRST, RUN, WORDS, Differences, Digests
 
 import aevb
-from aevb.checkpoints import Checkpoints, unpack
+from aevb.training.checkpoint import Checkpoints, unpack
 
 
 @pytest.fixture(autouse=True)

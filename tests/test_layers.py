@@ -6,7 +6,9 @@ from conftest import close_by_magnitude, rand, randn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import aevb
-from aevb import layers, products, reference
+from aevb import reference
+from aevb.ops import linear as layers
+from aevb.ops import matmul as products
 
 # B, D, H: odd ones; blocks and tiles of the sparse kernels, and one more; several sums of 512 rows; several ranges.
 SIZES = [(1, 1, 1), (5, 7, 3), (41, 33, 20), (130, 129, 65), (100, 784, 500), (1100, 40, 9), (3, 1271, 130), (0, 4, 3)]

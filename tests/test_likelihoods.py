@@ -10,9 +10,11 @@ from conftest import DEVICES, DTYPES, rand, randn
 from torch.library import opcheck
 
 import aevb
-from aevb import _C, chunks, likelihoods, ops, pictures
-from aevb.answers.restored import denoised
+from aevb import _C, likelihoods, ops
+from aevb.cli.restore import denoised
 from aevb.likelihoods import REGISTRY
+from aevb.ops import chunking as chunks
+from aevb.training import pictures
 
 D = 33
 FAMILIES = {

@@ -10,9 +10,11 @@ from conftest import close_by_magnitude, rand, randn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import aevb
-from aevb import chunks, linear_likelihood, reference
-from aevb.linear_likelihood import LinearLogits
-from aevb.products import product
+from aevb import reference
+from aevb.ops import chunking as chunks
+from aevb.ops import fused_linear as linear_likelihood
+from aevb.ops.fused_linear import LinearLogits
+from aevb.ops.matmul import product
 
 SIZES = [  # L (0: no samples), B, H, D
     (0, 1, 1, 1),

@@ -8,8 +8,8 @@ from conftest import rand
 from linear_gaussian import LinearGaussian
 
 import aevb
-from aevb import marginal
-from aevb.marginal import MarginalLikelihood, log_marginal_likelihood
+from aevb.inference import marginal_likelihood as marginal
+from aevb.inference.marginal_likelihood import MarginalLikelihood, log_marginal_likelihood
 
 
 def gaussian(amount=0.02, count=41):

@@ -250,7 +250,7 @@ def test_what_cannot_be_made_gets_a_sentence(make, sentence):
 
 
 def test_a_file_says_which_model_it_holds(tmp_path):
-    from aevb.runs import RunFolder
+    from aevb.training.run_dir import RunFolder
 
     folder = RunFolder(tmp_path, "run", {}, overwrite=False)
     for model in (*models(), *models(likelihood="gaussian", variance="shared", min_variance=0.01)):

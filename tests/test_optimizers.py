@@ -7,8 +7,8 @@ import torch
 from conftest import DRY, HAS_CUDA, randn
 from emulation.build import emulated_ops
 
-from aevb import optimizers
-from aevb.optimizers import _CapturableAdagrad, _GpuAdam
+from aevb.training import optimizers
+from aevb.training.optimizers import _CapturableAdagrad, _GpuAdam
 
 PLACES = ["emulated", *([pytest.param("cuda", marks=pytest.mark.cuda)] if HAS_CUDA and not DRY else [])]
 

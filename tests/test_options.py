@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 import aevb
-from aevb.config import _choices
 from aevb.data import BINARIZATIONS, load
 from aevb.likelihoods import REGISTRY
-from aevb.loss import ESTIMATORS
-from aevb.optimizers import OPTIMIZERS, schedule_factor
-from aevb.train import HeldOut
+from aevb.losses.elbo import ESTIMATORS
+from aevb.training.config import _choices
+from aevb.training.optimizers import OPTIMIZERS, schedule_factor
+from aevb.training.trainer import HeldOut
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,16 @@ import pytest
 import torch
 
 import aevb
-from aevb import files, pictures, run_files
+from aevb import files
 from aevb.cli import main
 from aevb.files import safetensors
-from aevb.run_files import Lock, LockedError
-from aevb.runs import RunFolder, RunFolderError
+from aevb.training import pictures, run_files
+from aevb.training.run_dir import RunFolder, RunFolderError
+from aevb.training.run_files import Lock, LockedError
 
 # Processes are forked from one that has imported what takes long, and started no thread.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["aevb.pictures", "torch._dynamo"])  # which an optimizer imports, in seconds
+server.set_forkserver_preload(["aevb.training.pictures", "torch._dynamo"])  # which an optimizer imports, in seconds
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +126,7 @@ def test_an_interrupt_before_it_began(run, monkeypatch, when):
 
     name = {"the state": "state", "the finite weights": "weights_are_finite"}.get(when)
     if name is None:
-        monkeypatch.setattr("aevb.checkpoints.Checkpoints.write", interrupt)
+        monkeypatch.setattr("aevb.training.checkpoint.Checkpoints.write", interrupt)
     else:
         monkeypatch.setattr(trainer, name, interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"before the run began; .*run keeps the one that was there"):

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import aevb
-from aevb import pictures
-from aevb.answers.images import grey_pixels
-from aevb.answers.restored import denoised, imputed
 from aevb.cli import main
+from aevb.cli.images import grey_pixels
+from aevb.cli.restore import denoised, imputed
+from aevb.training import pictures
 
 FAST = {"images": 6, "steps": 3, "num_samples": 4}
 FLAGS = ["--images", "6", "--steps", "3", "--num-samples", "4"]
@@ -100,7 +100,7 @@ def test_images_are_shown_as_they_are_or_inverted(shape, value, shown, inverted)
     ids=lambda command: command[0],
 )
 def test_every_command_shows_images_as_they_are_unless_told_to_invert(command, runs, tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 4)
+    monkeypatch.setattr("aevb.cli.report.RESTORED", 4)
     name, *options = command
     for invert in (False, True):
         drawn.clear()
@@ -192,7 +192,7 @@ def test_images_of_a_file_are_shown_grey_and_binarized_where_the_model_is_given_
 
 
 def test_reports_show_grey_images_too(runs, tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr("aevb.answers.run_report.RESTORED", 4)
+    monkeypatch.setattr("aevb.cli.report.RESTORED", 4)
     for binarize in ("dynamic", "threshold"):
         drawn.clear()
         assert main(["report", str(runs / binarize), "--out", str(tmp_path / "page.html")]) == 0

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations, prune
 
 import aevb
 from aevb.data import Dataset, Targets
-from aevb.plain_modules import is_plain
-from aevb.steps import AutogradStep, DirectStep, training_step
+from aevb.ops.plain_modules import is_plain
+from aevb.training.step import AutogradStep, DirectStep, training_step
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Full backward hook is firing", "ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per"

@@ -10,9 +10,9 @@ from linear_gaussian import LinearGaussian
 from torch import nn
 
 import aevb
-from aevb.observations import NoisyValues, Seen, add_gaussian, flip_bits, random_mask
-from aevb.questions import Questions
-from aevb.restoration import refine
+from aevb.inference.imputation import refine
+from aevb.inference.noise_models import NoisyValues, Seen, add_gaussian, flip_bits, random_mask
+from aevb.models.questions import Questions
 
 METHODS = ["gradient", "gibbs"]
 
@@ -20,7 +20,7 @@ METHODS = ["gradient", "gibbs"]
 @pytest.fixture
 def many_chains(monkeypatch):
     """Many short chains take less time than a few long ones."""
-    monkeypatch.setattr("aevb.restoration.CHAINS", 400)
+    monkeypatch.setattr("aevb.inference.imputation.CHAINS", 400)
 
 
 class Known(Questions, LinearGaussian):
@@ -218,8 +218,8 @@ def test_what_is_missing_is_not_used():
 def test_a_datapoint_does_not_depend_on_its_neighbours(method, monkeypatch):
     model, x, observed = data(method, count=5)
     expected = model.impute(x, observed, method=method, num_samples=50)
-    monkeypatch.setattr("aevb.restoration.BATCH", 2)
-    monkeypatch.setattr("aevb.restoration.ROWS", 7)
+    monkeypatch.setattr("aevb.inference.imputation.BATCH", 2)
+    monkeypatch.setattr("aevb.inference.imputation.ROWS", 7)
     found = model.impute(x[:3], observed[:3], method=method, num_samples=50)
     torch.testing.assert_close(found.mean, expected.mean[:3], rtol=1e-3, atol=1e-4)
 

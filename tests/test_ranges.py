@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import aevb
-from aevb import ranges
+from aevb.likelihoods import values as ranges
 
 B, D = 6, 12
 X, LOGITS, PROBS, KL = rand(1, B, D), 2 * randn(2, B, D), 0.1 + 0.8 * rand(3, B, D), rand(4, B)

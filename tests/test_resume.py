@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import load_file
 
 import aevb
-from aevb.checkpoints import Checkpoint, CheckpointError, Checkpoints, pack, unpack
 from aevb.data import load
-from aevb.runs import RunFolderError
+from aevb.training.checkpoint import Checkpoint, CheckpointError, Checkpoints, pack, unpack
+from aevb.training.run_dir import RunFolderError
 
 KILLS = 50
 EPOCHS = 25  # of 60 steps, with three checkpoints each
 
 # Processes are forked from one that has imported aevb, and started no thread: a tenth of a second each.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["resumed_run", "aevb.pictures"])
+server.set_forkserver_preload(["resumed_run", "aevb.training.pictures"])
 
 
 def start(out, epochs=EPOCHS, **options):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import aevb
-from aevb.checkpoints import Checkpoints
 from aevb.cli import main
 from aevb.data import MappedImages, load
+from aevb.data.fingerprint import check_same_data, fingerprint
 from aevb.files import safetensors
-from aevb.fingerprint import check_same_data, fingerprint
+from aevb.training.checkpoint import Checkpoints
 
 OPTIONS = {"epochs": 1, "hidden_dims": (8,), "latent_dim": 2, "validation": 0.1, "threads": 1, "progress": False}
 COMMANDS = (

@@ -6,11 +6,12 @@ from conftest import rand, randn
 from emulation.build import emulated_ops
 
 import aevb
-from aevb import cuda_products, steps
-from aevb.choices import GRADIENTS
+from aevb.checks.choices import GRADIENTS
 from aevb.data import Targets
 from aevb.likelihoods import REGISTRY
-from aevb.steps import AutogradStep, DirectStep, GraphStep, training_step
+from aevb.ops import matmul_cuda as cuda_products
+from aevb.training import step as steps
+from aevb.training.step import AutogradStep, DirectStep, GraphStep, training_step
 
 SEEDS = torch.tensor(3), torch.tensor(4)
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import aevb
-from aevb import pictures, train
 from aevb.cli import main
+from aevb.training import pictures
+from aevb.training import trainer as train
 
 TRAIN = ["train", "--epochs", "1", "--hidden-dims", "8", "--latent-dim", "2", "--no-progress"]
 PICTURES = ("reconstructions.png", "samples.png", "latent.png")

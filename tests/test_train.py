@@ -16,9 +16,11 @@ import torch
 from conftest import same_bits
 
 import aevb
-from aevb import files, products, runs
+from aevb import files
 from aevb.data import Dataset, Targets, load
-from aevb.runs import RunFolder, RunFolderError
+from aevb.ops import matmul as products
+from aevb.training import run_dir as runs
+from aevb.training.run_dir import RunFolder, RunFolderError
 
 NAMES = {"config.json", "metrics.jsonl", "model.safetensors", "reconstructions.png", "samples.png", "latent.png"}
 NAMES |= {"checkpoints"}
@@ -221,7 +223,7 @@ def test_an_epoch_is_reproducible_from_its_seed(tmp_path, digits):
 def test_the_test_elbo_does_not_depend_on_how_the_test_set_is_cut(tmp_path, digits, monkeypatch):
     trainer = aevb.Trainer(options(tmp_path), dataset=digits)
     whole = trainer.evaluate()
-    monkeypatch.setattr("aevb.train.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("aevb.training.trainer.EVALUATION_BATCH", 7)
     assert dataclasses.astuple(trainer.evaluate()) == pytest.approx(dataclasses.astuple(whole), rel=1e-6)
 
 
@@ -615,4 +617,4 @@ def test_dir_shows_the_api():
     assert not {"ops", "steps", "torch", "ranges", "annotations"} & set(dir(aevb))
     named = set(re.findall(r"`(\w+)", aevb.__doc__))
     assert set(aevb.__all__) <= named | {"reference"}, "help(aevb) begins with what there is"
-    assert aevb.steps  # what is imported is there all the same
+    assert aevb.training.step  # what is imported is there all the same

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..arguments import takes_plain_values
+from ..checks.arguments import takes_plain_values
 from .dataset import Dataset
+from .download import NAMED, open_named
+from .epoch_order import batches, epoch_order
 from .files import digits, open_path
-from .mapped import MappedImages
-from .named import NAMED, open_named
+from .inputs import BINARIZATIONS, Targets
+from .memmap import MappedImages
 from .splits import FILE_TEST_FRACTION, dataset
-from .streaming import batches, epoch_order
-from .targets import BINARIZATIONS, Targets
 
 __all__ = [
     "BINARIZATIONS",

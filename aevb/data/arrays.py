@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .mapped import MappedImages, open_npy
+from .memmap import MappedImages, open_npy
 from .parts import IMAGES, LABELS, Chosen, choose, no_training_part, not_read, read
+from .raw import Part, Source, name_of, need
 from .sentences import damaged
 from .shapes import CHANNELS, image_shape
-from .source import Part, Source, name_of, need
 
 MAPPED_ABOVE = 1 << 30  # bytes; a smaller file is read as a whole
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import converted
-from .mapped import MappedImages
+from ..checks.arguments import converted
+from .memmap import MappedImages
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from .arrays import mat, npy, npz
+from .download import NAMED
 from .folder import image_folder, is_image
 from .idx import idx_file
-from .named import NAMED
 from .part_files import form, part_files
 from .parts import named_parts, not_read
-from .source import Part, Source
+from .raw import Part, Source
 from .text import amat_file, is_amat
 
 DIGITS_TEST = 297

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from .parts import in_words, more_than_the_part, named_parts, no_training_part, read, two_names, two_parts
+from .raw import Part, Source, need
 from .sentences import damaged
-from .source import Part, Source, need
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 _NUMBER = re.compile(r"\d{3,}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .source import Part, Source, check_labels, name_of
+from .raw import Part, Source, check_labels, name_of
 
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801  # uint8 in 3 dimensions, in 1
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}

@@ -14,7 +14,7 @@ import numpy as np
 from .arrays import is_large, labels_alone, mat, note_on_training, npy_part, npz
 from .idx import check_idx, idx_labels, idx_part, is_idx
 from .parts import Chosen, NoTrainingPartError, choose, not_read, read
-from .source import Part, Source, check_labels
+from .raw import Part, Source, check_labels
 from .text import amat_part, check_amat, is_amat
 
 

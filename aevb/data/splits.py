@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import takes_plain_values
+from ..checks.arguments import takes_plain_values
 from .dataset import Dataset
-from .mapped import MappedImages
+from .memmap import MappedImages
+from .raw import Part, Source
 from .sentences import number
 from .shapes import image_shape
-from .source import Part, Source
-from .values import KINDS, agreed, converted
+from .value_ranges import KINDS, agreed, converted
 
 FILE_TEST_FRACTION = 10  # of a source without a test part, one image in so many is held out for the test
 

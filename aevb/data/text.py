@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .source import Part, Source, name_of
+from .raw import Part, Source, name_of
 
 _ENDINGS = {"train": "train", "validation": "valid", "test": "test"}
 

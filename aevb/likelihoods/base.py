@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ..choices import unknown
+from ..checks.choices import unknown
 from .outputs import GaussianOutput, LinearLogits, LinearOutput
 
 Parameter = Tensor | float

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import aevb
 from aevb.data import Targets
-from aevb.optimizers import OPTIMIZERS
-from aevb.steps import AutogradStep, GraphStep, training_step
+from aevb.training.optimizers import OPTIMIZERS
+from aevb.training.step import AutogradStep, GraphStep, training_step
 
 from .. import cases
 from ..measure import Json, has_jax

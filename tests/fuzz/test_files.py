@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import aevb
-from aevb.checkpoints import Checkpoints, unpack
 from aevb.data import load
+from aevb.training.checkpoint import Checkpoints, unpack
 
 CASES = int(os.environ.get("AEVB_FUZZ", "60"))
 GREY = np.random.default_rng(0).integers(0, 256, (12, 8, 8)).astype(np.uint8)

@@ -1,0 +1,77 @@
+"""Which leading dimensions of the posterior's parameters are the batch, and which the latent ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .arguments import converted
+from .errors import warn
+
+_functorch_active = torch._C._are_functorch_transforms_active
+_said: set[str] = set()
+
+
+def checked_batch_dims(batch_dims: int | None) -> int | None:
+    """batch_dims, None or a whole number from 0 up."""
+    if batch_dims is not None and (isinstance(batch_dims, bool) or not isinstance(batch_dims, int)):
+        batch_dims = converted("batch_dims", batch_dims, int)
+    if batch_dims is not None and batch_dims < 0:
+        raise ValueError(
+            f"batch_dims is {batch_dims}; expected how many leading dimensions are the batch: 1 for mu (B, C, H, W)"
+        )
+    return batch_dims
+
+
+def latents(mu: Tensor, logvar: Tensor, batch_dims: int | None, reader: str = "") -> tuple[Tensor, Tensor]:
+    """mu and logvar as (*batch, D). Without batch_dims the batch is all but the last dimension, and `reader` says once
+    how it read more than two."""
+    if batch_dims is None:
+        if mu.dim() > 2 and _can_say(reader):
+            _say_batch(mu, reader)
+        return mu, logvar
+    batch_dims = checked_batch_dims(batch_dims)
+    assert batch_dims is not None
+    if mu.dim() <= batch_dims:
+        raise ValueError(
+            f"mu has shape {tuple(mu.shape)} and batch_dims is {batch_dims}; expected (*batch, *latent): at least "
+            f"{batch_dims + 1} dimensions"
+        )
+    if mu.shape != logvar.shape:  # which flat ones would not show
+        raise ValueError(f"mu has shape {tuple(mu.shape)} and logvar {tuple(logvar.shape)}; expected one shape")
+    if mu.dim() == batch_dims + 1:
+        return mu, logvar
+    return mu.flatten(batch_dims), logvar.flatten(batch_dims)
+
+
+def shaped(z: Tensor, mu: Tensor, flat: Tensor) -> Tensor:
+    """Samples (*samples, *batch, D) of flat latents, in the shape of mu."""
+    return z if flat.dim() == mu.dim() else z.reshape(*z.shape[: z.dim() - flat.dim()], *mu.shape)
+
+
+def _can_say(what: str) -> bool:
+    """Whether to say it: once, and not where nobody would see it, or only part of the dimensions. What was said is no
+    guard of a compiled function."""
+    return not torch.compiler.is_compiling() and not _functorch_active() and what not in _said
+
+
+def _say_batch(mu: Tensor, reader: str) -> None:
+    _said.add(reader)
+    *batch, size = mu.shape
+    count = torch.Size(batch).numel()
+    warn(
+        f"{reader} read mu of shape {tuple(mu.shape)} as {count} datapoints of {size} latent dimensions: without "
+        f"batch_dims every dimension but the last is of the batch. batch_dims={len(batch)} says that this is meant; "
+        f"batch_dims=1 means {mu.shape[0]} datapoints of {mu.shape[1:].numel()}"
+    )
+
+
+def say_one_datapoint(mu: Tensor, x: Tensor) -> None:
+    """Warns once of mu (B,) beside x (B, ...), which is one datapoint of B latent dimensions."""
+    if not _can_say("1-d"):
+        return
+    _said.add("1-d")
+    warn(
+        f"FusedELBO read mu of shape {tuple(mu.shape)} and x of shape {tuple(x.shape)} as one datapoint of {len(mu)} "
+        "latent dimensions. batch_dims=0 says that this is meant; one latent dimension of a batch is mu.unsqueeze(-1)"
+    )

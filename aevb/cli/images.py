@@ -1,0 +1,257 @@
+"""The images that a run is asked about, and masks.
+
+Images go into the encoder as the run's pixels in [0, 1]: thresholded where the run's were, and grey where its bits were
+drawn anew at each step, so that an answer has no noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Dataset, MappedImages, load
+from ..data.inputs import above_half, encoder_input
+from ..data.shapes import image_shape
+from ..inference.noise_models import random_mask
+from ..ops import mix_seed
+from ..training.trainer import Trainer
+
+Part = Literal["train", "validation", "test"]
+
+BATCH = 1000  # images that are floats at a time
+
+
+def pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
+    """What the encoder is given of a data set's images, (N, data_dim), float32, on the trainer's device."""
+    dataset = dataset or trainer.dataset
+    return encoder_input(images, dataset.max_value, trainer.config.binarize).to(trainer.device)
+
+
+def grey_pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
+    """Images as they are, grey: (N, data_dim), float32 in [0, 1]."""
+    return encoder_input(images, (dataset or trainer.dataset).max_value, "none").to(trainer.device)
+
+
+def if_another(x: Tensor, grey: Tensor) -> Tensor | None:
+    """What a model is given, where that is not the grey images."""
+    return None if torch.equal(x, grey) else x
+
+
+def has_bits(trainer: Trainer) -> bool:
+    """Whether the run's images are bits, as they are or since it makes them so."""
+    dataset = trainer.dataset
+    return trainer.config.binarize != "none" or (dataset.max_value == 1 and dataset.train_images.dtype == torch.uint8)
+
+
+def training_moments(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """The mean and the variance of each pixel over the training images, (data_dim,)."""
+    images = trainer.dataset.train_images
+    total = squares = torch.zeros((), dtype=torch.float64, device=trainer.device)
+    for index in _in_order(images):
+        x = pixels(trainer, images[index])
+        total = total + x.sum(0, dtype=torch.float64)
+        squares = squares + x.square_().sum(0, dtype=torch.float64)
+    mean = total / len(images)
+    return mean.float(), (squares / len(images) - mean.square()).clamp_min(0).float()
+
+
+def _in_order(images: Tensor | MappedImages) -> Iterator[Tensor]:
+    """The images' numbers, `BATCH` at a time, those of a file in its order, whose memory is given back."""
+    file = images if isinstance(images, MappedImages) else None
+    order = torch.arange(len(images)) if file is None else file.file_order()
+    for index in order.split(BATCH):
+        yield index
+        if file is not None:
+            file.release_rows(index)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Images to ask about.
+
+    Rows of them, in [0, 1], by `asked[index]`; as they are, grey, by `asked.grey(index)`.
+    """
+
+    name: str
+    what: str
+    images: Tensor | MappedImages
+    labels: Tensor | None
+    label_names: Sequence[str]
+    floats: Callable[[Tensor], Tensor]
+    grey_floats: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.floats(self.images[index])
+
+    def grey(self, index: Tensor) -> Tensor:
+        return self.grey_floats(self.images[index])
+
+    @torch.no_grad()
+    def each(self, answer: Callable[[Tensor], Tensor]) -> Tensor:
+        """The answers to all images, (N, ...), on the CPU, asked some at a time."""
+        found = torch.empty(0)
+        for index in _in_order(self.images):
+            some = answer(self[index]).cpu()
+            if not len(found):
+                found = some.new_empty(len(self), *some.shape[1:])
+            found[index] = some
+        return found
+
+
+def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked:
+    """The images to ask about: a .npy file's, or a part of a data set, by default "test"."""
+    if data is not None and data.endswith(".npy"):
+        if part is not None:
+            raise ValueError(f"part is {part!r} and data {data!r}, a file without parts; expected one of them")
+        file = ImageFile(trainer, data)
+        file.check()
+        return Asked(Path(data).name, "images", torch.from_numpy(file.array), None, (), file.clean, file.floats)
+    dataset = trainer.dataset if data is None else load(data)
+    part = part or "test"
+    images, labels = (getattr(dataset, f"{part}_{kind}", None) for kind in ("images", "labels"))
+    if images is None:
+        raise ValueError(f"{dataset.name} has no {part} part; expected 'train' or 'test'")
+    if dataset.data_dim != trainer.dataset.data_dim:
+        raise ValueError(
+            f"{data} has images of {'x'.join(map(str, dataset.image_shape))}; expected "
+            f"{'x'.join(map(str, trainer.dataset.image_shape))}, the run's"
+        )
+    what = f"{part.replace('train', 'training')} images"
+    return Asked(
+        dataset.name,
+        what,
+        images,
+        labels,
+        dataset.label_names,
+        lambda rows: pixels(trainer, rows, dataset),
+        lambda rows: grey_pixels(trainer, rows, dataset),
+    )
+
+
+class ImageFile:
+    """Images of a .npy file: bits; whole numbers in 0..max_value, where one is above 1; or numbers in [0, 1], with
+    noise perhaps beyond.
+
+    Attributes: array, (N, data_dim), as the file has it.
+    """
+
+    def __init__(self, trainer: Trainer, path: str):
+        self.trainer, self.path = trainer, path
+        self.array = _flat(_loadnpy(path), trainer.dataset, path)
+        self.whole = self._is_whole()
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def hide(self, observed: Tensor) -> None:
+        """Nothing of what missing pixels hold is used: NaN, or -1."""
+        self.array = np.where(observed.cpu().numpy(), self.array, self.array.dtype.type(0))
+        self.whole = self._is_whole()
+
+    def _is_whole(self) -> bool:
+        """Whether the values are 0..max_value: whole numbers, of floats too, as of the data that are trained on."""
+        array = self.array
+        whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.rint(array)).all()))
+        return whole and bool(array.min() >= 0) and bool(array.max() > 1)
+
+    def check(self) -> None:
+        """Raises ValueError for what is no clean image."""
+        dataset, array = self.trainer.dataset, self.array
+        limit = dataset.max_value if array.dtype.kind in "iu" or self.whole else 1
+        if not (array.min() >= 0 and array.max() <= limit):  # nor where one is NaN
+            row, pixel = np.argwhere(~((array >= 0) & (array <= limit)))[0]
+            raise ValueError(
+                f"{self.path}: datapoint {row}, pixel {pixel} is {array[row, pixel]:g}; expected numbers in [0, 1], or "
+                f"whole numbers in 0..{dataset.max_value}"
+            )
+
+    def clean(self, rows: Tensor) -> Tensor:
+        """Rows of the array as the encoder is given them, float32."""
+        x = self.floats(rows)
+        return above_half(x, 1).float() if self.trainer.config.binarize == "threshold" else x
+
+    def floats(self, rows: Tensor) -> Tensor:
+        """Rows of the array in [0, 1], but for noise, float32, on the trainer's device."""
+        x = rows.to(self.trainer.device, torch.float32)
+        return x * self.trainer.dataset.x_scale if self.whole else x
+
+
+def _loadnpy(path: str) -> np.ndarray:
+    try:
+        array = np.load(Path(path).expanduser(), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no .npy file, or a damaged one ({error})") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise ValueError(f"{path} does not hold an array of numbers; expected a .npy file of images")
+    if array.dtype.kind == "u" and array.dtype != np.uint8:
+        return array.astype(np.int64)  # which PyTorch knows more of than of uint16
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+def _flat(array: np.ndarray, dataset: Dataset, path: str) -> np.ndarray:
+    """(N, data_dim), of (N, data_dim), images in a form that `load` knows, or one image."""
+    shape, flat, given = tuple(dataset.image_shape), (dataset.data_dim,), array.shape
+    one = {shape, flat, *([(*shape[1:], shape[0])] if len(shape) == 3 else [])}
+    if array.shape in one:
+        array = array[np.newaxis]
+    if array.ndim == 4 and image_shape(array.shape, path)[1]:
+        array = np.moveaxis(array, -1, 1)
+    if array.size == 0 or array.shape[1:] not in (shape, flat, (1, *shape)):
+        raise ValueError(f"{path} has shape {given}; expected {('N', *shape)} or {('N', *flat)}".replace("'", ""))
+    return np.ascontiguousarray(array).reshape(len(array), -1)
+
+
+def mask_of(trainer: Trainer, mask: str, count: int, missing: float, seed: int) -> Tensor:
+    """Which pixels of `count` images are observed, bool, (count, data_dim), by a name or from a .npy file.
+
+    Raises ValueError for a mask that hides nothing, or everything.
+    """
+    observed = _mask_of(trainer, mask, count, missing, seed)
+    if observed.all() or not observed.any():
+        size = "x".join(map(str, trainer.dataset.image_shape))
+        raise ValueError(
+            f"mask is {mask!r}, which hides {'nothing' if observed.all() else 'everything'} of {count} images of "
+            f"{size}; expected some pixels to be observed and others not"
+        )
+    return observed.expand(count, -1)
+
+
+def _mask_of(trainer: Trainer, mask: str, count: int, missing: float, seed: int) -> Tensor:
+    *channels, height, width = shape = tuple(trainer.dataset.image_shape)
+    halves = {
+        "lower": (slice(height // 2, None), slice(None)),
+        "upper": (slice(0, height // 2), slice(None)),
+        "left": (slice(None), slice(0, width // 2)),
+        "right": (slice(None), slice(width // 2, None)),
+    }
+    if height == 1:  # the halves of a row
+        halves["upper"], halves["lower"] = halves["left"], halves["right"]
+    observed = torch.ones(shape, dtype=torch.bool)
+    if mask in halves:
+        observed[(..., *halves[mask])] = False
+        return observed.flatten().to(trainer.device)
+    if mask == "random":
+        if not 0 < missing < 1:
+            raise ValueError(f"missing is {missing}; expected a fraction between 0 and 1")
+        places = torch.empty(count, height * width, device=trainer.device)
+        return random_mask(places, missing, seed=int(mix_seed(seed, 2))).repeat(1, *channels or (1,))
+    if not mask.endswith(".npy"):
+        raise ValueError(f"mask is {mask!r}; expected {', '.join(map(repr, halves))}, 'random', or a .npy file")
+    array = _loadnpy(mask)
+    if not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{mask} holds values other than 0 and 1; expected 1 or True where a pixel is observed")
+    if array.shape == shape[-2:]:
+        array = np.broadcast_to(array, shape).copy()
+    found = torch.from_numpy(_flat(array, trainer.dataset, mask)).bool().to(trainer.device)
+    if len(found) not in (1, count):
+        raise ValueError(f"{mask} has {len(found)} masks; expected 1, or {count}, one an image")
+    return found

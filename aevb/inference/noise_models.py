@@ -1,0 +1,213 @@
+"""What is seen of a clean image: pixels that are missing, bits that are flipped, Gaussian noise.
+
+Each pixel is seen by itself, by a known p(y_i|x_i), and the model's pixels are independent given z; so p(y|z) and
+p(x|y, z) are products over pixels, in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..checks.arguments import takes_plain_values
+from ..ops import mix_seed
+from .diagnostics import normals
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class PixelModel(Protocol):
+    """A latent variable model whose pixels are independent given z."""
+
+    data_dim: int
+    latent_dim: int
+    likelihood: str
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def decode(self, z: Tensor) -> Any:
+        """Of a Bernoulli model the logits."""
+        ...
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
+
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        """x of p(x|z), from standard normals of its shape."""
+        ...
+
+
+class Observation(Protocol):
+    """What was seen of B clean images."""
+
+    start: Tensor
+    """(B, data_dim): what the encoder is given first."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(y|z), (S, B), in nats, of z (S, B, latent_dim)."""
+        ...
+
+    def clean(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the variance, each (S, B, data_dim), of every pixel of p(x|y, z)."""
+        ...
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        """x of p(x|y, z), (S, B, data_dim), from standard normals of its shape."""
+        ...
+
+    def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x_i|y, z) of each pixel, (S, B, data_dim), of x (B, data_dim). Of a pixel that was seen without noise
+        it is 0."""
+        ...
+
+
+class Seen:
+    """Some pixels, as they are: y_i = x_i where observed, nothing elsewhere.
+
+    ``log p(y|z) = sum over observed i of log p(x_i|z)``.
+    """
+
+    def __init__(self, model: PixelModel, x: Tensor, observed: Tensor, fill: Tensor | float):
+        self.model, self.observed = model, observed
+        self.start = self.x = _filled(x, observed, fill)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.model.pixel_log_prob(self.x, z).where(self.observed, 0.0).sum(-1)
+
+    def clean(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = self.model.moments(z)
+        return torch.where(self.observed, self.x, mean), variance.where(~self.observed, 0.0)
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        return torch.where(self.observed, self.x, self.model.draw(z, noise))
+
+    def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.model.pixel_log_prob(x, z).where(~self.observed, 0.0)
+
+
+class NoisyBits:
+    """Bits seen through noise, under a Bernoulli p(x|z), by the evidence of each: log p(y_i|x_i = 1) and ... = 0.
+
+    With m_i = p(x_i = 1|z) and where a pixel was observed at all::
+
+        p(y_i|z) = m_i p(y_i|1) + (1 - m_i) p(y_i|0)        p(x_i = 1|y_i, z) = m_i p(y_i|1) / p(y_i|z)
+
+    from the logits of m_i: ``log p(y_i|z) = log p(y_i|0) + softplus(logit + log_odds) - softplus(logit)``, and the
+    second is the sigmoid of ``logit + log_odds``, where log_odds = log p(y_i|1) - log p(y_i|0).
+
+    Bits that are flipped with probability p have p(y_i|b) = 1 - p where y_i = b, and p elsewhere, so that
+    ``p(y_i = 1|z) = (1 - p) m_i + p (1 - m_i)``; Gaussian noise has p(y_i|b) = N(y_i; b, sigma^2), a mixture of two.
+    """
+
+    def __init__(self, model: PixelModel, start: Tensor, observed: Tensor, if_one: Tensor, if_zero: Tensor):
+        self.model, self.start, self.observed = model, start, observed
+        self.if_zero, self.log_odds = if_zero, (if_one - if_zero).where(observed, 0.0)
+
+    @classmethod
+    def flipped(cls, model: PixelModel, y: Tensor, observed: Tensor, fill: Tensor | float, flip: float) -> NoisyBits:
+        right, wrong = math.log1p(-flip), math.log(flip)
+        start = _filled(y, observed, fill)
+        one, zero = (torch.where(start == bit, right, wrong) for bit in (1, 0))
+        return cls(model, start, observed, one, zero)
+
+    @classmethod
+    def with_gaussian(
+        cls, model: PixelModel, y: Tensor, observed: Tensor, fill: Tensor | float, sigma: float
+    ) -> NoisyBits:
+        y = _filled(y, observed, fill)
+        one, zero = (_normal_log_prob(y, bit, sigma**2) for bit in (1, 0))
+        return cls(model, y.clamp(0, 1), observed, one, zero)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        logits = self.model.decode(z)
+        pixels = self.if_zero + F.softplus(logits + self.log_odds) - F.softplus(logits)
+        return pixels.where(self.observed, 0.0).sum(-1)
+
+    def clean(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        p = (self.model.decode(z) + self.log_odds).sigmoid()
+        return p, p * (1 - p)
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        return (torch.special.ndtr(noise) < self.clean(z)[0]).to(noise.dtype)
+
+    def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        logits = self.model.decode(z) + self.log_odds
+        return x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)
+
+
+class NoisyValues:
+    """Values with Gaussian noise, y_i = x_i + N(0, sigma^2) where observed, under a Gaussian p(x_i|z) = N(m_i, v_i).
+
+    ::
+
+        p(y_i|z) = N(y_i; m_i, v_i + sigma^2)
+        p(x_i|y_i, z) = N((v_i y_i + sigma^2 m_i) / (v_i + sigma^2), v_i sigma^2 / (v_i + sigma^2))
+    """
+
+    def __init__(self, model: PixelModel, y: Tensor, observed: Tensor, fill: Tensor | float, sigma: float):
+        self.model, self.observed, self.noise = model, observed, sigma**2
+        self.start = self.y = _filled(y, observed, fill)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        mean, variance = self.model.moments(z)
+        return _normal_log_prob(self.y, mean, variance + self.noise).where(self.observed, 0.0).sum(-1)
+
+    def clean(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = self.model.moments(z)
+        total = variance + self.noise
+        gain = (variance / total).where(self.observed, 0.0)
+        # Not variance * (1 - gain), of which little noise leaves nothing.
+        return torch.lerp(mean, self.y, gain), (variance * (self.noise / total)).where(self.observed, variance)
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        mean, variance = self.clean(z)
+        return mean + variance.sqrt() * noise
+
+    def clean_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return _normal_log_prob(x, *self.clean(z))
+
+
+def _filled(x: Tensor, observed: Tensor, fill: Tensor | float) -> Tensor:
+    """x with the missing pixels replaced: nothing of what they hold, NaN included, is used."""
+    return torch.where(observed, x, fill)
+
+
+def _normal_log_prob(x: Tensor, mean: Tensor | float, variance: Tensor | float) -> Tensor:
+    variance = torch.as_tensor(variance, dtype=x.dtype, device=x.device)
+    return -0.5 * ((x - mean).square() / variance + variance.log() + _LOG_2PI)
+
+
+# ---- noise and masks for a demonstration ----------------------------------------------------------------------------
+
+
+@takes_plain_values
+def flip_bits(x: Tensor, flip: float, *, seed: int = 0) -> Tensor:
+    """x (B, D), of bits, each flipped with probability `flip`: a function of the seed, the datapoint and the pixel."""
+    return torch.where(_uniform(x, seed) < flip, 1 - x, x)
+
+
+@takes_plain_values
+def add_gaussian(x: Tensor, sigma: float, *, seed: int = 0) -> Tensor:
+    """x (B, D) plus N(0, sigma^2) of each value: a function of the seed, the datapoint and the pixel."""
+    return x + sigma * _noise(x, seed)
+
+
+@takes_plain_values
+def random_mask(x: Tensor, missing: float, *, seed: int = 0) -> Tensor:
+    """(B, D), bool: True with probability 1 - missing, pixel by pixel: a function of the seed, datapoint and pixel."""
+    return _uniform(x, seed) >= missing
+
+
+def _uniform(x: Tensor, seed: int) -> Tensor:
+    return torch.special.ndtr(_noise(x, seed))
+
+
+def _noise(x: Tensor, seed: int) -> Tensor:
+    return normals(mix_seed(mix_seed(seed, torch.arange(len(x), device=x.device)), 3), x.shape[-1])

@@ -1,0 +1,487 @@
+"""The drop-in loss: `FusedELBO`, by any of the estimators."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import bounds, ops
+from ..checks.arguments import converted
+from ..checks.batch_dims import checked_batch_dims, latents, say_one_datapoint
+from ..checks.choices import REDUCTIONS, unknown
+from ..checks.errors import check_dense
+from ..checks.seeds import Generators
+from ..likelihoods import GaussianOutput, LinearLogits, LinearOutput, named
+from ..likelihoods import values as ranges
+from ..likelihoods.base import Parameter
+from ..ops import decoder_output as parameters
+from ..ops import fused_linear as linear_likelihood
+
+_is_compiling = torch.compiler.is_compiling
+
+
+Recon = Tensor | LinearLogits | LinearOutput | GaussianOutput | tuple[Parameter, ...]
+
+
+class Estimator(NamedTuple):
+    """How a bound and its gradient are estimated from samples."""
+
+    gradient: str | None  # of `sample_gaussian_log_ratio`; None: the KL is computed in closed form instead
+    importance_weighted: bool
+
+
+ESTIMATORS = {
+    "sgvb-b": Estimator(None, False),
+    "sgvb-a": Estimator("total", False),
+    "stl": Estimator("path", False),
+    "iwae": Estimator("total", True),
+    "dreg": Estimator("doubly_reparameterized", True),
+}
+# DReG reads the samples' weights from what flows back into the KL: not nothing, also where a warm-up begins with 0.
+SMALLEST_BETA = 1e-20
+
+
+def _option(name: str, default: Any, doc: str) -> Any:
+    """A property of `FusedELBO` that is an option of its likelihood, which setting it makes anew."""
+    return property(
+        lambda self: getattr(self.family, name, default), lambda self, value: self._change(**{name: value}), doc=doc
+    )
+
+
+class FusedELBO(nn.Module):
+    """The negative evidence lower bound of a VAE with a diagonal Gaussian posterior, fused.
+
+    For one datapoint, with L samples z_l of the posterior (Kingma & Welling 2013, eq. 7 and appendices B, C)::
+
+        loss = beta * KL(N(mu, exp(logvar)) || N(0, I)) - 1/L * sum_l log p(x | z_l)
+
+    It is called in one of two ways::
+
+        criterion(recon, x, mu, logvar)     # the KL is computed here, in the same autograd node
+
+        z, kl = criterion.sample(mu, logvar)
+        criterion(decoder(z), x, kl=kl)     # the KL comes from the pass that samples; every estimator
+
+    Shapes. mu's leading dimensions (all but its last, or `batch_dims`) are the batch. x is (*batch, *datapoint) and
+    recon (*samples, *batch, *datapoint): everything after the batch is the datapoint, and may be laid out differently
+    in the two (recon (B, 784) goes with x (B, 1, 28, 28)). Extra leading dimensions of recon are samples. recon may be
+    a `LinearLogits`, or of any likelihood a `LinearOutput`: then the output of a linear last layer is never in memory.
+
+    Likelihoods are those of `aevb.likelihoods`, by name. With likelihood="bernoulli" recon holds logits
+    (`bernoulli_log_prob`). With likelihood="gaussian" it is the means of N(mean, variance), or a `GaussianOutput`,
+    whose variance may be learned (`gaussian_log_prob`). Of others it is a tensor, or a tuple of their `params`. Of a
+    density the loss may be below 0.
+
+    Estimators, with log w_l = log p(x|z_l) - beta (log q(z_l|x) - log p(z_l)):
+
+        =========  ======================  ==============================================================
+        "sgvb-b"   the ELBO, KL in closed form, as above (Kingma & Welling 2013, eq. 7)
+        "sgvb-a"   the ELBO, 1/L sum_l log w_l (eq. 6)
+        "stl"      the same; its gradient by the path through z alone ("sticking the landing", Roeder et al. 2017)
+        "iwae"     the importance-weighted bound, log 1/L sum_l w_l (Burda et al. 2015)
+        "dreg"     the same; the encoder's gradient doubly reparameterized (Tucker et al. 2018)
+        =========  ======================  ==============================================================
+
+    Args:
+        beta: weight of the KL: a number, or a 0-d tensor. Change a tensor in place for a warm-up (see
+            `linear_warmup`, `cyclical_warmup`): a compiled model then never recompiles.
+        reduction: "mean" (over datapoints, of per-datapoint sums), "sum", or "none" for one value a datapoint.
+        from_probs: recon holds probabilities (sigmoid outputs) instead of logits. Their logarithms are clamped at -100
+            and the gradient is that of `F.binary_cross_entropy`; with reduction="sum" this is the loss of
+            pytorch/examples' VAE.
+        x_scale: multiplies x: 1/255 for uint8 pixels, 1 for uint8 in {0, 1}. uint8 targets need it.
+        validate_args: look at the values: that targets and probabilities lie in [0, 1], logits not all (which warns:
+            they may be probabilities), that a Gaussian's x is finite and not far from means of a sigmoid, that beta is
+            not negative. None: at the first call that is eager and on a CPU. True: at each, and that recon is finite;
+            it costs passes over x and recon, and on a GPU a wait. False: at none. Nothing is looked at under
+            `torch.compile` and `torch.func`.
+        likelihood: the name of one of `aevb.likelihoods`, "bernoulli" or "gaussian" say.
+        variance: of the Gaussian likelihood where recon is a tensor of means: a fixed number.
+        sigmoid_means: the Gaussian's means are the sigmoid of what recon holds, as in section 5 of the paper.
+        estimator: one of the above.
+        num_samples: L, for `sample`: None for one sample without a dimension of its own.
+        free_bits: nats that are free in each group of latent dimensions (see `aevb.free_bits`); "sgvb-b" only.
+        groups: how many groups; by default each latent dimension is one.
+        capacity: nats of KL to aim for: the loss has ``beta |KL - capacity|`` (see `aevb.capacity`); "sgvb-b" only.
+        batch_dims: how many leading dimensions are the batch; those of mu that follow are latent: 1 for mu (B, C, H,
+            W). By default all but the last; of more than two, a warning says so once. 0: one datapoint, whose kl is
+            0-d, as in a function that `torch.func.vmap` maps, where nothing needs to be said.
+
+    The result is float32, in nats. recon, mu and logvar may be float32, bfloat16 or float16; x may be soft (in [0, 1];
+    for likelihood="gaussian" anything finite), bool, or uint8 with x_scale; the arithmetic is float32.
+
+    Raises:
+        ValueError: an unknown reduction, estimator or likelihood, options that do not go together, or with recon,
+            neither or both of (mu, logvar) and kl, a kl that is not one number a datapoint, a negative beta, and
+            values that are not what they are taken for, where they are looked at.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+    """
+
+    _beta: Tensor | float
+
+    def __init__(
+        self,
+        beta: Tensor | float = 1.0,
+        reduction: str = "mean",
+        from_probs: bool = False,
+        x_scale: float | None = None,
+        *,
+        validate_args: bool | None = None,
+        likelihood: str = "bernoulli",
+        variance: float = 1.0,
+        sigmoid_means: bool = False,
+        estimator: str = "sgvb-b",
+        num_samples: int | None = None,
+        free_bits: float | None = None,
+        groups: int | None = None,
+        capacity: Tensor | float | None = None,
+        batch_dims: int | None = None,
+    ):
+        super().__init__()
+        if num_samples is not None and not isinstance(num_samples, int):
+            num_samples = converted("num_samples", num_samples, int)
+        if reduction not in REDUCTIONS:
+            raise unknown("reduction", reduction, REDUCTIONS)
+        if estimator not in ESTIMATORS:
+            raise unknown("estimator", estimator, ESTIMATORS)
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}; expected None or at least 1")
+        if ESTIMATORS[estimator].importance_weighted and num_samples is None:
+            raise ValueError(f"estimator {estimator!r} weighs samples against each other; give it num_samples")
+        if ESTIMATORS[estimator].gradient is not None and (free_bits is not None or capacity is not None):
+            raise ValueError(
+                f"free_bits and capacity need the KL in closed form: estimator 'sgvb-b', not {estimator!r}"
+            )
+        if groups is not None and free_bits is None:
+            raise ValueError(f"groups is {groups}, of free_bits, which are not given")
+        if groups is not None and groups < 1:
+            raise ValueError(f"groups is {groups}; expected at least 1")
+        if free_bits is not None and not free_bits >= 0:
+            raise ValueError(f"free_bits is {free_bits}; expected nats from 0 up")
+        self.family = named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
+        self._set_beta(beta)  # not by the property, which torch 2.11 cannot trace here
+        self.reduction = reduction
+        self.x_scale = x_scale
+        self.validate_args = validate_args
+        self._looked = False
+        self.estimator = estimator
+        self.num_samples = num_samples
+        self.free_bits = free_bits
+        self.groups = groups
+        self.batch_dims = checked_batch_dims(batch_dims)
+        self.capacity: Tensor | float | None
+        if isinstance(capacity, Tensor):
+            self.register_buffer("capacity", capacity, persistent=False)
+        else:
+            self.capacity = capacity
+
+    @property
+    def likelihood(self) -> str:
+        """The likelihood's name; `family` is the likelihood itself, with its options."""
+        return self.family.name
+
+    @likelihood.setter
+    def likelihood(self, value: str) -> None:
+        self._change(likelihood=value)
+
+    from_probs = _option("from_probs", False, "Whether a Bernoulli's recon holds probabilities.")
+    variance = _option("variance", 1.0, "Of a Gaussian's recon that holds means alone.")
+    sigmoid_means = _option("sigmoid_means", False, "Whether a Gaussian's means are the sigmoid of what recon holds.")
+
+    def _change(self, likelihood: str | None = None, **options: Any) -> None:
+        """With another likelihood, options that it has not are dropped."""
+        found = named(self.likelihood if likelihood is None else likelihood)
+        kept = {name: getattr(self.family, name) for name in found.options.keys() & self.family.options.keys()}
+        self.family = named(found.name, **{**kept, **options})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "family" not in state:  # of before there was one
+            names = ("likelihood", "from_probs", "variance", "sigmoid_means")
+            state = dict(state)
+            state["family"] = named(**{name: state.pop(name) for name in names})
+        super().__setstate__(state)
+
+    @property
+    def beta(self) -> Tensor | float:
+        """The weight of the KL. A tensor moves with the module (`.to(device)`) and is no part of its state_dict."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: Tensor | float) -> None:
+        self._set_beta(value)
+
+    def _set_beta(self, value: Tensor | float) -> None:
+        if isinstance(value, Tensor) and value.dim() != 0:
+            raise ValueError(f"beta has shape {tuple(value.shape)}; expected a number or a 0-d tensor")
+        if hasattr(self, "_beta"):
+            del self._beta
+        if isinstance(value, Tensor):
+            self.register_buffer("_beta", value, persistent=False)
+        else:
+            if not isinstance(value, float | int):
+                value = converted("beta", value, float)
+            ranges.check_beta(value)
+            self._beta = float(value)
+
+    def sample(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        seed: Tensor | int | None = None,
+        generator: Generators | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`num_samples` samples of the posterior, and what the estimator needs of its KL: (z, kl), to be passed as
+        ``criterion(decoder(z), x, kl=kl)``.
+
+        z is (*samples, *batch, latent_dim). kl is, in nats and float32,
+
+        * for "sgvb-b" the KL of each datapoint, (*batch,), or with free_bits of each of its groups, (*batch, groups);
+        * else log q(z|x) - log p(z) of each sample, (*samples, *batch), whose expectation is the KL.
+
+        `seed` and `generator` are those of `aevb.sample_gaussian`.
+        """
+        gradient = ESTIMATORS[self.estimator].gradient
+        z, kl = ops.sampled(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO")
+        if gradient is not None or self.free_bits is None:
+            return z, kl
+        return z, self._closed_form_kl(*latents(mu, logvar, self.batch_dims, "FusedELBO"))
+
+    def forward(
+        self,
+        recon: Recon,
+        x: Tensor,
+        mu: Tensor | None = None,
+        logvar: Tensor | None = None,
+        *,
+        kl: Tensor | None = None,
+    ) -> Tensor:
+        if not (type(recon) is Tensor is type(x)) or not self.family.is_whole:
+            self._check_given(recon, x, mu, logvar, kl)
+        if kl is None:
+            if mu is None or logvar is None:
+                raise ValueError("FusedELBO needs mu and logvar, or kl=: criterion(recon, x, mu, logvar)")
+            if ESTIMATORS[self.estimator].gradient is not None:
+                raise ValueError(
+                    f"estimator {self.estimator!r} needs the kl of its own samples: z, kl = criterion.sample(mu, "
+                    "logvar); criterion(decoder(z), x, kl=kl)"
+                )
+        elif mu is not None or logvar is not None:
+            raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
+        if mu is not None and logvar is not None:
+            if not (type(mu) is Tensor is type(logvar)):
+                self._check_given(recon, x, mu, logvar, kl)
+            if mu.dim() == 1 and self.batch_dims is None and x.dim() > 1 and x.shape[0] == mu.shape[0]:
+                say_one_datapoint(mu, x)
+            if self.batch_dims is not None or mu.dim() > 2:
+                mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO")
+        is_linear = isinstance(recon, LinearOutput) or (isinstance(recon, LinearLogits) and self.family.has_logits)
+        params = None if is_linear else self.family.parameters(recon)
+        if self.reduction not in REDUCTIONS:
+            raise unknown("reduction", self.reduction, REDUCTIONS)
+        if self.validate_args is not False and not _is_compiling() and self._is_wanted(x):
+            self._look(params, x)
+        if kl is not None:
+            self._check_kl(recon, params, x, kl)
+        if ESTIMATORS[self.estimator].importance_weighted:
+            assert kl is not None
+            return self._importance_weighted(recon, params, x, kl)
+        is_whole = params is not None and self.family.is_whole
+        if kl is None and is_whole and self.free_bits is None and self.capacity is None:
+            return self._loss(recon, x, mu, logvar, None)
+        if kl is None:
+            assert mu is not None
+            assert logvar is not None
+            kl = self._closed_form_kl(mu, logvar)
+        kl = self.kl_term(kl)
+        if params is None:
+            assert isinstance(recon, LinearLogits | LinearOutput)
+            return self._of_linear(recon, x, kl)
+        return self._loss(recon, x, None, None, kl) if is_whole else self._of_parameters(params, x, kl)
+
+    def _check_given(self, recon, x, mu, logvar, kl) -> None:
+        """That what is given are dense tensors, or of such."""
+        parts = recon if isinstance(recon, tuple) else (recon,)
+        given = {"recon": parts[0], "x": x, "mu": mu, "logvar": logvar, "kl": kl}
+        check_dense("FusedELBO", **{name: t for name, t in given.items() if t is not None or name in ("recon", "x")})
+
+    def _is_wanted(self, x: Tensor) -> bool:
+        """Whether a call with x may be one that is looked at. Not asked in a graph: `_looked` would be a guard."""
+        return self.validate_args is True or (not self._looked and x.is_cpu)
+
+    def _look(self, params: tuple[Parameter, ...] | None, x: Tensor) -> None:
+        """At the values, where `validate_args` says so. What was found wrong is looked for again."""
+        output = None if params is None else params[0]
+        assert output is None or isinstance(output, Tensor)
+        if not ranges.look(self.validate_args, self._looked, x, *([] if output is None else [output])):
+            return
+        strict = self.validate_args is True
+        if isinstance(self._beta, Tensor) and (strict or self._beta.device.type == "cpu"):
+            ranges.check_beta(self._beta.item())
+        ranges.check_likelihood(self.family, output, x, self.x_scale, strict)
+        self._looked = True
+
+    def _check_kl(self, recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, kl: Tensor) -> None:
+        """That kl is what `sample` gives, and recon of as many samples: where L = B, shapes alone would not tell."""
+        if type(kl) is not Tensor:
+            check_dense("FusedELBO", kl=kl)
+        per_sample, groups = self._per_sample_kl(), self.free_bits is not None
+        inner = per_sample or groups  # a dimension that is none of the batch
+        dims = kl.dim()
+        too_few = dims <= inner and (dims < inner or (self.batch_dims is None and not ops.is_batched()))
+        if per_sample and (too_few or kl.shape[0] != self.num_samples):
+            expected = f"(num_samples={self.num_samples}, *batch), log q(z|x) - log p(z) of each sample"
+        elif groups and (too_few or self.groups not in (None, kl.shape[-1])):
+            expected = f"(*batch, groups{'' if self.groups is None else f'={self.groups}'}), for free_bits"
+        elif too_few:
+            raise ValueError(
+                "kl is 0-d, which makes all of x one datapoint; expected one number for each, as aevb.sample_gaussian "
+                "and aevb.gaussian_kl give it, no mean or sum of them. Of a single datapoint: FusedELBO(batch_dims=0)"
+            )
+        else:
+            expected = None
+        if expected:
+            raise ValueError(
+                f"kl has shape {tuple(kl.shape)}; expected {expected}, as z, kl = criterion.sample(mu, logvar) gives it"
+            )
+        if self.batch_dims is not None and dims - inner != self.batch_dims:
+            raise ValueError(
+                f"kl has shape {tuple(kl.shape)} and batch_dims is {self.batch_dims}; expected one number for each "
+                f"datapoint, {self.batch_dims + inner} dimensions"
+            )
+        if kl.numel() == 0 or (self.num_samples is None and ESTIMATORS[self.estimator].gradient is None):
+            return
+        batch = kl.shape[1:] if per_sample else kl.shape[:-1] if groups else kl.shape
+        samples, wanted = _samples(recon, params, x, len(batch)), self.num_samples or 1
+        if samples != wanted:
+            raise ValueError(
+                f"recon has {samples} samples of each datapoint; expected num_samples={wanted}, those of kl"
+            )
+
+    def kl_term(self, kl: Tensor) -> Tensor:
+        """What beta multiplies in the loss of each datapoint, (*batch,), given the kl of `sample`: the mean over its
+        samples, with free_bits and capacity applied. Of the estimators of the ELBO; "iwae" and "dreg" have none."""
+        if self._per_sample_kl():
+            return kl.mean(0)
+        if self.free_bits is not None:
+            kl = bounds.free_bits(kl, self.free_bits)
+        return kl if self.capacity is None else bounds.capacity(kl, self.capacity)
+
+    def _per_sample_kl(self) -> bool:
+        return ESTIMATORS[self.estimator].gradient is not None and self.num_samples is not None
+
+    def _weight(self) -> Tensor | float:
+        """beta, float32 whatever the module was cast to."""
+        beta = self._beta
+        return beta.float() if isinstance(beta, Tensor) and beta.dtype != torch.float32 else beta
+
+    def ratio_weight(self) -> Tensor | float:
+        """What multiplies the log ratio of "iwae" and "dreg": beta."""
+        beta = self._weight()
+        if self.estimator != "dreg":
+            return beta
+        return beta.clamp_min(SMALLEST_BETA) if isinstance(beta, Tensor) else max(beta, SMALLEST_BETA)
+
+    def _closed_form_kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        if self.free_bits is None:
+            return ops.latent_kl(mu, logvar)
+        return ops.latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
+
+    def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
+        _, _, kernel, _ = self.family.kernel_arguments((recon,))
+        return ops.negative_elbo(
+            recon,
+            x,
+            mu,
+            logvar,
+            kl,
+            self._weight(),
+            REDUCTIONS[self.reduction],
+            kernel,
+            self.x_scale,
+        )
+
+    def _of_linear(self, logits: LinearLogits | LinearOutput, x: Tensor, kl: Tensor) -> Tensor:
+        x = self._rows(x, kl.shape)
+        samples = _samples(logits, None, x, kl.dim())
+        if self.reduction == "none" or kl.numel() == 0:
+            log_prob = linear_likelihood.rows_log_prob(self.family, logits, x, self.x_scale)
+            loss = self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0)
+            return self._reduced(loss)
+        datapoints, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
+        factor = 1.0 / (samples * datapoints) if samples else float("nan")
+        return self._weight() * kl - linear_likelihood.sum_log_prob(self.family, logits, x, self.x_scale, factor)
+
+    def _of_parameters(self, params: tuple[Parameter, ...], x: Tensor, kl: Tensor) -> Tensor:
+        if self.reduction == "none" or kl.numel() == 0:
+            log_prob = parameters.log_prob_of(self.family, params, x, kl.shape, self.x_scale)
+            samples = log_prob.shape[: log_prob.dim() - kl.dim()].numel()
+            return self._reduced(self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0))
+        datapoints, of_all = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
+        return self._weight() * of_all + parameters.sum_log_prob(
+            self.family, params, x, kl.shape, self.x_scale, -1.0 / datapoints
+        )
+
+    def _importance_weighted(
+        self, recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, log_ratio: Tensor
+    ) -> Tensor:
+        beta, family = self.ratio_weight(), self.family.density
+        if params is not None and family.is_whole:
+            rows = tuple(log_ratio.shape)
+            assert isinstance(recon, Tensor)
+            log_prob = ops.reconstruction_log_prob(family, recon, x, rows, self.x_scale)
+            loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
+        elif params is not None:
+            params = params if family is self.family else family.parameters(recon)
+            log_prob = parameters.log_prob_of(family, params, x, log_ratio.shape[1:], self.x_scale)
+            log_prob = log_prob.reshape(log_ratio.shape)  # of a pixel and a datapoint, samples look like either
+            loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
+        else:
+            assert isinstance(recon, LinearLogits | LinearOutput)
+            x = self._rows(x, log_ratio.shape[1:])
+            count = x.shape[:-1].numel()
+            if self.reduction != "none" and count:
+                factor = -1.0 / (count if self.reduction == "mean" else 1)
+                return linear_likelihood.sum_importance_weighted_bound(
+                    family, recon, x, self.x_scale, log_ratio, beta, factor
+                )
+            log_prob = linear_likelihood.rows_log_prob(family, recon, x, self.x_scale)
+            loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
+        return self._reduced(loss)
+
+    def _reduced(self, loss: Tensor) -> Tensor:
+        return loss if self.reduction == "none" else loss.mean() if self.reduction == "mean" else loss.sum()
+
+    def _rows(self, x: Tensor, batch: torch.Size) -> Tensor:
+        """x with each datapoint flat, for LinearLogits."""
+        if x.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)} and kl is of a batch {tuple(batch)}; expected x (*batch, ...)"
+            )
+        return x.flatten(len(batch)) if x.dim() > len(batch) else x.unsqueeze(-1)
+
+    def extra_repr(self) -> str:
+        beta = f"tensor({self._beta.item()})" if isinstance(self._beta, Tensor) else self._beta
+        text = f"beta={beta}, reduction={self.reduction!r}"
+        text += ", from_probs=True" if self.from_probs else ""
+        text += f", x_scale={self.x_scale}" if self.x_scale is not None else ""
+        text += f", likelihood={self.likelihood!r}" if self.likelihood != "bernoulli" else ""
+        text += f", variance={self.variance}" if self.variance != 1.0 else ""
+        text += ", sigmoid_means=True" if self.sigmoid_means else ""
+        text += f", estimator={self.estimator!r}" if self.estimator != "sgvb-b" else ""
+        for name in ("num_samples", "free_bits", "groups", "capacity", "batch_dims"):
+            value = getattr(self, name)
+            text += f", {name}={value}" if value is not None else ""
+        return text
+
+
+def _samples(recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, batch: int) -> int:
+    """How many samples of each datapoint recon has; `batch` is the number of batch dimensions."""
+    if params is None:
+        assert isinstance(recon, LinearLogits | LinearOutput)
+        return recon.h.shape[: recon.h.dim() - 1 - batch].numel()
+    first = params[0]
+    assert isinstance(first, Tensor)
+    return first.numel() // x.numel() if x.numel() else first.shape[: first.dim() - x.dim()].numel()

@@ -1,0 +1,290 @@
+"""Going through the rows of a decoder's last layer a chunk at a time, so that its logits never exist.
+
+A matrix product makes a chunk's logits; the likelihood is taken while they are in the cache, and with it its
+derivative, over them; two more products give their share of the gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..likelihoods.base import above_floor, above_floor_backward
+from .matmul import packed, product, rows_product
+
+# Of a chunk's logits: on a CPU they stay in the second-level cache; on a GPU products of fewer rows do not fill it.
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
+
+_log_prob = torch.ops.aevb.log_prob_forward.default
+_gradient = torch.ops.aevb.log_prob_backward.default
+_both = torch.ops.aevb.log_prob_and_grad.default
+_both_in_place = torch.ops.aevb.log_prob_and_grad_.default
+
+
+class Kernel(NamedTuple):
+    """A likelihood's kernel for what a last layer gives: its parameters side by side, (..., P * D).
+
+    `shared` is a second parameter that is no output of the layer, (D,). With `floor` the second one of two goes through
+    ``floor + softplus(. - floor)`` first, as a model's does.
+    """
+
+    likelihood: str
+    scalar: float = 0.0
+    x_scale: float | None = None
+    shared: Tensor | None = None
+    floor: float | None = None
+
+    def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
+        """log p(x|z) of a chunk, (samples, datapoints), of out (samples, datapoints, P * D)."""
+        p0, p1 = self._parameters(out, x)
+        return _log_prob(p0, x, p1, self.likelihood, self.scalar, self.x_scale)
+
+    def both(self, out: Tensor, x: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same, `factor` times its gradient by out, which may lie over out, and by `shared`, a row each."""
+        if self.shared is None and out.shape[-1] == x.shape[-1]:
+            return _both_in_place(out, x, self.likelihood, self.scalar, self.x_scale, factor), out, None
+        p0, p1 = self._parameters(out, x)
+        log_prob, *grads = _both(p0, x, p1, self.likelihood, self.scalar, self.x_scale, factor, 3)
+        return log_prob, *self._of_out(out, *grads)
+
+    def gradient(self, out: Tensor, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The gradients for an upstream gradient of each row."""
+        p0, p1 = self._parameters(out, x)
+        needs = 1 if p1 is None else 3
+        grads = _gradient(p0, x, p1, self.likelihood, self.scalar, self.x_scale, upstream, needs)
+        return self._of_out(out, *grads) if p1 is not None else (grads[0], None)
+
+    def _parameters(self, out: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        D = x.shape[-1]
+        if self.shared is not None:
+            return out, self.shared.expand(out.shape)
+        if out.shape[-1] == D:
+            return out, None
+        second = out[..., D:]
+        if self.floor is not None:
+            second = above_floor(self.floor, second)
+        return out[..., :D], second
+
+    def _of_out(self, out: Tensor, grad0: Tensor, grad1: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.shared is not None:
+            return grad0, grad1
+        if self.floor is not None:
+            grad1 = above_floor_backward(self.floor, out[..., grad0.shape[-1] :], grad1)
+        # Under autocast a GPU computes softplus in float32.
+        return torch.cat([grad0, grad1.to(grad0.dtype)], -1), None
+
+
+def sizes_of(h: Tensor, x: Tensor) -> tuple[int, int]:
+    """L, B."""
+    B = x.shape[:-1].numel()
+    return h.shape[: h.dim() - x.dim()].numel(), B
+
+
+class Chunk(NamedTuple):
+    """Samples [first, last) of datapoints [begin, end): rows next to each other in [L * B, ...] and as many in x."""
+
+    first: int
+    last: int
+    begin: int
+    end: int
+
+    def rows(self, t: Tensor, B: int) -> Tensor:
+        """Of t [L * B, ...], the chunk's, [samples * datapoints, ...]."""
+        return t[self.first * B + self.begin : (self.last - 1) * B + self.end]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.last - self.first, self.end - self.begin
+
+
+def rows_of_chunk(weight: Tensor) -> int:
+    return max(rows_in_cache(weight), FEWEST_ROWS[_device_type(weight)])
+
+
+def rows_in_cache(weight: Tensor) -> int:
+    return CHUNK_BYTES[_device_type(weight)] // (max(weight.shape[0], 1) * weight.element_size())
+
+
+def _device_type(t: Tensor) -> str:
+    return "cpu" if t.device.type == "cpu" else "cuda"
+
+
+def chunks_of(L: int, B: int, rows: int) -> Iterator[Chunk]:
+    """A function of the sizes alone, so that results are too."""
+    if B == 0 or L == 0:
+        return
+    if rows < B:
+        step = -(-B // -(-B // rows))  # chunks of nearly one size
+        for sample in range(L):
+            for begin in range(0, B, step):
+                yield Chunk(sample, sample + 1, begin, min(begin + step, B))
+    else:
+        step = rows // B
+        for first in range(0, L, step):
+            yield Chunk(first, min(first + step, L), 0, B)
+
+
+def for_rows(weight: Tensor, rows: int, factor: Tensor) -> Tensor:
+    """`factor`, weight or its transpose, for the products of all chunks: packed, where there are several."""
+    return packed(factor) if rows > rows_of_chunk(weight) else factor
+
+
+class Gradients:
+    """What the chunks add to the gradients of h [R, H], weight [P D, H], bias [P D] and the parameter [D] that rows
+    share; None for what is not needed.
+
+    Sums over chunks are float32, whatever the dtype of the products.
+    """
+
+    def __init__(self, h: Tensor, weight: Tensor, bias: Tensor, needs: Sequence[bool]):
+        self.inputs = weight, bias
+        self.needs = needs
+        rows = h.shape[:-1].numel()
+        self.weight_to_h = for_rows(weight, rows, weight.t()) if needs[0] else None
+        self.h = torch.ops.aevb.empty(h, h.shape) if needs[0] else None
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.shared: Tensor | None = None
+
+    def add(
+        self,
+        h: Tensor,
+        grad_logits: Tensor,
+        grad_h: Tensor | None,
+        row_weight: Tensor | None = None,
+        grad_shared: Tensor | None = None,
+    ) -> None:
+        """Adds a chunk: h [rows, H], grad_logits [rows, P D], grad_shared [rows, D], each row times row_weight [rows];
+        grad_h is where the gradient of h goes."""
+        if grad_h is not None:
+            assert self.weight_to_h is not None
+            out = grad_h.view(h.shape) if grad_h.is_contiguous() and grad_h.dtype == grad_logits.dtype else None
+            found = product(grad_logits, self.weight_to_h, out=out)
+            found = found if row_weight is None else found.mul_(row_weight.unsqueeze(1))
+            if found is not out:
+                grad_h.copy_(found.view_as(grad_h))
+        if self.needs[1]:
+            if row_weight is not None:
+                weighed = torch.ops.aevb.empty(h, h.shape)
+                h = torch.mul(h, row_weight.unsqueeze(1).to(h.dtype), out=weighed)
+            self.weight = rows_product(grad_logits, h, self.weight).float()
+        if self.needs[2]:
+            share = _sum_of_rows(grad_logits, row_weight)
+            self.bias = share if self.bias is None else self.bias.add_(share)
+        if grad_shared is not None:
+            share = _sum_of_rows(grad_shared, row_weight)
+            self.shared = share if self.shared is None else self.shared.add_(share)
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        found: list[Tensor | None] = []
+        for needed, grad, like in zip(self.needs[1:], (self.weight, self.bias), self.inputs, strict=True):
+            if not needed:
+                found.append(None)
+            elif grad is None:  # there was no row
+                found.append(torch.zeros_like(like))
+            else:
+                found.append(grad.to(like.dtype).contiguous())
+        return self.h, found[0], found[1]
+
+
+def _sum_of_rows(t: Tensor, row_weight: Tensor | None) -> Tensor:
+    if row_weight is None:
+        return t.sum(0, dtype=torch.float32)
+    return torch.mv(t.t(), row_weight.to(t.dtype)).float()
+
+
+# ---- sums whose upstream gradient is known --------------------------------------------------------------------------
+
+
+class Sum(NamedTuple):
+    """A number that is a sum over the chunks of log p(x|z), and how it is taken.
+
+    weigh(log_prob, samples, datapoints) gives a chunk's share of it, and its gradients by log_prob and by log_ratio;
+    where the first is the same number for all, that is `factor`.
+    """
+
+    chunks: Iterable[Chunk]
+    weigh: Callable[[Tensor, slice, slice], tuple[Tensor, Tensor | None, Tensor | None]]
+    factor: float | None
+
+
+def sum_of_log_prob(h: Tensor, weight: Tensor, x: Tensor, factor: float) -> Sum:
+    """`factor` times the sum of log p(x|z) over all rows."""
+
+    def weigh(log_prob, samples, datapoints):
+        return factor * log_prob.sum(dtype=torch.float64), None, None
+
+    return Sum(chunks_of(*sizes_of(h, x), rows_of_chunk(weight)), weigh, factor)
+
+
+def sum_of_bounds(
+    h: Tensor, weight: Tensor, x: Tensor, log_ratio: Tensor, beta: Tensor | float, factor: float
+) -> Sum | None:
+    """`factor` times the sum over datapoints of the importance-weighted bound, samples in the first dimension of h and
+    log_ratio. A chunk has all samples of its datapoints, so that it knows their weights; None where these are too many.
+    """
+    L, B = sizes_of(h, x)
+    rows = rows_of_chunk(weight)
+    if 8 * rows < L or L == 0:
+        return None
+    ratios = log_ratio.detach().reshape(L, B)
+
+    def weigh(log_prob, samples, datapoints):
+        log_weight = log_prob - beta * ratios[samples, datapoints]
+        share = (torch.logsumexp(log_weight, 0) - math.log(L)).sum(dtype=torch.float64)
+        grad = factor * torch.softmax(log_weight, 0)
+        return factor * share, grad, -beta * grad
+
+    step = max(rows // L, 1)
+    return Sum((Chunk(0, L, begin, min(begin + step, B)) for begin in range(0, B, step)), weigh, None)
+
+
+class Taken(NamedTuple):
+    """A Sum's value, a 0-d float64 tensor, and those of its gradients that were asked for."""
+
+    value: Tensor
+    h: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    shared: Tensor | None  # (D,), float32
+    log_ratio: Tensor | None  # (L, B)
+
+
+def take(what: Sum, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, kernel: Kernel, needs: Sequence[bool]) -> Taken:
+    """The sum and, in the same pass, its gradients by h, weight, bias, the kernel's shared parameter and log_ratio, as
+    `needs` asks for them."""
+    L, B = sizes_of(h, x)
+    H, D = h.shape[-1], x.shape[-1]
+    training = any(needs[:4])
+    samples, x_rows = h.reshape(L, B, H), x.reshape(B, D)
+    gradients = Gradients(samples, weight, bias, needs[:3])
+    grad_log_ratio = torch.empty(L, B, device=h.device) if needs[4] else None
+    value = torch.zeros((), dtype=torch.float64, device=h.device)
+    decoder = for_rows(weight, L * B, weight)
+    for chunk in what.chunks:
+        samples_of, datapoints = slice(chunk.first, chunk.last), slice(chunk.begin, chunk.end)
+        h_chunk = samples[samples_of, datapoints].reshape(-1, H)
+        x_chunk = x_rows[datapoints]
+        out = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
+        if training:  # where it can be, out turns into its gradient, but for its weights
+            log_prob, out, grad_shared = kernel.both(out, x_chunk, 1.0 if what.factor is None else what.factor)
+        else:
+            log_prob, grad_shared = kernel.log_prob(out, x_chunk), None
+        share, grad, grad_ratio = what.weigh(log_prob, samples_of, datapoints)
+        value += share
+        if training:
+            grad_h = None if gradients.h is None else gradients.h[samples_of, datapoints]
+            row_weight = None if grad is None else grad.reshape(-1)
+            grad_shared = grad_shared.view(-1, D) if grad_shared is not None and needs[3] else None
+            gradients.add(h_chunk, out.view(len(h_chunk), -1), grad_h, row_weight, grad_shared)
+        if grad_log_ratio is not None:
+            assert grad_ratio is not None
+            grad_log_ratio[samples_of, datapoints] = grad_ratio
+    grad_h, grad_weight, grad_bias = gradients.result()
+    grad_h = None if grad_h is None else grad_h.view(h.shape)
+    return Taken(value, grad_h, grad_weight, grad_bias, gradients.shared, grad_log_ratio)

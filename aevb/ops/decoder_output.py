@@ -1,0 +1,97 @@
+"""log p(x|z) from what a decoder gives, for datapoints of any layout."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..likelihoods.base import Likelihood, Parameter
+
+Parameters = tuple[Parameter, ...]
+
+
+def _rows(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size) -> tuple[Parameters, Tensor]:
+    """The same with each datapoint flat: the first parameter (*samples, *batch, D), x (*batch, D)."""
+    first, *others = params
+    assert isinstance(first, Tensor)
+    if x.shape[: len(batch)] != batch:
+        raise ValueError(f"x has shape {tuple(x.shape)} and kl is of a batch {tuple(batch)}; expected x (*batch, ...)")
+    D = x.shape[len(batch) :].numel()
+    for samples in range(first.dim() - len(batch) + 1):
+        last = samples + len(batch)
+        if first.shape[samples:last] == batch and first.shape[last:].numel() == D:
+            rows = first.shape[:last]
+            break
+    else:
+        raise ValueError(
+            f"recon's {family.params[0]} has shape {tuple(first.shape)}; with batch {tuple(batch)} and x of shape "
+            f"{tuple(x.shape)}, expected (*samples, *batch, *datapoint) with {D} elements in a datapoint"
+        )
+    flat: list[Parameter] = [first.reshape(*rows, D)]
+    for name, p in zip(family.params[1:], others, strict=True):
+        if isinstance(p, Tensor) and p.dim() > 0 and p.shape != (D,):
+            try:
+                p = p.expand(first.shape).reshape(*rows, D)
+            except RuntimeError:
+                raise ValueError(
+                    f"recon's {name} has shape {tuple(p.shape)} and its {family.params[0]} {tuple(first.shape)}; "
+                    f"expected the same shape, one that broadcasts to it, or ({D},), an element for each of a "
+                    "datapoint's"
+                ) from None
+        flat.append(p)
+    return tuple(flat), x.reshape(*batch, D)
+
+
+def log_prob_of(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size, x_scale: float | None) -> Tensor:
+    """log p(x|z), (*samples, *batch), of x (*batch, *datapoint). The datapoint may be laid out differently in the
+    two."""
+    params, x = _rows(family, params, x, batch)
+    return ops.likelihood_log_prob(family, params, x, x_scale)
+
+
+class _Sum(torch.autograd.Function):
+    """`factor` times the sum of log p(x|z) over rows. Its gradients are taken in the forward pass, those that are asked
+    for where 1 flows back."""
+
+    @staticmethod
+    def forward(ctx, p0, x, p1, options, factor):
+        needs = ctx.needs_input_grad
+        log_prob, *found = ops.log_prob_and_grad(p0, x, p1, *options, factor, ops.as_bits((needs[0], needs[2])))
+        ctx.save_for_backward(p0, x, p1, *found)
+        ctx.options, ctx.factor = options, factor
+        return factor * log_prob.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        p0, x, p1, *found = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or needs[1] or ops.is_batched(grad):
+
+            def formula(p0, x, p1):
+                return ctx.factor * ops.likelihood_formula(p0, x, p1, *ctx.options).sum()
+
+            return *ops.reference_gradients(formula, (p0, x, p1), (), needs, (grad,)), None, None
+        if ops.kept_graph():
+            found = [f * grad for f in found]
+        elif float(grad) != 1:
+            found = [f.mul_(grad) for f in found]
+        return found[0] if needs[0] else None, None, found[1] if needs[2] else None, None, None
+
+
+def sum_log_prob(
+    family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size, x_scale: float | None, factor: float
+) -> Tensor:
+    """`factor` times the sum over datapoints of the mean over samples of log p(x|z): a number, on a CPU with its
+    gradients in one pass."""
+    params, x = _rows(family, params, x, batch)
+    first = params[0]
+    assert isinstance(first, Tensor)
+    samples = first.shape[:-1].numel() // max(batch.numel(), 1)
+    factor = factor / samples if samples else math.nan
+    p0, p1, *options = family.kernel_arguments(params)
+    if ops.goes_ahead(p0, x, p1):
+        return _Sum.apply(p0, x, p1, (*options, x_scale), factor)
+    return factor * ops.log_prob_op(p0, x, p1, *options, x_scale).sum()

@@ -1,0 +1,439 @@
+"""log p(x|z) of a decoder whose last layer is linear, without its logits.
+
+The logits of L samples of B datapoints are L * B * D numbers, and their gradient as many: what most VAE code runs out
+of memory on. Here they exist a chunk of rows at a time: a matrix product makes the chunk's logits, the likelihood and
+its derivative are taken while they are in the cache, and two more products give their share of the gradients.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops, reference
+from ..bounds import importance_weighted_bound
+from ..checks.choices import REDUCTIONS, unknown
+from ..checks.errors import check_dense, is_dense
+from ..likelihoods import Bernoulli, Likelihood, LinearLogits, LinearOutput, named
+from ..likelihoods.base import above_floor, finite
+from ..likelihoods.values import check_likelihood, is_wanted, look_once
+from .chunking import (
+    Gradients,
+    Kernel,
+    chunks_of,
+    for_rows,
+    rows_in_cache,
+    rows_of_chunk,
+    sizes_of,
+    sum_of_bounds,
+    sum_of_log_prob,
+    take,
+)
+from .matmul import product
+
+Linear = LinearLogits | LinearOutput
+
+# ---- log_prob, and its gradients for any upstream gradient ----------------------------------------------------------
+
+
+def _kernel(
+    shared: Tensor | None, likelihood: str, scalar: float, x_scale: float | None, floor: float | None
+) -> Kernel:
+    return Kernel(likelihood, scalar, x_scale, shared, floor)
+
+
+def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, shared: Tensor | None, *options: Any) -> Tensor:
+    kernel = _kernel(shared, *options)
+    L, B = sizes_of(h, x)
+    rows, x_rows = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1])
+    log_prob = torch.empty(L * B, dtype=torch.float32, device=h.device)
+    decoder = for_rows(weight, L * B, weight)
+    for chunk in chunks_of(L, B, 2 * rows_of_chunk(weight)):  # no gradient is beside the outputs
+        out = product(chunk.rows(rows, B), decoder, bias).view(*chunk.shape, weight.shape[0])
+        chunk.rows(log_prob, B).copy_(kernel.log_prob(out, x_rows[chunk.begin : chunk.end]).view(-1))
+    return log_prob.view(h.shape[:-1])
+
+
+def _backward(
+    h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, shared: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *options_of_kernel, grad, needs = options
+    kernel = _kernel(shared, *options_of_kernel)
+    L, B = sizes_of(h, x)
+    rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
+    needed = ops.from_bits(needs, 4)
+    gradients = Gradients(rows, weight, bias, needed[:3])
+    decoder = for_rows(weight, L * B, weight)
+    for chunk in chunks_of(L, B, rows_of_chunk(weight)):
+        h_chunk = chunk.rows(rows, B)
+        out = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
+        upstream = chunk.rows(grads, B).view(chunk.shape)
+        grad_out, grad_shared = kernel.gradient(out, x_rows[chunk.begin : chunk.end], upstream)
+        gradients.add(
+            h_chunk,
+            grad_out.view(len(h_chunk), weight.shape[0]),
+            None if gradients.h is None else chunk.rows(gradients.h, B),
+            grad_shared=_rows_of(grad_shared, needed[3]),
+        )
+    nothing = h.new_empty(0)
+    grad_h, grad_weight, grad_bias = gradients.result()
+    grad_shared = _like(gradients.shared, shared, needed[3])
+    return (
+        nothing if grad_h is None else grad_h.view(h.shape),
+        nothing if grad_weight is None else grad_weight,
+        nothing if grad_bias is None else grad_bias,
+        nothing if grad_shared is None else grad_shared,
+    )
+
+
+def _rows_of(grad_shared: Tensor | None, needed: bool) -> Tensor | None:
+    return grad_shared.flatten(0, -2) if grad_shared is not None and needed else None
+
+
+def _like(grad: Tensor | None, shared: Tensor | None, needed: bool) -> Tensor | None:
+    """The sum over chunks in shared's dtype; zeros where there was no row."""
+    if shared is None or not needed:
+        return None
+    return torch.zeros_like(shared) if grad is None else grad.to(shared.dtype)
+
+
+_library = torch.library.Library("aevb", "FRAGMENT")  # keep: the ops live as long as it does
+_ARGUMENTS = (
+    "Tensor h, Tensor weight, Tensor bias, Tensor x, Tensor? shared, str likelihood, float scalar, float? x_scale, "
+    "float? floor"
+)
+_library.define(f"linear_log_prob({_ARGUMENTS}) -> Tensor")
+_library.define(f"linear_log_prob_forward({_ARGUMENTS}) -> Tensor")
+_library.define(
+    f"linear_log_prob_backward({_ARGUMENTS}, Tensor grad, int needs) -> (Tensor grad_h, Tensor grad_weight, "
+    "Tensor grad_bias, Tensor grad_shared)"
+)
+for _device in ("CPU", "CUDA"):
+    _library.impl("linear_log_prob", _forward, _device)
+    _library.impl("linear_log_prob_forward", _forward, _device)
+    _library.impl("linear_log_prob_backward", _backward, _device)
+
+
+def _formula(h, weight, bias, x, shared, likelihood, scalar, x_scale, floor):
+    """The op in plain PyTorch."""
+    out, D = F.linear(h, weight, bias), x.shape[-1]
+    if shared is not None or out.shape[-1] == D:
+        return ops.FORMULAS[likelihood](out, x, scalar if shared is None else shared, x_scale)
+    first, second = out[..., :D], out[..., D:]
+    second = second if floor is None else above_floor(floor, second)
+    return ops.FORMULAS[likelihood](first, x, second, x_scale)
+
+
+_linear_log_prob = ops.differentiable(
+    "linear_log_prob",
+    5,
+    (0, 1, 2, 4),
+    _formula,
+    lambda h, *_: h.new_empty(h.shape[:-1], dtype=torch.float32),
+    only_needed=True,
+)
+
+
+class _OneChunk(torch.autograd.Function):
+    """log_prob of rows so few that they are one chunk, whose gradient is taken in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, x, shared, *options):
+        kernel = _kernel(shared, *options)
+        L, B = sizes_of(h, x)
+        out = product(h.reshape(L * B, h.shape[-1]), weight, bias).view(*h.shape[:-1], weight.shape[0])
+        grad_shared = None
+        if any(ctx.needs_input_grad[:5]):
+            log_prob, out, grad_shared = kernel.both(out, x, 1.0)
+        else:
+            log_prob = kernel.log_prob(out, x)
+        ctx.save_for_backward(h, weight, bias, x, shared, out, grad_shared)
+        ctx.options = options
+        return log_prob
+
+    @staticmethod
+    def backward(ctx, grad):
+        *tensors, grad_out, grad_shared = ctx.saved_tensors
+        h, weight, bias, _, shared = tensors
+        needs = ctx.needs_input_grad[:5]
+        if torch.is_grad_enabled() or needs[3] or ops.is_batched(grad):
+            return *ops.reference_gradients(_formula, tensors, ctx.options, needs, (grad,)), *(None,) * 4
+        rows = h.reshape(-1, h.shape[-1])
+        gradients = Gradients(rows, weight, bias, needs[:3])
+        row_weight, grad_shared = grad.reshape(-1), _rows_of(grad_shared, needs[4])
+        gradients.add(rows, grad_out.view(len(rows), weight.shape[0]), gradients.h, row_weight, grad_shared)
+        grad_h, grad_weight, grad_bias = gradients.result()
+        grad_h = None if grad_h is None else grad_h.view(h.shape)
+        return grad_h, grad_weight, grad_bias, None, _like(gradients.shared, shared, needs[4]), *(None,) * 4
+
+
+# ---- sums whose upstream gradient is known in the forward pass ------------------------------------------------------
+
+
+class _Known(torch.autograd.Function):
+    """A `Sum`, whose gradients but for a factor are taken in the forward pass; `formula` is the same function in plain
+    PyTorch."""
+
+    @staticmethod
+    def forward(ctx, h, weight, bias, x, shared, log_ratio, options, what, formula):
+        needs = ctx.needs_input_grad
+        kernel = _kernel(shared, *options)
+        value, *found, grad_shared, grad_log_ratio = take(
+            what, h, weight, bias, x, kernel, (*needs[:3], needs[4], needs[5])
+        )
+        found.append(_like(grad_shared, shared, needs[4]))
+        found.append(None if grad_log_ratio is None else grad_log_ratio.view(log_ratio.shape))
+        ctx.save_for_backward(h, weight, bias, x, shared, log_ratio, *found)
+        ctx.formula, ctx.options = formula, options
+        return value.float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        h, weight, bias, x, shared, log_ratio, *found = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:6]
+        if torch.is_grad_enabled() or needs[3] or ops.is_batched(grad):
+            tensors = (h, weight, bias, x, shared, log_ratio)
+            return *ops.reference_gradients(ctx.formula, tensors, ctx.options, needs, (grad,)), *(None,) * 3
+        # Of a graph that is not kept nobody else will ask for these again: no second copy is needed.
+        keep = ops.kept_graph()
+        if keep or not (grad.is_cpu and float(grad) == 1):
+            found = [f if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found]
+        grad_h, grad_weight, grad_bias, grad_shared, grad_log_ratio = found
+        return grad_h, grad_weight, grad_bias, None, grad_shared, grad_log_ratio, *(None,) * 3
+
+
+# ---- what is called -------------------------------------------------------------------------------------------------
+
+
+class _Call(NamedTuple):
+    """The arguments of the op `linear_log_prob`."""
+
+    h: Tensor
+    weight: Tensor
+    bias: Tensor
+    x: Tensor
+    shared: Tensor | None
+    options: tuple[str, float, float | None, float | None]  # likelihood, scalar, x_scale, floor
+
+
+def _checked(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None) -> _Call:
+    """The op's arguments; h, weight and bias (zeros where there is none) of one dtype, autocast's where it is on."""
+    h, weight, bias = output[:3]
+    shared, floor = (output.shared, output.floor) if isinstance(output, LinearOutput) else (None, None)
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[:1])
+    D = x.shape[-1] if x.dim() else 0
+    P = len(family.params) if isinstance(output, LinearOutput) and weight.dim() == 2 and D else 1
+    P = 1 if D and weight.dim() == 2 and weight.shape[0] == D else P
+    width = "D" if P == 1 else f"{P} D"
+    if h.dim() < 1 or weight.dim() != 2 or h.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"h has shape {tuple(h.shape)}, weight {tuple(weight.shape)} and bias {tuple(bias.shape)}; expected "
+            f"(..., H), ({width}, H) and ({width},)"
+        )
+    batch = x.dim() - 1
+    if x.dim() < 1 or weight.shape[0] != P * D or h.shape[:-1][h.dim() - 1 - batch :] != x.shape[:-1]:
+        raise ValueError(
+            f"h has shape {tuple(h.shape)}, weight {tuple(weight.shape)} and x {tuple(x.shape)}; expected x (*batch, "
+            f"D) and h (*samples, *batch, H) for a weight ({width}, H)"
+        )
+    if torch.is_autocast_enabled(h.device.type):
+        dtype = torch.get_autocast_dtype(h.device.type)
+        h, weight, bias = (t.to(dtype) for t in (h, weight, bias))
+    if not h.dtype == weight.dtype == bias.dtype:
+        raise ValueError(f"h is {h.dtype}, weight {weight.dtype} and bias {bias.dtype}; expected one dtype")
+    if not h.device == weight.device == bias.device == x.device:
+        raise ValueError(
+            f"h is on {h.device}, weight on {weight.device}, bias on {bias.device} and x on {x.device}; expected one "
+            "device"
+        )
+    kernel, scalar, shared = family.linear_kernel(P, shared)
+    if shared is not None:
+        if not isinstance(shared, Tensor):
+            shared = torch.full((), finite(family.params[1], shared), dtype=torch.float32, device=h.device)
+        if shared.shape not in ((), (1,), (D,)):
+            raise ValueError(
+                f"shared has shape {tuple(shared.shape)}; expected ({D},), an element for each of x's, or ()"
+            )
+        shared = shared.float().expand(D).contiguous()  # for the sum that is its gradient
+    return _Call(h, weight, bias, x, shared, (kernel, scalar, x_scale, floor))
+
+
+def linear_log_prob(
+    likelihood: Likelihood | str,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    x_scale: float | None = None,
+    *,
+    shared: Tensor | float | None = None,
+    floor: float | None = None,
+    reduction: str = "none",
+    validate_args: bool | None = None,
+) -> Tensor:
+    """log p(x|z) of a decoder whose last layer is linear, without its output in memory.
+
+    ``log_prob(likelihood, h @ weight.T + bias, x)``, where the layer gives the likelihood's parameters side by side.
+    The rows of h are gone through in chunks whose outputs stay in the cache. What grows with the number of rows is h,
+    its gradient, and one number a row.
+
+    Args:
+        likelihood: an object of `aevb.likelihoods`, or a name.
+        h: (..., H), the decoder's last hidden layer: (B, H), or (L, B, H) for L samples.
+        weight, bias: (P * D, H) and (P * D,) or None, of h's dtype: float32, bfloat16 or float16. Under autocast they
+            become autocast's.
+        x: (..., D), h's last leading dimensions, used again for each sample and never expanded; bool or floating, or
+            uint8 with x_scale.
+        x_scale: multiplies x: 1/255 for pixels in 0..255.
+        shared: a second parameter that does not come from h, such as a variance for each element: (D,), () or a number.
+            Its gradient is summed over rows in an order that their number alone decides.
+        floor: makes the second output o of two ``floor + softplus(o - floor)``.
+        reduction: "none" for one value a row; "mean" or "sum" over rows, whose gradients are computed in the forward
+            pass, where one may flow back (but in a compiled graph, and in float16, whose gradients need a loss scale).
+        validate_args: look at the targets, as `FusedELBO` does; None: at the first call in a process.
+
+    Returns:
+        h's leading dimensions, or a number; float32, in nats.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, an unknown likelihood or reduction, x outside the support
+            when validated. RuntimeError: dtypes that no kernel takes.
+    """
+    family = named(likelihood) if isinstance(likelihood, str) else likelihood
+    output = LinearOutput(h, weight, bias, shared, floor)
+    return _log_prob_of("linear_log_prob", family, output, x, x_scale, reduction, validate_args)
+
+
+def linear_bernoulli_log_prob(
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    x_scale: float | None = None,
+    *,
+    reduction: str = "none",
+    validate_args: bool | None = None,
+) -> Tensor:
+    """log p(x|z) of a Bernoulli decoder whose last layer is linear, without its logits ever being in memory.
+
+    ``bernoulli_log_prob(h @ weight.T + bias, x)``: ``sum_i (x_i l_i - log(1 + exp(l_i)))`` (Kingma & Welling 2013,
+    appendix C.1). The rows of h are gone through in chunks whose logits stay in the cache. What grows with the number
+    of rows is h, its gradient, and one number a row.
+
+    Args:
+        h: (..., H), the decoder's last hidden layer: (B, H), or (L, B, H) for L samples.
+        weight, bias: (D, H) and (D,) or None, of h's dtype: float32, bfloat16 or float16. Under autocast they become
+            autocast's.
+        x: (..., D), h's last leading dimensions: targets in [0, 1], used again for each sample and never expanded; bool
+            or floating, or uint8 with x_scale.
+        x_scale: multiplies x: 1/255 for pixels in 0..255.
+        reduction: "none" for one value a row; any gradient may flow back, and the backward pass computes the chunks'
+            logits again, where there is more than one. "mean" or "sum" over rows: all gradients are computed in the
+            forward pass, where one may flow back, and the backward pass only multiplies (but in a compiled graph, and
+            in float16, whose gradients need a loss scale first).
+        validate_args: look at the targets, as `FusedELBO` does; None: at the first call in a process.
+
+    Returns:
+        h's leading dimensions, or a number; float32, in nats.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, an unknown reduction, targets outside [0, 1] when
+        validated. RuntimeError: dtypes that no kernel takes.
+    """
+    output = LinearLogits(h, weight, bias)
+    return _log_prob_of("linear_bernoulli_log_prob", Bernoulli(), output, x, x_scale, reduction, validate_args)
+
+
+def _log_prob_of(
+    function: str,
+    family: Likelihood,
+    output: Linear,
+    x: Tensor,
+    x_scale: float | None,
+    reduction: str,
+    validate_args: bool | None,
+) -> Tensor:
+    h, weight = output.h, output.weight
+    if not (is_dense(h) and is_dense(x)):
+        check_dense(function, h=h, weight=weight, x=x)
+    if validate_args is not False and is_wanted(function, validate_args, x):
+        look_once(function, validate_args, functools.partial(check_likelihood, family, None), x, x_scale)
+    rows = h.shape[:-1].numel()
+    if reduction == "none":
+        return rows_log_prob(family, output, x, x_scale)
+    if reduction not in REDUCTIONS:
+        raise unknown("reduction", reduction, REDUCTIONS)
+    return sum_log_prob(family, output, x, x_scale, 1.0 if reduction == "sum" else 1.0 / rows if rows else math.nan)
+
+
+def rows_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None) -> Tensor:
+    """log p(x|z) of each row, h's leading dimensions; no value is looked at."""
+    call = _checked(family, output, x, x_scale)
+    h, weight = call.h, call.weight
+    *tensors, options = call
+    rows = h.shape[:-1].numel()
+    plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or ops.on_reference(h)
+    apply = _linear_log_prob if plain or not 0 < rows <= rows_in_cache(weight) else _OneChunk.apply
+    return apply(*tensors, *options)
+
+
+def _may_know(h: Tensor) -> bool:
+    """Whether gradients may be taken in the forward pass. In float16 they would underflow before a loss scale comes."""
+    return not torch.compiler.is_compiling() and h.dtype != torch.float16
+
+
+def sum_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None, factor: float) -> Tensor:
+    """`factor` times the sum of log p(x|z) over all rows, a number, with its gradients in one pass."""
+    call = _checked(family, output, x, x_scale)
+    h, weight = call.h, call.weight
+    *tensors, options = call
+
+    def formula(h, weight, bias, x, shared, _, *options):
+        return factor * _formula(h, weight, bias, x, shared, *options).sum()
+
+    if ops.on_reference(h):
+        return formula(*tensors, None, *options)
+    if not _may_know(h):
+        return factor * _linear_log_prob(*tensors, *options).sum()
+    return _Known.apply(*tensors, None, options, sum_of_log_prob(h, weight, x, factor), formula)
+
+
+def sum_importance_weighted_bound(
+    family: Likelihood,
+    output: Linear,
+    x: Tensor,
+    x_scale: float | None,
+    log_ratio: Tensor,
+    beta: Tensor | float,
+    factor: float,
+) -> Tensor:
+    """`factor` times the sum over datapoints of `importance_weighted_bound`, with its gradients in one pass. Samples
+    are in the first dimension."""
+    call = _checked(family, output, x, x_scale)
+    h, weight = call.h, call.weight
+    *tensors, options = call
+    if h.shape[:-1] != log_ratio.shape:
+        raise ValueError(
+            f"h has shape {tuple(h.shape)} and log_ratio {tuple(log_ratio.shape)}; expected (L, *batch, H) and (L, "
+            "*batch)"
+        )
+
+    def formula(h, weight, bias, x, shared, log_ratio, *options):
+        log_prob = _formula(h, weight, bias, x, shared, *options)
+        return factor * reference.importance_weighted_bound(log_prob, log_ratio, beta).sum()
+
+    if ops.on_reference(h):
+        return formula(*tensors, log_ratio, *options)
+    learned_beta = isinstance(beta, Tensor) and beta.requires_grad
+    known = _may_know(h) and not learned_beta
+    what = sum_of_bounds(h, weight, x, log_ratio, beta, factor) if known else None
+    if what is None:
+        log_prob = _linear_log_prob(*tensors, *options)
+        return factor * importance_weighted_bound(log_prob, log_ratio, beta).sum()
+    return _Known.apply(*tensors, log_ratio, options, what, formula)

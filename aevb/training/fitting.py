@@ -1,0 +1,363 @@
+"""One run of the trainer from its start, or its last checkpoint, to its end: what it reads and writes, and when."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.fingerprint import check_same_data, fingerprint
+from .checkpoint import Checkpoint, Checkpoints, unpack
+from .config import check_same_run
+from .metrics import Evaluation, NotFiniteError
+from .progress import Progress
+from .run_dir import BEST, METRICS, MODEL, RunFolder, RunFolderError, default_folder, holds_run
+
+if TYPE_CHECKING:
+    from ..models import BaseVAE
+    from .trainer import Trainer
+
+
+class Run:
+    """A run of `Trainer.fit`: what it reads and writes, and when."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.config, self.first = trainer, trainer.config, trainer.processes.is_first
+        self.data = fingerprint(trainer.dataset)
+        # Before anything is deleted: what the first epoch's end would be too late for.
+        self.summary_writer = _summary_writer() if self.config.tensorboard else None
+        _check_can_be_written(trainer.model)
+        self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
+        trainer.schedule_until(self.last_epoch)
+        self.opened: RunFolder | None = None  # by the first process: it has the lock, and the run that begins beside
+        self.metrics: dict[str, float] = {}
+        self.seconds_before = 0.0
+        try:
+            data = self._begin()
+        except BaseException:
+            self.close()
+            raise
+        self.resumed = data is not None
+        self._last_checkpoint = time.perf_counter() if self.resumed else -math.inf
+        self.begun = time.perf_counter()
+        self.stop = _Stop()
+
+    def _begin(self) -> bytes | None:
+        """Opens the folder, and goes on from the checkpoint there, which it returns."""
+        opened: tuple[str, bytes | None] = self._open() if self.first else ("", None)
+        path, data = self.trainer.processes.share(opened)
+        self.folder = RunFolder.at(path)
+        self.checkpoints = Checkpoints(self.folder.path)
+        if data is not None:
+            self._go_on(unpack(data, self.checkpoints.path))
+        return data
+
+    def close(self) -> None:
+        """Lets others train in the folder. A run that never began leaves no trace there."""
+        if self.opened is not None:
+            self.opened.close()
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the folder's files are this run's, and not those of one whose place it was to take."""
+        return self.opened is None or self.opened.beside is None
+
+    def _open(self) -> tuple[str, bytes | None]:
+        """The folder's path, and the checkpoint that the run goes on from."""
+        config, name = self.config, self.trainer.dataset.name
+        # As a run that goes on will read them.
+        asked = dataclasses.replace(config, epochs=self.last_epoch, overwrite=False, resume=False)
+        options = dataclasses.asdict(asked)
+        path = default_folder(name) if config.out is None else Path(config.out).expanduser()
+        if not (config.resume and holds_run(path)):
+            self.opened = RunFolder(path if config.resume else config.out, name, options, config.overwrite)
+            return str(self.opened.path), None
+        folder = self.opened = RunFolder.locked(path)
+        check_same_run(folder.config(), config, path)
+        data, wrong = Checkpoints(path).read()
+        for sentence in wrong:
+            warnings.warn(f"{sentence}; the checkpoint before it is used", stacklevel=4)
+        if data is None and any((path / name).exists() for name in (METRICS, MODEL)):
+            raise RunFolderError(
+                f"{path} holds a run without a checkpoint, which cannot go on; choose another folder, or say that it "
+                "may be overwritten (--overwrite)"
+            )
+        if data is not None:
+            self._check(unpack(data, path).numbers)
+        folder.write_options(options)
+        return str(folder.path), data
+
+    def _check(self, numbers: dict[str, Any]) -> None:
+        """That the run is of these data, and not over already."""
+        check_same_data(numbers["run"]["data"], self.trainer.dataset, self.data)
+        if numbers["epoch"] > self.last_epoch:
+            raise ValueError(
+                f"epochs is {self.last_epoch}, but the run has done {numbers['epoch']}; expected as many or more, in "
+                "all"
+            )
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        self.trainer.load_state(checkpoint)
+        run = checkpoint.numbers["run"]
+        self.metrics, self.seconds_before = run["metrics"], run["seconds"]
+        if self.first:
+            self.folder.cut_metrics(run["metrics_bytes"])
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.begun
+
+    def train(self) -> dict[str, float]:
+        trainer = self.trainer
+        images = len(trainer.dataset.train_images)
+        done = trainer.epoch * images + trainer._ledger.count
+        if trainer.epoch < self.last_epoch and not self._is_over() and not self.resumed:
+            self._checkpoint()  # something to go back to, whatever comes
+        shown = self.config.progress and self.first
+        total = images * self.last_epoch
+        with self.stop, self._board() as board, Progress(total, done, self.last_epoch, shown) as progress:
+            try:
+                while trainer.epoch < self.last_epoch and not self._is_over():
+                    progress.begin(trainer.epoch + 1)
+                    self._epoch(progress)
+                    self._after_epoch(progress, board)
+                    self._checkpoint_if_due()
+                self._checkpoint()
+            except NotFiniteError as error:
+                raise self._explained(error) from error
+        return self.metrics
+
+    def _is_over(self) -> bool:
+        """Whether it stops early: no better ELBO of the validation images for so many epochs."""
+        patience, best = self.config.patience, self.trainer.best
+        return patience is not None and bool(best) and self.trainer.epoch - best["epoch"] >= patience
+
+    def _epoch(self, progress: Progress) -> None:
+        alone = self.trainer.processes.size == 1  # others would not know
+        for _ in self.trainer._train_epoch(progress.add, lambda: alone and (self.stop.asked or self._is_late())):
+            self._checkpoint_if_due()
+
+    def _after_epoch(self, progress: Progress, board: Any) -> None:
+        trainer = self.trainer
+        averages: dict[str, Evaluation] = {"train": trainer._last_epoch}
+        for part in reversed(trainer.held_out):  # validation, test
+            averages[part] = trainer.evaluate(part=part)
+            if not math.isfinite(averages[part].elbo):
+                found = trainer.explain_held_out(part)
+                text = f"the {part} ELBO is {averages[part].elbo} after step {trainer.step}"
+                text = text if found is None else f"{text}: {found.text}"
+                raise NotFiniteError(text, trainer.step)
+        self.metrics = {
+            "epoch": trainer.epoch,
+            "step": trainer.step,
+            **{
+                f"{part}_{field.name}": value
+                for part, average in averages.items()
+                for field in dataclasses.fields(average)
+                if not math.isnan(value := getattr(average, field.name))
+            },
+            "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
+            "seconds": round(self.seconds, 3),
+        }
+        progress.end(averages["train"], f"test {averages['test'].elbo:.2f}")
+        is_best = self._note_best(averages.get("validation"))
+        if not self.first:
+            return
+        self._write_model(MODEL)
+        if is_best:
+            self._write_model(BEST)
+        self.folder.append_metrics(self.metrics)
+        if board is not None:
+            for name, value in self.metrics.items():
+                if name not in ("epoch", "step"):
+                    board.add_scalar(name.replace("_", "/", 1), value, trainer.step)
+
+    def _write_model(self, name: str) -> Path:
+        trainer = self.trainer
+        data = json.dumps(self.data)
+        return self.folder.write_model(name, trainer.model, epoch=trainer.epoch, step=trainer.step, data=data)
+
+    def _note_best(self, validation: Evaluation | None) -> bool:
+        best = self.trainer.best
+        if validation is None or (best and validation.elbo <= best["elbo"]):
+            return False
+        self.trainer.best = {"elbo": validation.elbo, "epoch": self.trainer.epoch}
+        return True
+
+    # ---- checkpoints ----
+
+    def _checkpoint_if_due(self) -> None:
+        """Writes one where it is time for it, or somebody asked to stop: then raises KeyboardInterrupt."""
+        due = self._seconds_since_checkpoint >= self.config.checkpoint_seconds
+        if self.trainer.processes.size > 1:  # the same decision everywhere
+            wants = torch.tensor([float(due and self.first), float(self.stop.asked)])
+            due, stop = (bool(value) for value in self.trainer.processes.sum(wants).tolist())
+        else:
+            stop = self.stop.asked
+        if due or stop:
+            self._checkpoint()
+        if stop:
+            raise KeyboardInterrupt
+
+    @property
+    def _seconds_since_checkpoint(self) -> float:
+        return time.perf_counter() - self._last_checkpoint
+
+    def _is_late(self) -> bool:
+        """Whether the next look at the losses should not be waited for."""
+        return 0 < self.config.checkpoint_seconds <= self._seconds_since_checkpoint
+
+    def _checkpoint(self) -> None:
+        trainer = self.trainer
+        for _ in trainer._ledger.read(wait=True):  # nothing but what a GPU has not handed over yet
+            pass
+        if not trainer.weights_are_finite():
+            raise NotFiniteError(f"the weights are not finite after step {trainer.step}", trainer.step)
+        self._last_checkpoint = time.perf_counter()
+        if not self.first:
+            return
+        beside = None if self.opened is None else self.opened.beside
+        folder = beside or self.folder
+        checkpoint = trainer.state()
+        checkpoint.numbers["run"] = {
+            "metrics": self.metrics,
+            "metrics_bytes": folder.sync_metrics(),
+            "seconds": self.seconds,
+            "data": self.data,
+        }
+        checkpoints = Checkpoints(folder.path)
+        with folder.writing(checkpoints.path.name):
+            checkpoints.write(trainer.step, checkpoint)
+        if self.opened is not None and beside is not None:
+            self.opened.take_place()
+
+    # ---- what goes wrong ----
+
+    def _explained(self, error: NotFiniteError) -> NotFiniteError:
+        """The error with what went first, which the steps since the last checkpoint, taken again, show."""
+        trainer = self.trainer
+        model = f"{self.folder.path / MODEL} is of epoch {self.metrics['epoch']}" if self.metrics else ""
+        kept = "nothing is saved yet" if self._has_begun else f"{self.folder.path} keeps the run that was there"
+        saved = model or kept
+        data = trainer.processes.share(self.checkpoints.read()[0] if self.first and self._has_begun else None)
+        found = None
+        if data is not None:
+            checkpoint = unpack(data, self.checkpoints.path)
+            trainer.load_state(checkpoint)
+            saved = f"{model}, the checkpoint" if model else f"the checkpoint in {self.folder.path} is"
+            saved = f"{saved} of step {trainer.step}"
+            found = trainer.replay(error.step)
+        what = str(error)
+        if found is not None:
+            what = f"{found.text}, at step {trainer.step + 1}"
+        return NotFiniteError(
+            f"training stopped because {what}; {saved} (a smaller --learning-rate or a --clip-norm may help)",
+            error.step if found is None else trainer.step + 1,
+        )
+
+    def after_interrupt(self) -> str:
+        """Saves what there is, unless the weights are broken, and says so in a sentence."""
+        trainer = self.trainer
+        interrupted = f"interrupted after {trainer.epoch} epochs, {trainer.step} steps"
+        if not self.first:
+            return interrupted
+        if not self._has_begun:
+            return f"interrupted before the run began; {self.folder.path} keeps the one that was there"
+        if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
+            return f"{interrupted}; the weights are not finite, so {self.folder.path} keeps what it had"
+        path = self._write_model(MODEL)
+        trainer._draw(self.folder)
+        how = f"`aevb resume {self.folder.path}`" if trainer.follows_from_config else "aevb.Trainer.resume(...).fit()"
+        return f"{interrupted}; the model so far is in {path}, with pictures of it beside it, and {how} goes on"
+
+    @contextlib.contextmanager
+    def _board(self) -> Iterator[Any]:
+        """TensorBoard's writer, or None."""
+        if self.summary_writer is None or not self.first:
+            yield None
+            return
+        # What a run that was stopped wrote after its last checkpoint is written again.
+        with self.summary_writer(str(self.folder.path), purge_step=self.trainer.step + 1) as board:
+            yield board
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            f'tensorboard is set, but TensorBoard is missing ({error}); `pip install "aevb[tensorboard]"` has it'
+        ) from error
+    return SummaryWriter
+
+
+def _check_can_be_written(model: BaseVAE) -> None:
+    try:
+        model.metadata()
+    except TypeError as error:
+        raise ValueError(
+            f"the options of the model, a {type(model).__name__}, cannot be written to a file ({error}); expected "
+            "numbers of Python's and texts"
+        ) from error
+
+
+class _Stop:
+    """Within it Ctrl-C and SIGTERM ask the run to stop after the step it is in; a second Ctrl-C stops it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Only where they would end the program anyway: what others do about them is theirs.
+                if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                    self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch computes with `count` threads within, and with as many as before after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """PyTorch raises within where an operation has no deterministic way."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

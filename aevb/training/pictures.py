@@ -1,0 +1,370 @@
+"""The pictures of a training run, as PNG bytes by file name, and what all pictures are made of."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data import Dataset
+from ..data.inputs import encoder_input
+from ..models import BaseVAE
+from ..plotting import drawn, printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RGBA = tuple[float, float, float, float]
+
+COLUMNS = 10
+PAIR_ROWS = 4
+SAMPLES = 100
+NAME_LENGTH = 24  # letters of a label's name
+LEGEND_LABELS = 25  # more outgrow the picture
+LATENT_POINTS = 5000  # more only hide each other
+DPI = 120
+SIDE = 0.75  # inches of an image's longer side
+NAMED_ROW = 0.2  # inches of a row with a name, at least
+LEAST_HEIGHT = 0.4  # inches of all rows
+TILE = 84  # pixels that an image is drawn with, at least
+MARGIN = 5
+MANIFOLD_MARGIN = 2  # tiles are many, and must not touch
+MISSING = (0.72, 0.83, 0.95)  # the colour of pixels that are not there
+
+
+class Look(NamedTuple):
+    """How images are shown.
+
+    Attributes:
+        shape: of an image: (height, width) or (channels, height, width).
+        invert: 0 as white.
+        bare: without any text, which is to stand beside the picture: `caption(figure)`.
+    """
+
+    shape: Sequence[int]
+    invert: bool = False
+    bare: bool = False
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Width and height of an image, the longer of which is 1."""
+        height, width = self.shape[-2:]
+        return width / max(height, width), height / max(height, width)
+
+
+@drawn
+def draw(
+    model: BaseVAE, dataset: Dataset, seed: int = 0, invert: bool = False, binarize: str = "none"
+) -> dict[str, bytes]:
+    """reconstructions.png, samples.png and latent.png of the model and the test images.
+
+    They are those of `aevb reconstruct`, `sample` and `embed`, which draw them anew. `seed` decides what is sampled
+    from the prior, `binarize` what the encoder is given. matplotlib's figures are used without its global state: no
+    display is needed, and a caller's figures are left alone.
+    """
+    look = Look(dataset.image_shape, invert)
+    figures = {
+        "reconstructions.png": _reconstructions(model, dataset, look, binarize),
+        "samples.png": _samples(model, dataset, look, seed),
+        "latent.png": _latent(model, dataset, binarize),
+    }
+    return {name: png(figure) for name, figure in figures.items()}
+
+
+@drawn
+def png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
+
+
+def caption(figure: Figure) -> str:
+    """What a picture of images shows, in words: its title and what its rows and columns are."""
+    return str(figure.get_label())
+
+
+def _reconstructions(model: BaseVAE, dataset: Dataset, look: Look, binarize: str) -> Figure:
+    images = dataset.test_images[examples(dataset, PAIR_ROWS * COLUMNS)]
+    grey, x = (encoder_input(images, dataset.max_value, how) for how in ("none", binarize))
+    return reconstructions(
+        dataset.name, look, grey, model.reconstruct(x), binarized=None if torch.equal(x, grey) else x
+    )
+
+
+@drawn
+def reconstructions(
+    name: str,
+    look: Look,
+    x: Tensor,
+    reconstructed: Tensor,
+    what: str = "test images",
+    binarized: Tensor | None = None,
+) -> Figure:
+    """Images, and below each its reconstruction, both (N, data_dim).
+
+    `name` is their data set's, `what` they are of it; `binarized`, what was reconstructed, if not the images.
+    """
+    rows = {"image": x, **({} if binarized is None else {"binarized": binarized}), "reconstruction": reconstructed}
+    return mosaic(
+        f"{name}: {what}, and below each its reconstruction\n(expected pixels at the posterior mean)", rows, look
+    )
+
+
+def examples(dataset: Dataset, count: int) -> Tensor:
+    """The numbers of `count` test images to show, in rows of `COLUMNS`: a column for each label, where there are as
+    many labels as columns and images enough; or spread evenly over the test part, which may be sorted."""
+    labels, total = dataset.test_labels, len(dataset.test_images)
+    if labels is not None:
+        rows = math.ceil(count / COLUMNS)
+        columns = [(labels == label).nonzero().flatten()[:rows] for label in labels.unique()]
+        if len(columns) == COLUMNS and all(len(c) == rows for c in columns):
+            return torch.stack(columns, dim=1).flatten()[:count]
+    count = min(count, total)
+    return torch.arange(count) * total // count
+
+
+def _samples(model: BaseVAE, dataset: Dataset, look: Look, seed: int) -> Figure:
+    images = model.sample(SAMPLES, generator=torch.Generator().manual_seed(seed))
+    return samples(dataset.name, look, images)
+
+
+@drawn
+def samples(name: str, look: Look, images: Tensor) -> Figure:
+    """Samples from the prior, (N, data_dim)."""
+    return mosaic(f"{name}: samples from the prior\n(expected pixels at random z)", {"": images}, look)
+
+
+def _latent(model: BaseVAE, dataset: Dataset, binarize: str) -> Figure:
+    images, labels = dataset.test_images[:LATENT_POINTS], dataset.test_labels
+    with torch.no_grad():
+        mu, _ = model.encode(encoder_input(images, dataset.max_value, binarize))
+    return latent(f"{dataset.name}: posterior means of {len(mu)} test images", mu, labels, dataset.label_names)
+
+
+@drawn
+def latent(
+    title: str,
+    mu: Tensor,
+    labels: Tensor | None,
+    label_names: Sequence[str] = (),
+    size: tuple[float, float] = (7, 6),
+) -> Figure:
+    """Posterior means, (N, latent_dim), in a plane, coloured by the labels of the first N, which may have names.
+
+    `size` is width and height in inches.
+    """
+    from matplotlib.figure import Figure
+
+    points, names = _plane(mu)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    area = min(30, max(6, 9000 / len(mu)))
+    for colour, label, chosen in _by_label(labels, len(mu), label_names):
+        x, y = points[chosen].T.numpy()
+        axes.scatter(x, y, s=area, alpha=0.7, linewidths=0, color=colour, label=label, rasterized=True)
+    if labels is not None and len(labels.unique()) > LEGEND_LABELS:
+        _colour_bar(figure, axes, [_named(kind, label_names) for kind in labels.unique().tolist()])
+    elif labels is not None:
+        axes.legend(
+            title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=math.sqrt(40 / area)
+        )
+    axes.set(xlabel=names[0], ylabel=names[1], title=printable(title))
+    centre, radius = (points.amax(0) + points.amin(0)) / 2, 0.55 * float((points.amax(0) - points.amin(0)).max()) or 1
+    (left, bottom), (right, top) = (centre - radius).tolist(), (centre + radius).tolist()
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+    return figure
+
+
+def _colour_bar(figure: Figure, axes: Axes, kinds: Sequence[str]) -> None:
+    """The colours of labels of which there are too many for a legend, with the names of some."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    last = len(kinds) - 1
+    bar = figure.colorbar(ScalarMappable(Normalize(0, last), colormaps["turbo"]), ax=axes, shrink=0.6)
+    marks = [round(last * i / 8) for i in range(9)]
+    bar.set_ticks(marks, labels=[kinds[i] for i in marks])
+    bar.set_label(f"label, of {len(kinds)}")
+
+
+def _named(label: int, names: Sequence[str]) -> str:
+    """What a label is called, in a picture: no more of it than fits."""
+    name = printable(names[label]) if 0 <= label < len(names) else str(label)
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+
+
+def _by_label(labels: Tensor | None, count: int, names: Sequence[str] = ()) -> Iterator[tuple[RGBA, str, Tensor]]:
+    """For each label a colour, a name, and which of the first `count` images have it; without labels, for all."""
+    from matplotlib import colormaps
+
+    tab10 = colormaps["tab10"]
+    if labels is None:
+        yield tab10(0), "", torch.arange(count)
+        return
+    kinds = labels.unique().tolist()
+    for i, kind in enumerate(kinds):
+        colour = tab10(i) if len(kinds) <= 10 else colormaps["turbo"](i / (len(kinds) - 1))
+        yield colour, _named(kind, names), (labels[:count] == kind).nonzero().flatten()
+
+
+def _plane(mu: Tensor) -> tuple[Tensor, tuple[str, str]]:
+    """Coordinates, (N, 2), of the posterior means, (N, J), and what the axes are."""
+    if mu.shape[1] == 1:
+        return F.pad(mu, (0, 1)), ("z", "")
+    if mu.shape[1] == 2:
+        return mu, ("first dimension of z", "second dimension of z")
+    centred = mu.double() - mu.double().mean(0)
+    variances, directions = torch.linalg.eigh(centred.T @ centred)  # in ascending order
+    share = variances / variances.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    first, second = (
+        f"{which} of {mu.shape[1]} principal components ({part:.0%} of variance)"
+        for which, part in zip(("first", "second"), share.flip(0).tolist(), strict=False)
+    )
+    return centred @ directions[:, [-1, -2]], (first, second)
+
+
+@drawn
+def mosaic(
+    title: str,
+    rows: dict[str, Tensor],
+    look: Look,
+    columns: int = COLUMNS,
+    missing: dict[str, Tensor] | None = None,
+) -> Figure:
+    """Images, each (N, data_dim), in rows of `columns` with their names at the left: the first row of each name, then
+    the second, and so on. `missing`, (N, data_dim), bool, of some names: the pixels that are not there."""
+    columns = max(min(columns, *(len(images) for images in rows.values())), 1)
+    named = any(rows)
+    groups = list(zip(*(images.split(columns) for images in rows.values()), strict=True))
+    tiles = {
+        name: _tiles(images, look, (missing or {}).get(name), named=named).split(columns)
+        for name, images in rows.items()
+    }
+    names = list(rows) * len(groups)
+    figure, axes = _figure(columns, len(names), title, look, named=named)
+    if named:
+        _describe(figure, f"From top to bottom: {', '.join(rows)}.")
+    height = _show(axes, [part for group in zip(*tiles.values(), strict=True) for part in group], columns)
+    _name_rows(axes, height, names if named else [], look)
+    return figure
+
+
+@drawn
+def grid(
+    title: str, images: Tensor, look: Look, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
+) -> Figure:
+    """Images (rows, columns, data_dim), with names at the left and at the top."""
+    rows, columns, _ = images.shape
+    figure, axes = _figure(columns, rows, title, look, named=bool(row_names))
+    if row_names:
+        _describe(figure, f"From top to bottom: {', '.join(row_names)}.")
+    if column_names:
+        _describe(figure, f"From left to right: {', '.join(column_names)}.")
+    height = _show(axes, list(_tiles(images.flatten(0, 1), look, named=bool(row_names)).split(columns)), columns)
+    _name_rows(axes, height, row_names, look)
+    if column_names and not look.bare:
+        width = axes.get_xlim()[1] / columns
+        axes.set_xticks([width * (i + 0.5) for i in range(len(column_names))], column_names)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+    return figure
+
+
+@drawn
+def manifold(title: str, images: Tensor, look: Look) -> Figure:
+    """The manifold, (n, n, data_dim), with the coordinates of some columns and rows."""
+    n = len(images)
+    marks = sorted({0, n // 4, n // 2, n - 1 - n // 4, n - 1})
+    quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).tolist()
+    figure, axes = _figure(n, n, title, look, side=0.42)
+    height = _show(axes, list(_tiles(images.flatten(0, 1), look, margin=MANIFOLD_MARGIN).split(n)), n)
+    _describe(
+        figure,
+        f"The first dimension of z grows to the right, the second upwards, {quantiles[0]:.2f} to {quantiles[-1]:.2f}.",
+    )
+    if look.bare:
+        return figure
+    width = axes.get_xlim()[1] / n
+    axes.set_xticks([width * (i + 0.5) for i in marks], [f"{quantiles[i]:.2f}" for i in marks])
+    axes.set_yticks([height * (i + 0.5) for i in marks], [f"{quantiles[n - 1 - i]:.2f}" for i in marks])
+    axes.set(xlabel="first dimension of z", ylabel="second dimension of z")
+    return figure
+
+
+def _figure(
+    columns: int, rows: int, title: str, look: Look, side: float = SIDE, named: bool = False
+) -> tuple[Figure, Axes]:
+    """`named`: the rows have names, which need their height, whatever the images have."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    title = printable(f"{title} (inverted)" if look.invert else title)
+    longest = max(map(len, title.splitlines()))
+    width, height = look.sides
+    row = max(side * height, NAMED_ROW) if named else side * height
+    if look.bare:
+        figure = Figure(figsize=(side * width * columns, row * rows))
+        _describe(figure, f"{title}.".replace("\n", " "))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        return figure, axes
+    size = (
+        max(side * width * columns + (1.5 if named else 1.3), 0.085 * longest + 0.4),
+        max(row * rows, LEAST_HEIGHT) + 0.8,
+    )
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    axes = figure.add_subplot()
+    figure.suptitle(title, fontsize=11)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _describe(figure: Figure, sentence: str) -> None:
+    """Adds to what `caption` says."""
+    figure.set_label(f"{caption(figure)} {sentence}".strip())
+
+
+def _name_rows(axes: Axes, height: float, names: Sequence[str], look: Look) -> None:
+    shown = [] if look.bare else names
+    axes.set_yticks([height * (i + 0.5) for i in range(len(shown))], shown)
+
+
+def _tiles(
+    images: Tensor, look: Look, missing: Tensor | None = None, margin: int = MARGIN, named: bool = False
+) -> Tensor:
+    """Images, (N, data_dim) in [0, 1], each with a margin, in colours for the screen, (N, 3, height, width): those of
+    rows with names as high as a name, at least."""
+    channels, height, width = (1, *look.shape) if len(look.shape) == 2 else look.shape
+    scale = math.ceil(TILE / max(height, width))
+    tiles = images.float().cpu().reshape(-1, channels, height, width)
+    tiles = F.interpolate(tiles, scale_factor=scale, mode="bicubic").clamp(0, 1)
+    if channels < 3:
+        tiles = tiles[:, :1].expand(-1, 3, -1, -1)
+    tiles = 1 - tiles[:, :3] if look.invert else tiles[:, :3]
+    if missing is not None:
+        hidden = missing.cpu().view(-1, channels, height, width).any(1, keepdim=True).float()
+        hidden = F.interpolate(hidden, scale_factor=scale, mode="nearest") > 0
+        tiles = torch.where(hidden, torch.tensor(MISSING).view(3, 1, 1), tiles)
+    tiles = F.pad(tiles, [margin] * 4, value=1)
+    least = math.ceil(NAMED_ROW / (SIDE * look.sides[0]) * tiles.shape[-1]) if named else 0
+    lacking = max(0, least - tiles.shape[-2])
+    return F.pad(tiles, (0, 0, lacking // 2, lacking - lacking // 2), value=1)
+
+
+def _show(axes: Axes, rows: Sequence[Tensor], columns: int) -> float:
+    """Shows rows of at most `columns` tiles; the height of a row in the picture."""
+    _, _, height, width = rows[0].shape
+    blank = rows[0].new_ones(1, 3, height, width)
+    full = [torch.cat([row, *[blank] * (columns - len(row))]) for row in rows]
+    picture = torch.cat([row.permute(2, 0, 3, 1).reshape(height, columns * width, 3) for row in full])
+    axes.imshow(picture.numpy(), extent=(0, columns * width, len(rows) * height, 0))
+    return height
