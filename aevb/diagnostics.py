@@ -1,18 +1,16 @@
 """What a posterior holds, and log p(x) by annealed importance sampling: the diagnostics of `aevb.inference`."""
 
-from .inference.diagnostics import (
+from .inference.ais import AnnealedImportanceSampling, annealed_importance_sampling
+from .inference.latent_space import (
     ActiveUnits,
-    AnnealedImportanceSampling,
-    Encoder,
-    LatentVariableModel,
     MutualInformation,
     PosteriorCollapse,
     active_units,
-    annealed_importance_sampling,
     kl_per_dimension,
     mutual_information,
     posterior_collapse,
 )
+from .inference.protocols import Encoder, LatentVariableModel
 
 __all__ = [
     "ActiveUnits",

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 import aevb
 from aevb.data import Targets, load
-from aevb.training.step import AutogradStep, training_step
+from aevb.training.step import AutogradStep
+from aevb.training.step_choice import training_step
 
 from .cases import ATEN_NOISE, NO_WRAPPER, Provider, compiled, fastest, kl_terms, timed
 

@@ -11,8 +11,9 @@ import time
 import pytest
 
 import aevb
-from aevb import cli
-from aevb.cli import COMMANDS, main
+from aevb.cli import app as cli
+from aevb.cli import main
+from aevb.cli.app import COMMANDS
 
 SMALL = ["--epochs", "1", "--hidden-dims", "8", "--latent-dim", "2"]
 
@@ -76,7 +77,7 @@ def test_an_unexpected_error_is_named(monkeypatch, capsys):
     def fail(*args, **kwargs):
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr("aevb.cli.Trainer", fail)
+    monkeypatch.setattr("aevb.cli.app.Trainer", fail)
     assert error_of(["train"], capsys) == "aevb: RuntimeError: first line\n"
 
 

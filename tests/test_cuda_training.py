@@ -17,7 +17,8 @@ import aevb
 from aevb.data import Targets
 from aevb.training import pictures
 from aevb.training.optimizers import OPTIMIZERS
-from aevb.training.step import GraphStep, training_step
+from aevb.training.step_choice import training_step
+from aevb.training.step_cuda_graph import GraphStep
 
 pytestmark = [
     pytest.mark.cuda,
@@ -60,7 +61,7 @@ def trainer(out, device=GPU, **options):
 
 
 def is_captured(made: aevb.Trainer) -> bool:
-    step = made._step
+    step = made.loop.step_now
     return DRY > 0 or (isinstance(step, GraphStep) and step.graph is not None)
 
 
@@ -96,14 +97,14 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(kind, tmp_path):
     options = {**KINDS[kind], "deterministic": True}
     trainer(tmp_path / "whole", **options, epochs=3).fit()
     made = trainer(tmp_path / "stopped", **options, epochs=3)
-    counted = made._take
+    counted = made.loop.take
 
     def stop_in_the_second_epoch(*args):
         counted(*args)
         if made.step == 27:
             raise KeyboardInterrupt
 
-    made._take = stop_in_the_second_epoch
+    made.loop.take = stop_in_the_second_epoch
     with pytest.raises(KeyboardInterrupt):
         made.fit()
     aevb.Trainer.resume(tmp_path / "stopped").fit()

@@ -10,14 +10,15 @@ from linear_gaussian import LinearGaussian
 from torch import Tensor, nn
 
 import aevb
-from aevb import diagnostics
-from aevb.inference.diagnostics import (
+from aevb.diagnostics import (
     active_units,
     annealed_importance_sampling,
     kl_per_dimension,
     mutual_information,
     posterior_collapse,
 )
+from aevb.inference import ais as annealing
+from aevb.inference import latent_space
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +140,7 @@ def brute_force(model, x: Tensor, num_samples: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_mutual_information_is_that_of_brute_force(num_samples, monkeypatch):
-    monkeypatch.setattr(diagnostics, "QUADRATIC_BLOCK", 500)  # several blocks, the last one smaller
+    monkeypatch.setattr(latent_space, "QUADRATIC_BLOCK", 500)  # several blocks, the last one smaller
     model = LinearGaussian().perturb(0.2)
     x = data(model, 81)
     found = mutual_information(model, x, num_samples, seed=5)
@@ -396,7 +397,7 @@ def test_one_temperature_is_importance_sampling(start):
     recorded, x = Recorded(model), data(LinearGaussian(), 11).double()
     found = annealed_importance_sampling(recorded, x, num_temperatures=1, num_chains=5, start=start)
     assert len(recorded.z) == 1
-    z = recorded.z[0][diagnostics.PILOT_CHAINS :]
+    z = recorded.z[0][annealing.PILOT_CHAINS :]
     with torch.no_grad():
         log_start = log_normal(z, *model.encode(x)) if start == "posterior" else log_standard_normal(z)
         expected = model.log_prob(x, z) + log_standard_normal(z) - log_start
@@ -429,7 +430,7 @@ def test_the_summary_is_that_of_the_weights():
 
 def test_temperatures_are_evenly_spaced_on_a_sigmoid():
     for count in (1, 2, 101):
-        found = torch.tensor(diagnostics._temperatures(count), dtype=torch.float64)
+        found = torch.tensor(annealing._temperatures(count), dtype=torch.float64)
         sigmoid = torch.linspace(-4, 4, count + 1, dtype=torch.float64).sigmoid()
         expected = (sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

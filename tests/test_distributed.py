@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aevb.training.distributed import Alone, Several, is_launched
+from aevb.training.distributed import ProcessGroup, SingleProcess, is_launched
 
 HERE = Path(__file__).parent
 
@@ -85,7 +85,7 @@ def test_the_command_line_under_torchrun(tmp_path):
 
 def test_a_process_alone():
     assert not is_launched()
-    alone, index = Alone(torch.device("cpu")), torch.arange(5)
+    alone, index = SingleProcess(torch.device("cpu")), torch.arange(5)
     assert alone.is_first
     assert alone.part(index) is index
     assert alone.share("x") == "x"
@@ -95,7 +95,7 @@ def test_a_process_alone():
 def test_every_image_is_some_processes():
     parts = []
     for rank in range(4):
-        several = object.__new__(Several)
+        several = object.__new__(ProcessGroup)
         several.rank, several.size = rank, 4
         parts.append([several.part(torch.arange(n)).tolist() for n in (1, 4, 10)])
     for i, n in enumerate((1, 4, 10)):

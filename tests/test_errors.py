@@ -122,7 +122,7 @@ def test_likelihoods_by_name():
     raises(lambda: log_prob(x, x, None, "poisson", 0.0, None), "likelihood is 'poisson'; expected one of bernoulli_log")
     raises(lambda: log_prob(x, x, None, "gaussian", 0.0, None), "gaussian has 2 parameters, and 1 are given")
     raises(lambda: log_prob(x, x, x, "bernoulli_probs", 0.0, None), "bernoulli_probs has 1 parameters, and 2 are given")
-    assert set(aevb.ops.FORMULAS) == set(_C.likelihoods()), "each has its twin in plain PyTorch"
+    assert set(aevb.ops.likelihood.FORMULAS) == set(_C.likelihoods()), "each has its twin in plain PyTorch"
     raises(
         lambda: aevb.bernoulli_log_prob(x.to_sparse(), x),
         "bernoulli_log_prob: logits is a tensor of layout",

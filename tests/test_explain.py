@@ -116,7 +116,7 @@ def test_memory_that_is_not_there_for_a_layer_or_for_bits(dtype):
             layers.linear(x, w, None, "tanh", scale)
     if dtype == torch.uint8:
         with pytest.raises(torch.OutOfMemoryError, match=r"binarize: 40,000,000,000,000 bytes .*a result, bool"):
-            aevb.data.inputs.binarize(x, seed=1)
+            aevb.data.targets.binarize(x, seed=1)
 
 
 BACKWARD_WITHOUT_MEMORY = """

@@ -17,7 +17,7 @@ from aevb.training.checkpoint import Checkpoints, unpack
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     """The calls are small. And by the kernels, whatever the machine."""
-    monkeypatch.setattr(aevb.ops, "_reference_on", {})
+    monkeypatch.setattr(aevb.ops.autograd, "_reference_on", {})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -99,13 +99,13 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch):
     trainer = aevb.Trainer(options(tmp_path, validation=0.1, epochs=4))
     assert len(trainer.dataset.validation_images) == 150
     assert len(trainer.dataset.train_images) == 1350
-    evaluate, worth = trainer.evaluate, iter([-30.0, -20.0, -25.0, -22.0])
+    evaluate, worth = trainer.loop.evaluate, iter([-30.0, -20.0, -25.0, -22.0])
 
-    def validated(images=None, part="test"):
-        found = evaluate(images, part)
+    def validated(part, images=None):
+        found = evaluate(part, images)
         return dataclasses.replace(found, elbo=next(worth)) if part == "validation" else found
 
-    monkeypatch.setattr(trainer, "evaluate", validated)
+    monkeypatch.setattr(trainer.loop, "evaluate", validated)
     trainer.fit()
     run = tmp_path / "run"
     assert [line["validation_elbo"] for line in lines(run)] == [-30.0, -20.0, -25.0, -22.0]
@@ -118,13 +118,13 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path, monkeypatch):
 def test_a_run_stops_when_it_gets_no_better(tmp_path, monkeypatch):
     def stopped(after, **changes):
         trainer = aevb.Trainer(options(tmp_path, validation=0.1, patience=2, **changes))
-        evaluate = trainer.evaluate
+        evaluate = trainer.loop.evaluate
 
-        def validated(images=None, part="test"):
-            found = evaluate(images, part)
+        def validated(part, images=None):
+            found = evaluate(part, images)
             return dataclasses.replace(found, elbo=-abs(trainer.epoch - 3.0)) if part == "validation" else found
 
-        monkeypatch.setattr(trainer, "evaluate", validated)
+        monkeypatch.setattr(trainer.loop, "evaluate", validated)
         assert trainer.fit()["epoch"] == after
 
     stopped(5, epochs=50)

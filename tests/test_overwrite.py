@@ -124,11 +124,11 @@ def test_an_interrupt_before_it_began(run, monkeypatch, when):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    name = {"the state": "state", "the finite weights": "weights_are_finite"}.get(when)
-    if name is None:
+    where = {"the state": (trainer.state, "state_dict"), "the finite weights": (trainer.loop, "weights_are_finite")}
+    if when not in where:
         monkeypatch.setattr("aevb.training.checkpoint.Checkpoints.write", interrupt)
     else:
-        monkeypatch.setattr(trainer, name, interrupt)
+        monkeypatch.setattr(*where[when], interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"before the run began; .*run keeps the one that was there"):
         trainer.fit()
     assert contents(run) == before

@@ -12,7 +12,9 @@ from torch.nn.utils import parametrizations, prune
 import aevb
 from aevb.data import Dataset, Targets
 from aevb.ops.plain_modules import is_plain
-from aevb.training.step import AutogradStep, DirectStep, training_step
+from aevb.training.step import AutogradStep
+from aevb.training.step_choice import training_step
+from aevb.training.step_direct import DirectStep
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Full backward hook is firing", "ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per"
@@ -439,7 +441,7 @@ def test_between_fits(tmp_path):
     )
     trainer = aevb.Trainer(config, dataset=data)
     trainer.fit()
-    assert isinstance(trainer._step, DirectStep)
+    assert isinstance(trainer.loop.step_now, DirectStep)
     calls = []
     trainer.model.decoder[2].register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     trainer.config = aevb.TrainConfig(**{**vars(config), "out": str(tmp_path / "b")})

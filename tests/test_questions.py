@@ -11,8 +11,8 @@ from torch import nn
 
 import aevb
 from aevb.inference.imputation import refine
+from aevb.inference.methods import InferenceMethods
 from aevb.inference.noise_models import NoisyValues, Seen, add_gaussian, flip_bits, random_mask
-from aevb.models.questions import Questions
 
 METHODS = ["gradient", "gibbs"]
 
@@ -23,7 +23,7 @@ def many_chains(monkeypatch):
     monkeypatch.setattr("aevb.inference.imputation.CHAINS", 400)
 
 
-class Known(Questions, LinearGaussian):
+class Known(InferenceMethods, LinearGaussian):
     """The linear Gaussian model, with all that a question needs."""
 
     likelihood = "gaussian"
@@ -173,7 +173,7 @@ def test_bits_have_the_exact_posterior_mean(method, kind, masked, many_chains):
     torch.testing.assert_close(found.variance.double(), variance, rtol=0, atol=tolerance)
 
 
-class Squared(Questions, nn.Module):
+class Squared(InferenceMethods, nn.Module):
     """x = (z^2, z) plus noise: given the first, z has one of two signs; the encoder knows one of them."""
 
     data_dim, latent_dim, likelihood, sigma = 2, 1, "gaussian", 0.5
@@ -308,7 +308,7 @@ def test_traverse_moves_one_dimension_and_begins_with_the_most_informative():
         model.traverse(x, [0, 3])
 
 
-class Identity(Questions, nn.Module):
+class Identity(InferenceMethods, nn.Module):
     """z = x, so that what is decoded is the way."""
 
     data_dim = latent_dim = 4

@@ -10,8 +10,11 @@ from aevb.checks.choices import GRADIENTS
 from aevb.data import Targets
 from aevb.likelihoods import REGISTRY
 from aevb.ops import matmul_cuda as cuda_products
-from aevb.training import step as steps
-from aevb.training.step import AutogradStep, DirectStep, GraphStep, training_step
+from aevb.training import step_direct
+from aevb.training.step import AutogradStep
+from aevb.training.step_choice import training_step
+from aevb.training.step_cuda_graph import GraphStep
+from aevb.training.step_direct import DirectStep
 
 SEEDS = torch.tensor(3), torch.tensor(4)
 
@@ -94,7 +97,7 @@ def on_an_emulated_gpu(monkeypatch):
         monkeypatch.setattr(cuda_products, name, getattr(emulated, op).default)
     monkeypatch.setattr(cuda_products, "_is_faster_in_pieces", lambda device: True)
     monkeypatch.setattr(torch, "mm", with_out_dtype)
-    monkeypatch.setattr(steps, "_on_gpu", lambda t: True)
+    monkeypatch.setattr(step_direct, "_on_gpu", lambda t: True)
 
 
 @pytest.mark.parametrize("fewest", [(1, 1, 1), (1, 60, 60), (10**6,) * 3])
@@ -249,13 +252,13 @@ def test_a_step_that_no_graph_can_hold_runs_as_it_is(monkeypatch):
         plain(torch.arange(i, 60, 2), *SEEDS)
     for a, b in zip(made.step.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert made.step.criterion.beta == 1.0
+    assert made.step.objective.beta == 1.0
 
 
 def test_the_fastest_step_is_chosen():
     def chosen(**options):
         made = step(AutogradStep, **options)
-        return type(training_step(made.model, made.criterion, made.optimizer, made.batch, 30, made.bf16))
+        return type(training_step(made.model, made.objective, made.optimizer, made.batch, 30, made.bf16))
 
     assert chosen() is DirectStep
     assert chosen(free_bits=0.5) is AutogradStep

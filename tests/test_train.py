@@ -223,7 +223,7 @@ def test_an_epoch_is_reproducible_from_its_seed(tmp_path, digits):
 def test_the_test_elbo_does_not_depend_on_how_the_test_set_is_cut(tmp_path, digits, monkeypatch):
     trainer = aevb.Trainer(options(tmp_path), dataset=digits)
     whole = trainer.evaluate()
-    monkeypatch.setattr("aevb.training.trainer.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("aevb.training.loop.EVALUATION_BATCH", 7)
     assert dataclasses.astuple(trainer.evaluate()) == pytest.approx(dataclasses.astuple(whole), rel=1e-6)
 
 
@@ -434,7 +434,7 @@ def test_without_out_runs_are_numbered(tmp_path, monkeypatch):
 def test_an_unwritable_folder_is_refused_before_training(tmp_path, digits, monkeypatch):
     (tmp_path / "run").write_text("a file where a folder should be")
     trainer = aevb.Trainer(options(tmp_path), dataset=digits)
-    monkeypatch.setattr(trainer, "_take", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(trainer.loop, "take", lambda *_: pytest.fail("training began"))
     with pytest.raises(RunFolderError, match=r"cannot write .*run: File exists"):
         trainer.fit()
     assert (tmp_path / "run").read_text() == "a file where a folder should be"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import _torch
 from .arguments import converted
 from .errors import warn
 
-_functorch_active = torch._C._are_functorch_transforms_active
+_functorch_active = _torch.functorch_active
 _said: set[str] = set()
 
 

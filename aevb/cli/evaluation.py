@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..checks.arguments import takes_plain_values
-from ..inference.diagnostics import PosteriorCollapse, posterior_collapse
+from ..inference.latent_space import PosteriorCollapse, posterior_collapse
 from ..inference.marginal_likelihood import log_marginal_likelihood
 from ..training.trainer import Trainer
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset, MappedImages, load
-from ..data.inputs import above_half, encoder_input
 from ..data.shapes import image_shape
+from ..data.targets import above_half, encoder_input
 from ..inference.noise_models import random_mask
 from ..ops import mix_seed
 from ..training.trainer import Trainer

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..checks.arguments import takes_plain_values
-from ..inference.diagnostics import kl_per_dimension
-from ..models.questions import posterior_draws
+from ..inference.latent_space import kl_per_dimension
+from ..inference.methods import posterior_draws
 from ..training import pictures
 from ..training.trainer import Trainer
 from .files import Answer, Out, Run, at_least_1, forms, npy, png, to_bytes

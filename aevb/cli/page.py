@@ -61,7 +61,7 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("aevb", "answers"),
+        loader=PackageLoader("aevb", "cli"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

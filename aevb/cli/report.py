@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks.arguments import takes_plain_values
-from ..inference.diagnostics import active_units, kl_per_dimension
+from ..inference.latent_space import active_units, kl_per_dimension
 from ..plotting import printable
 from ..training import pictures
 from ..training.run_dir import EVALUATION, METRICS, RunFolder

@@ -10,9 +10,9 @@ from .dataset import Dataset
 from .download import NAMED, open_named
 from .epoch_order import batches, epoch_order
 from .files import digits, open_path
-from .inputs import BINARIZATIONS, Targets
 from .memmap import MappedImages
 from .splits import FILE_TEST_FRACTION, dataset
+from .targets import BINARIZATIONS, Targets
 
 __all__ = [
     "BINARIZATIONS",

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..ops import mix_seed, on_reference
+from ..ops.autograd import on_reference
+from ..ops.random import mix_seed
 
 # Where mix_seed(seed, index) is the seed of an image, samples of z have the indices from 0 up.
 _STREAM = -1

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..checks.arguments import takes_plain_values
 from ..ops import mix_seed, sample_gaussian, sample_gaussian_log_ratio
-from .diagnostics import normals
+from ..ops.gaussian import normals
 from .noise_models import Observation, PixelModel
 
 BATCH = 100  # datapoints at a time

@@ -17,7 +17,7 @@ from ..likelihoods.values import check_pixels
 from ..ops import mix_seed, sample_gaussian_log_ratio
 
 if TYPE_CHECKING:
-    from .diagnostics import LatentVariableModel
+    from .protocols import LatentVariableModel
 
 ROWS = 8192  # samples that the decoder sees at a time
 

@@ -7,7 +7,7 @@ p(x|y, z) are products over pixels, in closed form.
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,33 +15,10 @@ from torch.nn import functional as F
 
 from ..checks.arguments import takes_plain_values
 from ..ops import mix_seed
-from .diagnostics import normals
+from ..ops.gaussian import normals
+from .protocols import PixelModel
 
 _LOG_2PI = math.log(2 * math.pi)
-
-
-class PixelModel(Protocol):
-    """A latent variable model whose pixels are independent given z."""
-
-    data_dim: int
-    latent_dim: int
-    likelihood: str
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def decode(self, z: Tensor) -> Any:
-        """Of a Bernoulli model the logits."""
-        ...
-
-    def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
-
-    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
-
-    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
-        """x of p(x|z), from standard normals of its shape."""
-        ...
 
 
 class Observation(Protocol):

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .. import likelihoods
+from .. import _torch, likelihoods
 from ..checks.errors import check_dense, is_dense, warn
 from . import Likelihood
 
-_functorch_active = torch._C._are_functorch_transforms_active
+_functorch_active = _torch.functorch_active
 _is_compiling = torch.compiler.is_compiling
-_modes = torch._C._len_torch_dispatch_stack
+_modes = _torch.num_dispatch_modes
 _looked: set[str] = set()  # functions whose first call was looked at
 
 FEWEST_LOGITS = 4  # that may lie in [0, 1] by chance

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import bounds, ops
+from .. import bounds
 from ..checks.arguments import converted
 from ..checks.batch_dims import checked_batch_dims, latents, say_one_datapoint
 from ..checks.choices import REDUCTIONS, unknown
@@ -18,6 +18,10 @@ from ..likelihoods import values as ranges
 from ..likelihoods.base import Parameter
 from ..ops import decoder_output as parameters
 from ..ops import fused_linear as linear_likelihood
+from ..ops.autograd import is_batched
+from ..ops.gaussian import latent_kl, sampled
+from ..ops.likelihood import reconstruction_log_prob
+from ..ops.negative_elbo import negative_elbo
 
 _is_compiling = torch.compiler.is_compiling
 
@@ -244,7 +248,7 @@ class FusedELBO(nn.Module):
         `seed` and `generator` are those of `aevb.sample_gaussian`.
         """
         gradient = ESTIMATORS[self.estimator].gradient
-        z, kl = ops.sampled(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO")
+        z, kl = sampled(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO")
         if gradient is not None or self.free_bits is None:
             return z, kl
         return z, self._closed_form_kl(*latents(mu, logvar, self.batch_dims, "FusedELBO"))
@@ -330,7 +334,7 @@ class FusedELBO(nn.Module):
         per_sample, groups = self._per_sample_kl(), self.free_bits is not None
         inner = per_sample or groups  # a dimension that is none of the batch
         dims = kl.dim()
-        too_few = dims <= inner and (dims < inner or (self.batch_dims is None and not ops.is_batched()))
+        too_few = dims <= inner and (dims < inner or (self.batch_dims is None and not is_batched()))
         if per_sample and (too_few or kl.shape[0] != self.num_samples):
             expected = f"(num_samples={self.num_samples}, *batch), log q(z|x) - log p(z) of each sample"
         elif groups and (too_few or self.groups not in (None, kl.shape[-1])):
@@ -386,12 +390,12 @@ class FusedELBO(nn.Module):
 
     def _closed_form_kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         if self.free_bits is None:
-            return ops.latent_kl(mu, logvar)
-        return ops.latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
+            return latent_kl(mu, logvar)
+        return latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
 
     def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
         _, _, kernel, _ = self.family.kernel_arguments((recon,))
-        return ops.negative_elbo(
+        return negative_elbo(
             recon,
             x,
             mu,
@@ -431,7 +435,7 @@ class FusedELBO(nn.Module):
         if params is not None and family.is_whole:
             rows = tuple(log_ratio.shape)
             assert isinstance(recon, Tensor)
-            log_prob = ops.reconstruction_log_prob(family, recon, x, rows, self.x_scale)
+            log_prob = reconstruction_log_prob(family, recon, x, rows, self.x_scale)
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         elif params is not None:
             params = params if family is self.family else family.parameters(recon)

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..likelihoods.base import Likelihood, Parameter
+from .autograd import as_bits, is_batched, kept_graph, reference_gradients
+from .likelihood import goes_ahead, likelihood_formula, likelihood_log_prob, log_prob_and_grad, log_prob_op
 
 Parameters = tuple[Parameter, ...]
 
@@ -49,7 +50,7 @@ def log_prob_of(family: Likelihood, params: Parameters, x: Tensor, batch: torch.
     """log p(x|z), (*samples, *batch), of x (*batch, *datapoint). The datapoint may be laid out differently in the
     two."""
     params, x = _rows(family, params, x, batch)
-    return ops.likelihood_log_prob(family, params, x, x_scale)
+    return likelihood_log_prob(family, params, x, x_scale)
 
 
 class _Sum(torch.autograd.Function):
@@ -59,7 +60,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, p0, x, p1, options, factor):
         needs = ctx.needs_input_grad
-        log_prob, *found = ops.log_prob_and_grad(p0, x, p1, *options, factor, ops.as_bits((needs[0], needs[2])))
+        log_prob, *found = log_prob_and_grad(p0, x, p1, *options, factor, as_bits((needs[0], needs[2])))
         ctx.save_for_backward(p0, x, p1, *found)
         ctx.options, ctx.factor = options, factor
         return factor * log_prob.sum()
@@ -68,13 +69,13 @@ class _Sum(torch.autograd.Function):
     def backward(ctx, grad):
         p0, x, p1, *found = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or needs[1] or ops.is_batched(grad):
+        if torch.is_grad_enabled() or needs[1] or is_batched(grad):
 
             def formula(p0, x, p1):
-                return ctx.factor * ops.likelihood_formula(p0, x, p1, *ctx.options).sum()
+                return ctx.factor * likelihood_formula(p0, x, p1, *ctx.options).sum()
 
-            return *ops.reference_gradients(formula, (p0, x, p1), (), needs, (grad,)), None, None
-        if ops.kept_graph():
+            return *reference_gradients(formula, (p0, x, p1), (), needs, (grad,)), None, None
+        if kept_graph():
             found = [f * grad for f in found]
         elif float(grad) != 1:
             found = [f.mul_(grad) for f in found]
@@ -92,6 +93,6 @@ def sum_log_prob(
     samples = first.shape[:-1].numel() // max(batch.numel(), 1)
     factor = factor / samples if samples else math.nan
     p0, p1, *options = family.kernel_arguments(params)
-    if ops.goes_ahead(p0, x, p1):
+    if goes_ahead(p0, x, p1):
         return _Sum.apply(p0, x, p1, (*options, x_scale), factor)
-    return factor * ops.log_prob_op(p0, x, p1, *options, x_scale).sum()
+    return factor * log_prob_op(p0, x, p1, *options, x_scale).sum()

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops, reference
+from .. import reference
 from ..bounds import importance_weighted_bound
 from ..checks.choices import REDUCTIONS, unknown
 from ..checks.errors import check_dense, is_dense
 from ..likelihoods import Bernoulli, Likelihood, LinearLogits, LinearOutput, named
 from ..likelihoods.base import above_floor, finite
 from ..likelihoods.values import check_likelihood, is_wanted, look_once
+from .autograd import DifferentiableOp, from_bits, is_batched, kept_graph, on_reference, reference_gradients
 from .chunking import (
     Gradients,
     Kernel,
@@ -34,6 +35,7 @@ from .chunking import (
     sum_of_log_prob,
     take,
 )
+from .likelihood import FORMULAS
 from .matmul import product
 
 Linear = LinearLogits | LinearOutput
@@ -66,7 +68,7 @@ def _backward(
     kernel = _kernel(shared, *options_of_kernel)
     L, B = sizes_of(h, x)
     rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
-    needed = ops.from_bits(needs, 4)
+    needed = from_bits(needs, 4)
     gradients = Gradients(rows, weight, bias, needed[:3])
     decoder = for_rows(weight, L * B, weight)
     for chunk in chunks_of(L, B, rows_of_chunk(weight)):
@@ -123,13 +125,13 @@ def _formula(h, weight, bias, x, shared, likelihood, scalar, x_scale, floor):
     """The op in plain PyTorch."""
     out, D = F.linear(h, weight, bias), x.shape[-1]
     if shared is not None or out.shape[-1] == D:
-        return ops.FORMULAS[likelihood](out, x, scalar if shared is None else shared, x_scale)
+        return FORMULAS[likelihood](out, x, scalar if shared is None else shared, x_scale)
     first, second = out[..., :D], out[..., D:]
     second = second if floor is None else above_floor(floor, second)
-    return ops.FORMULAS[likelihood](first, x, second, x_scale)
+    return FORMULAS[likelihood](first, x, second, x_scale)
 
 
-_linear_log_prob = ops.differentiable(
+_linear_log_prob = DifferentiableOp(
     "linear_log_prob",
     5,
     (0, 1, 2, 4),
@@ -161,8 +163,8 @@ class _OneChunk(torch.autograd.Function):
         *tensors, grad_out, grad_shared = ctx.saved_tensors
         h, weight, bias, _, shared = tensors
         needs = ctx.needs_input_grad[:5]
-        if torch.is_grad_enabled() or needs[3] or ops.is_batched(grad):
-            return *ops.reference_gradients(_formula, tensors, ctx.options, needs, (grad,)), *(None,) * 4
+        if torch.is_grad_enabled() or needs[3] or is_batched(grad):
+            return *reference_gradients(_formula, tensors, ctx.options, needs, (grad,)), *(None,) * 4
         rows = h.reshape(-1, h.shape[-1])
         gradients = Gradients(rows, weight, bias, needs[:3])
         row_weight, grad_shared = grad.reshape(-1), _rows_of(grad_shared, needs[4])
@@ -196,11 +198,11 @@ class _Known(torch.autograd.Function):
     def backward(ctx, grad):
         h, weight, bias, x, shared, log_ratio, *found = ctx.saved_tensors
         needs = ctx.needs_input_grad[:6]
-        if torch.is_grad_enabled() or needs[3] or ops.is_batched(grad):
+        if torch.is_grad_enabled() or needs[3] or is_batched(grad):
             tensors = (h, weight, bias, x, shared, log_ratio)
-            return *ops.reference_gradients(ctx.formula, tensors, ctx.options, needs, (grad,)), *(None,) * 3
+            return *reference_gradients(ctx.formula, tensors, ctx.options, needs, (grad,)), *(None,) * 3
         # Of a graph that is not kept nobody else will ask for these again: no second copy is needed.
-        keep = ops.kept_graph()
+        keep = kept_graph()
         if keep or not (grad.is_cpu and float(grad) == 1):
             found = [f if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found]
         grad_h, grad_weight, grad_bias, grad_shared, grad_log_ratio = found
@@ -378,7 +380,7 @@ def rows_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float 
     h, weight = call.h, call.weight
     *tensors, options = call
     rows = h.shape[:-1].numel()
-    plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or ops.on_reference(h)
+    plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or on_reference(h)
     apply = _linear_log_prob if plain or not 0 < rows <= rows_in_cache(weight) else _OneChunk.apply
     return apply(*tensors, *options)
 
@@ -397,7 +399,7 @@ def sum_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float |
     def formula(h, weight, bias, x, shared, _, *options):
         return factor * _formula(h, weight, bias, x, shared, *options).sum()
 
-    if ops.on_reference(h):
+    if on_reference(h):
         return formula(*tensors, None, *options)
     if not _may_know(h):
         return factor * _linear_log_prob(*tensors, *options).sum()
@@ -428,7 +430,7 @@ def sum_importance_weighted_bound(
         log_prob = _formula(h, weight, bias, x, shared, *options)
         return factor * reference.importance_weighted_bound(log_prob, log_ratio, beta).sum()
 
-    if ops.on_reference(h):
+    if on_reference(h):
         return formula(*tensors, log_ratio, *options)
     learned_beta = isinstance(beta, Tensor) and beta.requires_grad
     known = _may_know(h) and not learned_beta

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .. import ops, reference
+from .. import _torch, reference
 from ..checks.choices import ACTIVATIONS, unknown
 from ..checks.errors import check_dense, explain_memory, is_dense
+from .autograd import is_batched, reference_gradients
 from .matmul import activation_grads, product, rows_product
 from .plain_modules import is_plain
 
@@ -75,8 +76,8 @@ def _has_kernels(weight: Tensor, x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and type(x) in _PLAIN  # no kernel of a layer knows fake tensors, or how to be traced
         and type(weight) in _PLAIN
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
+        and not _torch.num_dispatch_modes()
+        and not _torch.functorch_active()
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -127,7 +128,7 @@ def layer_forward(
     rows = floating(x, x_scale, weight).reshape(-1, x.shape[-1])
     out = product(rows, weight, bias, activation)
     # Not a view, which could not be written over.
-    return out if x.dim() == 2 else torch.ops.aten._unsafe_view(out, [*x.shape[:-1], weight.shape[0]])
+    return out if x.dim() == 2 else _torch.view_of_unshared(out, [*x.shape[:-1], weight.shape[0]])
 
 
 def layer_backward(
@@ -170,8 +171,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, bias, out = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or ops.is_batched(grad):
-            found = ops.reference_gradients(reference.linear, (x, weight, bias), ctx.options[:2], needs, (grad,))
+        if torch.is_grad_enabled() or is_batched(grad):
+            found = reference_gradients(reference.linear, (x, weight, bias), ctx.options[:2], needs, (grad,))
             return *found, None, None
         activation, x_scale, sparse = ctx.options
         try:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _torch
 from ..checks.choices import ACTIVATIONS, unknown
 
 CACHED = 32768  # elements of a result, from which on its memory comes from the kernels' cache of buffers
@@ -34,15 +35,7 @@ _activation_backward = torch.ops.aevb.activation_backward.default
 @functools.cache
 def _onednn():
     """oneDNN's product with bias folded in, where it is the faster route; else None."""
-    if not _prefers_onednn():
-        return None
-    try:
-        op = torch.ops.mkldnn._linear_pointwise.default
-        a = torch.ones(3, 2)
-        assert torch.equal(op(a, a, None, "none", [], ""), a @ a.t())
-    except (AttributeError, RuntimeError, AssertionError):
-        return None
-    return op
+    return _torch.linear_pointwise() if _prefers_onednn() else None
 
 
 def _prefers_onednn() -> bool:
@@ -87,7 +80,7 @@ def packed(b: Tensor) -> Tensor:
     """b (M, K) in the layout that oneDNN likes best, for many products with it: a sixth faster. No other use of it."""
     if _onednn() is None or not _for_onednn(b):
         return b
-    return torch.ops.mkldnn._reorder_linear_weight(b.contiguous())
+    return _torch.reorder_linear_weight(b.contiguous())
 
 
 def product(

@@ -7,7 +7,9 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
+
+from .. import _torch
+from .._torch import has_hooks
 
 _CALL = nn.Module.__call__
 # As PyTorch has them: of classes whose forward somebody had replaced before, none is.
@@ -26,29 +28,19 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> TypeGuard[Any]:
     hooks, as pruning, offloading, profilers and `register_module_forward_hook` set them; where a method was replaced
     or the module compiled; or where a weight is a tensor with operations of its own, as a DTensor is.
     """
-    own = vars(module)
     return (
         type(module) is kind
         and _FORWARD.get(kind, kind.forward) is kind.forward
         and nn.Module.__call__ is _CALL
         and not has_hooks(module)
-        and not ("forward" in own or "_call_impl" in own or "_compiled_call_impl" in own)
+        and not _torch.has_call_replaced(module)
         and (kind is not nn.Linear or (_is_ordinary(module.weight) and _is_ordinary(module.bias)))
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module, or of any, calls somebody else's function too, forward or backward."""
-    of_all = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
-    of_all = of_all or torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
-    own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(of_all or own)
-
-
 def is_hooked(model: nn.Module) -> bool:
     """Whether a training step of the model calls somebody else's function: a hook of a module or of a parameter."""
-    of_parameters = (p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters())
-    return any(map(has_hooks, model.modules())) or any(of_parameters)
+    return any(map(has_hooks, model.modules())) or any(map(_torch.has_gradient_hooks, model.parameters()))
 
 
 def inherits(module: nn.Module, kind: type[nn.Module], *methods: str) -> bool:
@@ -59,7 +51,7 @@ def inherits(module: nn.Module, kind: type[nn.Module], *methods: str) -> bool:
 
 def _is_ordinary(t: Any) -> bool:
     # PyTorch traces with its own fake tensors.
-    return t is None or type(t) in _ORDINARY or type(t).__module__.startswith("torch._subclasses.")
+    return t is None or type(t) in _ORDINARY or _torch.is_traced_by_fake_tensors(t)
 
 
 def weight_of(module: nn.Module) -> Tensor:
@@ -67,6 +59,5 @@ def weight_of(module: nn.Module) -> Tensor:
 
     A quantized module may have no parameters, and a replica of `nn.DataParallel` has none that are called so.
     """
-    replicas = (t for m in module.modules() for t in getattr(m, "_former_parameters", {}).values())
-    tensors = itertools.chain(module.parameters(), module.buffers(), replicas)
+    tensors = itertools.chain(module.parameters(), module.buffers(), _torch.former_parameters(module))
     return next((t for t in tensors if t is not None and t.is_floating_point()), torch.empty(0))

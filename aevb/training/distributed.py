@@ -15,7 +15,7 @@ T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)  # what one of them may take longer than the others, to load data, say
 
 
-class Alone:
+class SingleProcess:
     """One process: nothing to be shared."""
 
     rank, size = 0, 1
@@ -45,7 +45,7 @@ class Alone:
         return [value]
 
 
-class Several(Alone):
+class ProcessGroup(SingleProcess):
     """A process of those that `torch.distributed` connects."""
 
     def __init__(self, device: torch.device):
@@ -78,7 +78,7 @@ class Several(Alone):
 
 
 def _leave() -> None:
-    """Ends what `Several` began. Left to the end of the process, its threads would be aborted where they are."""
+    """Ends what `ProcessGroup` began. Left to the end of the process, its threads would be aborted where they are."""
     import torch.distributed as dist
 
     gc.collect()  # what wraps a model holds on to the group
@@ -91,9 +91,9 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-def processes(device: torch.device) -> Alone:
+def processes(device: torch.device) -> SingleProcess:
     """This process and those beside it."""
-    return Several(device) if is_launched() else Alone(device)
+    return ProcessGroup(device) if is_launched() else SingleProcess(device)
 
 
 def local_rank() -> int:

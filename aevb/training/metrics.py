@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .distributed import Alone
+from .distributed import SingleProcess
+from .objectives import Reports
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Averages per datapoint, in nats: elbo = log_likelihood - kl.
 
-    While "iwae" or "dreg" train, elbo is their bound, which has no such terms: log_likelihood is NaN.
+    While "iwae" or "dreg" train, elbo is their bound, which has no such terms: log_likelihood is NaN. Where z is given,
+    there is log_likelihood alone.
     """
 
     elbo: float
@@ -32,7 +34,7 @@ class NotFiniteError(FloatingPointError):
         self.step = step
 
 
-class Ledger:
+class EpochMetrics:
     """The losses of an epoch's steps. They are written where they are, and read without waiting for a GPU.
 
     The sums are the same whenever they are read, as long as it is after the same steps.
@@ -40,13 +42,13 @@ class Ledger:
 
     def __init__(
         self,
-        processes: Alone,
-        is_bound: bool,
+        processes: SingleProcess,
+        reports: Reports,
         totals: tuple[float, float, int] = (0.0, 0.0, 0),
         constant: float = 0.0,
     ):
-        """`constant`: what a datapoint's log-likelihood has beside what the loss has."""
-        self.processes, self.device, self.is_bound, self.constant = processes, processes.device, is_bound, constant
+        """`reports`: what an objective's loss is minus. `constant`: what log p(x|z) has that the loss leaves out."""
+        self.processes, self.device, self.reports, self.constant = processes, processes.device, reports, constant
         self.steps: list[int] = []
         self.sizes: list[int] = []
         self.rows: list[Tensor] = []
@@ -100,8 +102,11 @@ class Ledger:
         return self._averages(self.elbo, self.kl, self.count)
 
     def _averages(self, elbo: float, kl: float, count: int) -> Evaluation:
-        log_likelihood = math.nan if self.is_bound else (elbo + kl) / count + self.constant
-        return Evaluation(elbo / count + self.constant, log_likelihood, kl / count)
+        reported = elbo / count + self.constant
+        if self.reports == "log_likelihood":  # of z that are given
+            return Evaluation(math.nan, reported, math.nan)
+        log_likelihood = math.nan if self.reports == "bound" else (elbo + kl) / count + self.constant
+        return Evaluation(reported, log_likelihood, kl / count)
 
 
 def _check_finite(steps: list[int], losses: Tensor, kls: Tensor) -> None:

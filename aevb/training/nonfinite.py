@@ -62,9 +62,8 @@ def first_not_finite(step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor
         inputs = f"mu {_at(mu, place)}, logvar {_at(logvar, place)}"
         return Finding(3, f"the KL divergence{_of(place[1])} is {_at(kls, place)} ({inputs}), of {image(place)}")
     with torch.enable_grad():
-        z, kl = step.criterion.sample(mu, logvar, seed=seeds)
-        recon = model.recon(z)
-        loss = step.criterion(recon, x, kl=kl)
+        z = step.objective.sample(mu, logvar, seeds)
+        loss = step.objective.terms_given(model, x, step.x_scale, mu, logvar, seeds).loss
     if place := _place(z):
         inputs = f"mu {_at(mu, place[-2:])}, logvar {_at(logvar, place[-2:])}"
         return Finding(4, f"z{_of(place[-1])} is {_at(z, place)} ({inputs}), of {image(place[-2:])}")

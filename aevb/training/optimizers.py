@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _C  # noqa: F401  registers the ops
+from .. import _C, _torch  # noqa: F401  _C registers the ops
 from ..checks.choices import unknown
 
 _adam_step = torch.ops.aevb.adam_.default
@@ -41,7 +41,7 @@ class _GpuAdam(_Adam):
             grads, means, squares, _, steps = kept
             if not weights:
                 continue
-            torch._foreach_add_(steps, 1)
+            _torch.foreach_add_(steps, 1)
             lr, (beta1, beta2) = group["lr"], group["betas"]
             rate = (lr, 0.0) if isinstance(lr, Tensor) else (None, lr)
             _adam_step(
@@ -82,10 +82,10 @@ class _CapturableAdagrad(_Adagrad):
                 continue
             grads = [p.grad for p in parameters]
             sums = [self.state[p]["sum"] for p in parameters]
-            torch._foreach_addcmul_(sums, grads, grads, value=1)
-            roots = torch._foreach_sqrt(sums)
-            torch._foreach_add_(roots, group["eps"])
-            torch._foreach_addcdiv_(parameters, torch._foreach_mul(grads, -group["lr"]), roots)
+            _torch.foreach_addcmul_(sums, grads, grads, value=1)
+            roots = _torch.foreach_sqrt(sums)
+            _torch.foreach_add_(roots, group["eps"])
+            _torch.foreach_addcdiv_(parameters, _torch.foreach_mul(grads, -group["lr"]), roots)
 
 
 def _adam(parameters, lr: float | Tensor, device: torch.device) -> torch.optim.Optimizer:

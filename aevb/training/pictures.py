@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data import Dataset
-from ..data.inputs import encoder_input
+from ..data.targets import encoder_input
 from ..models import BaseVAE
 from ..plotting import drawn, printable
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
@@ -67,6 +68,8 @@ class Progress:
 
 def terms(averages: Evaluation) -> str:
     """The ELBO and its two terms; of a bound that has no such terms the KL alone."""
-    if averages.log_likelihood != averages.log_likelihood:
+    if math.isnan(averages.elbo):
+        return f"log-likelihood {averages.log_likelihood:.2f}"
+    if math.isnan(averages.log_likelihood):
         return f"bound {averages.elbo:.2f} (KL {averages.kl:.2f})"
     return f"ELBO {averages.elbo:.2f} (log-likelihood {averages.log_likelihood:.2f}, KL {averages.kl:.2f})"

@@ -1,43 +1,43 @@
-"""The trainer: the AEVB algorithm, and the folder it leaves."""
+"""The trainer: the AEVB algorithm on a data set, and the folder that a run leaves."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..bounds import cyclical_warmup, linear_warmup
 from ..checks.arguments import takes_plain_values
-from ..data import Dataset, MappedImages, Targets, batches, epoch_order, load
+from ..data import Dataset, Targets, load
 from ..data.fingerprint import check_same_data
-from ..losses.elbo import ESTIMATORS, FusedELBO
+from ..losses.elbo import FusedELBO
 from ..models import VAE, BaseVAE, ConvVAE
-from ..ops import mix_seed, sample_gaussian
-from ..ops.linear import floating
-from ..ops.matmul import has_bf16
-from .checkpoint import Checkpoint
+from ..ops import mix_seed
 from .config import TrainConfig
-from .distributed import Alone, Several, is_launched, local_rank, processes
-from .fitting import Run, deterministic, threads
-from .metrics import Evaluation, Ledger, NotFiniteError
-from .nonfinite import UPDATE, Finding, broken_weight, first_not_finite
-from .optimizers import OPTIMIZERS, Schedule, load_optimizer_state, optimizer_state
+from .distributed import SingleProcess, is_launched, local_rank, processes
+from .loop import HeldOut, TrainingLoop, current_device, evaluating
+from .metrics import Evaluation
+from .optimizers import OPTIMIZERS
+from .run import Run, deterministic, threads
 from .run_dir import BEST, CONFIG, MODEL, RunFolder, data_of, saved_at
-from .step import AutogradStep, GraphStep, made_of, training_step
+from .state import TrainState
 
-CHECK_EVERY = 20  # steps between two looks at the loss, for the bar and for what is not finite
-EVALUATION_BATCH = 1000
 # Multiply-adds of a forward pass below which threads cost more in waiting for each other than they save: far more where
 # another program wants their cores.
 SHARED_WORK = 20_000_000
+
+
+def _of_state(name: str, doc: str) -> Any:
+    return property(
+        lambda self: getattr(self.state, name), lambda self, value: setattr(self.state, name, value), doc=doc
+    )
 
 
 def _device(name: str) -> torch.device:
@@ -52,40 +52,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is None and is_launched():
         device = torch.device("cuda", local_rank())
     return device
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager:
-    """Makes a GPU the current one, as streams, events and graphs want it."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-class HeldOut:
-    """Images that are not trained on. Their bits and their noise have one seed, so that epochs can be compared."""
-
-    def __init__(self, images: Tensor | MappedImages, targets: Targets, seed: int):
-        self.images, self.targets, self.count = images, targets, len(images)
-        self.seed = torch.tensor(seed, device=targets.device)
-
-    def x(self, index: Tensor) -> Tensor:
-        """As the model is evaluated on them: (B, D), bool, or floating in [0, 1]."""
-        x = self.targets(index, self.seed)
-        return x if x.dtype == torch.bool else floating(x, self.targets.x_scale, torch.empty(0))
-
-    def seeds(self, index: Tensor) -> Tensor:
-        return mix_seed(self.seed, index)
-
-    def batches(self, count: int, processes: Alone) -> Iterator[Tensor]:
-        """The first `count` images, or a process's part of them. Those on the disk come as they lie there, and their
-        memory is given back."""
-        if not isinstance(self.images, MappedImages):
-            index = processes.part(torch.arange(count, device=self.targets.device))
-            yield from index.split(EVALUATION_BATCH) if len(index) else ()
-            return
-        order = self.images.file_order()
-        index = processes.part(order[order < count])
-        for batch in index.split(EVALUATION_BATCH) if len(index) else ():
-            yield batch.to(self.targets.device)
-            self.images.release_rows(batch)
 
 
 class Trainer:
@@ -127,9 +93,8 @@ class Trainer:
             config = dataclasses.replace(config, data=dataset.name)
         if model is not None:
             config = dataclasses.replace(config, **_sizes_of(model, config))
-        self.config = config
         self.device = _device(config.device)
-        self.processes: Alone = processes(self.device)
+        self.processes: SingleProcess = processes(self.device)
         self.follows_from_config = model is None and dataset is None
         self.dataset = dataset or load(config.data, validation=config.validation, split_seed=config.split_seed)
         if config.validation > 0 and self.dataset.validation_images is None:
@@ -142,50 +107,52 @@ class Trainer:
                 f"patience is {config.patience}, but {self.dataset.name} has no validation images; expected a "
                 "validation above 0, such as 0.1"
             )
-        seeds = mix_seed(config.seed, torch.arange(5)).tolist()
-        init_seed, self._order_seed, self._noise_seed, test_seed, validation_seed = seeds
-        self.model = model or _new_model(config, self.dataset, torch.Generator().manual_seed(init_seed))
-        if self.model.data_dim != self.dataset.data_dim:
+        init_seed = int(mix_seed(config.seed, 0))
+        model = model or _new_model(config, self.dataset, torch.Generator().manual_seed(init_seed))
+        if model.data_dim != self.dataset.data_dim:
             raise ValueError(
-                f"the model's data_dim is {self.model.data_dim}; expected {self.dataset.data_dim}, "
+                f"the model's data_dim is {model.data_dim}; expected {self.dataset.data_dim}, "
                 f"the pixels of an image of {self.dataset.name}"
             )
-        self.model.to(self.device)
-        self._schedule = Schedule(config.schedule, self._steps_of(config.epochs), config.learning_rate_warmup)
-        rate: float | Tensor = config.learning_rate
-        if self.device.type == "cuda" and not self._schedule.is_constant:
-            rate = torch.tensor(rate, device=self.device)  # which a captured step reads anew each time
-        self.optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), rate, self.device)
-        self._targets = self._targets_of(self.dataset.train_images)
-        self.criterion = FusedELBO(
+        model.to(self.device)
+        inputs = Targets(self.dataset.train_images, config.binarize, self.dataset.max_value, self.device)
+        criterion = FusedELBO(
             beta=config.beta,
-            x_scale=self._targets.x_scale,
+            x_scale=inputs.x_scale,
             estimator=config.estimator,
             num_samples=None if config.num_samples == 1 else config.num_samples,
             free_bits=config.free_bits,
             capacity=config.capacity,
-            likelihood=self.model.likelihood,
-            sigmoid_means=getattr(self.model.family, "sigmoid_means", False),
+            likelihood=model.likelihood,
+            sigmoid_means=getattr(model.family, "sigmoid_means", False),
         )
-        self._step: AutogradStep | GraphStep | None = None
-        self._step_made_of: tuple = ()
-        self.step = 0
-        self.epoch = 0
-        self._ledger = self._new_ledger()
-        self.best: dict[str, Any] = {}
-        self.held_out = {"test": self._held_out(self.dataset.test_images, test_seed)}
-        if self.dataset.validation_images is not None:
-            self.held_out["validation"] = self._held_out(self.dataset.validation_images, validation_seed)
+        rate: float | Tensor = config.learning_rate
+        if self.device.type == "cuda" and (config.schedule != "constant" or config.learning_rate_warmup > 0):
+            rate = torch.tensor(rate, device=self.device)  # which a captured step reads anew each time
+        optimizer = OPTIMIZERS[config.optimizer](model.parameters(), rate, self.device)
+        self.state = TrainState(model, optimizer, criterion, self.device)
+        self.loop = TrainingLoop(config, self.dataset, inputs, self.state, self.processes)
 
-    def schedule_until(self, epoch: int) -> None:
-        """The learning rate's schedule ends with this epoch."""
-        self._schedule.steps = self._steps_of(epoch)
+    model = _of_state("model", "The VAE that is trained.")
+    optimizer = _of_state("optimizer", "What updates its weights.")
+    criterion = _of_state("criterion", "The loss, a `FusedELBO`.")
+    epoch = _of_state("epoch", "How many epochs are done.")
+    step = _of_state("step", "How many steps are done.")
+    best = _of_state("best", "The epoch with the best validation ELBO, and that ELBO.")
 
-    def _targets_of(self, images: Tensor | MappedImages) -> Targets:
-        return Targets(images, self.config.binarize, self.dataset.max_value, self.device)
+    @property
+    def config(self) -> TrainConfig:
+        """The options."""
+        return self.loop.config
 
-    def _held_out(self, images: Tensor | MappedImages, seed: int) -> HeldOut:
-        return HeldOut(images, self._targets_of(images), seed)
+    @config.setter
+    def config(self, config: TrainConfig) -> None:
+        self.loop.config = config
+
+    @property
+    def held_out(self) -> dict[str, HeldOut]:
+        """The images that are not trained on, by the name of their part."""
+        return self.loop.held_out
 
     @property
     def test_x(self) -> Tensor:
@@ -273,10 +240,10 @@ class Trainer:
                 good checkpoint is kept.
             KeyboardInterrupt: after Ctrl-C, with a checkpoint and the pictures in the folder; its text says where.
         """
-        run = Run(self)
+        run = Run(self.loop, self._draw, self._how_to_go_on)
         self.folder = run.folder
         try:
-            with threads(self._num_threads()), deterministic(self.config.deterministic), _current(self.device):
+            with threads(self._num_threads()), deterministic(self.config.deterministic), current_device(self.device):
                 metrics = run.train()
             if self.processes.is_first:
                 self._draw(self.folder)
@@ -284,9 +251,13 @@ class Trainer:
             raise KeyboardInterrupt(run.after_interrupt()) from interrupt
         finally:
             run.close()
-            if isinstance(self.processes, Several):
-                self._step = None  # it holds on to the group of processes, which is to end before they do
+            self.loop.release()
         return metrics
+
+    def _how_to_go_on(self, path: Path) -> str:
+        return f"`aevb resume {path}`" if self.follows_from_config else "aevb.Trainer.resume(...).fit()"
+
+    # ---- a loop of one's own ----
 
     def train_epoch(self, report: Callable[[int, Evaluation], None] = lambda images, averages: None) -> Evaluation:
         """One pass over the training images; its averages, in nats per datapoint, as the weights moved. For "iwae" and
@@ -297,89 +268,21 @@ class Trainer:
 
         Raises NotFiniteError, naming the step and the term, where the loss is not finite.
         """
-        for _ in self._train_epoch(report):
+        for _ in self.loop.epoch(report):
             pass
-        return self._last_epoch
-
-    def _train_epoch(
-        self, report: Callable[[int, Evaluation], None], asked: Callable[[], bool] = lambda: False
-    ) -> Iterator[None]:
-        """The steps of an epoch that are left; yields after each look at the losses, which there is every few steps
-        and where it is asked for."""
-        if self._steps_done == 0:
-            self._ledger = self._new_ledger()  # of the criterion as it is now
-        batch_seed, noise_seed = self.noise_seeds(self.epoch)
-        with _current(self.device):
-            take_step = self._training_step()
-            for index in self._batches_left():
-                self._take(take_step, index, batch_seed, noise_seed)
-                last = self._steps_done == self._steps_of(1)
-                if self.step % CHECK_EVERY == 0 or last or asked():
-                    for images, averages in self._ledger.read(wait=last):
-                        report(images, averages)
-                    yield
-        self._step_made_of = made_of(self.model, self.criterion, self.optimizer)  # the first step made Adam's state
-        self._last_epoch = self._ledger.average
-        self._ledger = self._new_ledger()
-        self._steps_done = 0
-        self.epoch += 1
-
-    def _batches_left(self) -> Iterator[Tensor]:
-        """The images of the steps that the epoch has left."""
-        size = self.config.batch_size
-        left = self.order(self.epoch)[self._steps_done * size :]
-        return batches(self.dataset.train_images, left, size) if len(left) else iter(())
-
-    def _take(self, take_step: Callable, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> None:
-        if self.config.warmup_epochs > 0:
-            self.criterion.beta = self._beta()
-        self._schedule.set(self.optimizer, self.step)
-        outcome = take_step(index, batch_seed, noise_seed)
-        self.step += 1
-        self._steps_done += 1
-        self._ledger.add(self.step, len(self.processes.part(index)), outcome.numbers)
-
-    _steps_done = 0  # of the epoch
-    _last_epoch: Evaluation
-
-    def _new_ledger(self, totals: tuple[float, float, int] = (0.0, 0.0, 0)) -> Ledger:
-        is_bound = ESTIMATORS[self.criterion.estimator].importance_weighted
-        constant = 0.0 if is_bound else self.criterion.family.constant(self.dataset.data_dim)
-        return Ledger(self.processes, is_bound, totals, constant)
-
-    def _steps_of(self, epochs: int) -> int:
-        return epochs * math.ceil(len(self.dataset.train_images) / self.config.batch_size)
-
-    def _training_step(self) -> AutogradStep | GraphStep:
-        """A step of model, criterion and optimizer as they are now: between epochs any may be changed."""
-        parts = (self.model, self.criterion, self.optimizer)
-        bf16 = self.config.precision == "bf16"
-        if self._step is None and bf16 and not has_bf16(self.device):
-            warnings.warn(
-                "precision is 'bf16', for which this processor has no instructions (AVX512-BF16 or AMX; a GPU from "
-                "Ampere on): training works, but is slower than in float32",
-                stacklevel=4,
-            )
-        if self._step is None or made_of(*parts) != self._step_made_of:
-            config = self.config
-            self._step = training_step(*parts, self._targets, config.batch_size, bf16, config.clip_norm, self.processes)
-            self._step_made_of = made_of(*parts)
-        return self._step
+        return self.loop.last_epoch
 
     @takes_plain_values
     def order(self, epoch: int) -> Tensor:
-        """The training images' numbers in the order of an epoch, on the device."""
-        return epoch_order(self.dataset.train_images, int(mix_seed(self._order_seed, epoch))).to(self.device)
+        """Returns the training images' numbers in the order of an epoch, on the device."""
+        return self.loop.order(epoch)
 
     @takes_plain_values
     def noise_seeds(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The seeds of an epoch's batches and of its samples: 0-d int64 tensors on the device."""
-        seeds = mix_seed(self._noise_seed, torch.tensor([2 * epoch, 2 * epoch + 1]))
-        batches, samples = seeds.to(self.device).unbind()
-        return batches, samples
+        """Returns the seeds of an epoch's batches and of its samples: 0-d int64 tensors on the device."""
+        return self.loop.noise_seeds(epoch)
 
     @takes_plain_values
-    @torch.no_grad()
     def evaluate(self, images: int | None = None, part: str = "test") -> Evaluation:
         """The ELBO of the test images (or of `part` "validation"), or of the first so many, one sample of z each: a
         function of the weights and the config's seed. The model is in eval mode meanwhile.
@@ -392,25 +295,7 @@ class Trainer:
             raise ValueError(
                 f"part is {part!r}; expected {' or '.join(map(repr, self.held_out))}, which {self.dataset.name} has"
             )
-        held_out = self.held_out[part]
-        count = held_out.count if images is None else min(images, held_out.count)
-        sums = torch.zeros(2, dtype=torch.float64)
-        with _current(self.device), _evaluating(self.model):
-            for batch in held_out.batches(count, self.processes):
-                x = held_out.x(batch)
-                z, kl = sample_gaussian(*self.model.encode(x), seed=held_out.seeds(batch))
-                log_prob = self.model.log_prob(x, z)
-                sums += torch.stack([log_prob.sum(dtype=torch.float64), kl.sum(dtype=torch.float64)]).cpu()
-        log_likelihood, kl_sum = self.processes.sum(sums).tolist()
-        return Evaluation((log_likelihood - kl_sum) / count, log_likelihood / count, kl_sum / count)
-
-    def _beta(self) -> float:
-        """The weight of the KL in the next step."""
-        config = self.config
-        steps = self._steps_of(config.warmup_epochs)
-        if config.warmup_cycles == 1:
-            return linear_warmup(self.step, steps, end=config.beta)
-        return cyclical_warmup(self.step, steps, cycles=config.warmup_cycles, end=config.beta)
+        return self.loop.evaluate(part, images)
 
     def _num_threads(self) -> int:
         if self.config.threads is not None:
@@ -426,7 +311,7 @@ class Trainer:
         # A copy, since moving the model would move what a captured step writes to.
         model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
         try:
-            with _evaluating(model):
+            with evaluating(model):
                 pictures = draw(model, self.dataset, self.config.seed, self.config.invert, self.config.binarize)
             for name, png in pictures.items():
                 folder.write(name, png)
@@ -436,105 +321,6 @@ class Trainer:
                 "whole",
                 stacklevel=2,
             )
-
-    # ---- the state that a checkpoint has ----
-
-    def state(self) -> Checkpoint:
-        """All that the rest of the run depends on, between two steps whose losses were read."""
-        tensors, rest = optimizer_state(self.optimizer)
-        return Checkpoint(
-            {
-                **{f"model.{name}": t for name, t in self.model.state_dict().items()},
-                **{f"optimizer.{name}": t for name, t in tensors.items()},
-                **{f"rng.{name}": t for name, t in _rng_states(self.device).items()},
-            },
-            {
-                "epoch": self.epoch,
-                "step": self.step,
-                "steps_done": self._steps_done,  # of the epoch
-                "totals": self._ledger.totals,
-                "best": self.best,
-                "optimizer": rest,
-            },
-        )
-
-    def load_state(self, checkpoint: Checkpoint) -> None:
-        """Puts back what `state` gave, PyTorch's own generators included, which a model with dropout draws from. Raises
-        ValueError where it is another model's."""
-        tensors, numbers = checkpoint
-        try:
-            self.model.load_state_dict(_under("model.", tensors))
-            load_optimizer_state(self.optimizer, _under("optimizer.", tensors), numbers["optimizer"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(f"the checkpoint is of another model or optimizer: {error}") from error
-        self.epoch, self.step, self._steps_done = (numbers[key] for key in ("epoch", "step", "steps_done"))
-        self._ledger = self._new_ledger(tuple(numbers["totals"]))
-        self.best = dict(numbers["best"])
-        states = _under("rng.", tensors)
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states and self.device.type == "cuda":
-            torch.cuda.set_rng_state(states["cuda"], self.device)
-
-    def weights_are_finite(self) -> bool:
-        """Whether all weights are; the same answer in all processes."""
-        wrong = sum((~p.isfinite()).any() for p in self.model.parameters())
-        return not float(self.processes.sum(torch.as_tensor(wrong, dtype=torch.float64)))
-
-    def replay(self, until: int) -> Finding | None:
-        """Takes the steps from the present state on again, one by one, up to the step `until`: what was first not
-        finite, with the weights left as they were before that. None where all is finite this time."""
-        while self.step < until:
-            batch_seed, noise_seed = self.noise_seeds(self.epoch)
-            take_step = self._training_step()
-            for index in self._batches_left():
-                before = [p.detach().clone() for p in self.model.parameters()]
-                self._take(take_step, index, batch_seed, noise_seed)
-                try:
-                    for _ in self._ledger.read(wait=True):
-                        pass
-                    finite = self.weights_are_finite()
-                except NotFiniteError:
-                    finite = False
-                if not finite:
-                    broken = broken_weight(self.model)
-                    self.step -= 1
-                    with torch.no_grad():
-                        for p, value in zip(self.model.parameters(), before, strict=True):
-                            p.copy_(value)
-                    found = self._explain(index, batch_seed, noise_seed)
-                    update = found.stage == UPDATE and broken is not None
-                    return Finding(UPDATE, f"{broken} {found.text}") if update else found
-                if self.step >= until:
-                    return None
-            self._steps_done, self._ledger = 0, self._new_ledger()
-            self.epoch += 1
-        return None
-
-    def _explain(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Finding:
-        parts = (self.model, self.criterion, self.optimizer, self._targets, self._targets.x_scale)
-        step = AutogradStep(*parts, self.config.precision == "bf16")
-        part = self.processes.part(index)
-        part = part if len(part) else index[:1]
-        found = first_not_finite(step, step.batch(part, batch_seed), part, step.noise_seeds(noise_seed, part))
-        return min(self.processes.gather(found))
-
-    def explain_held_out(self, part: str) -> Finding | None:
-        """What is first not finite where the images of a part that is held out are evaluated."""
-        held_out = self.held_out[part]
-        criterion = FusedELBO(likelihood=self.model.likelihood, sigmoid_means=self.criterion.sigmoid_means)
-        step = AutogradStep(self.model, criterion, self.optimizer, held_out.targets, None)
-        for index in held_out.batches(held_out.count, Alone(self.device)):
-            x, seeds = held_out.x(index), held_out.seeds(index)
-            with torch.no_grad():
-                loss, _ = step.loss(x, seeds)
-            if not loss.isfinite():
-                return first_not_finite(step, x, index, seeds, part)
-        return None
-
-
-def _rng_states(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    return {**states, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
 @contextlib.contextmanager
@@ -546,21 +332,6 @@ def _as_config_says(folder: RunFolder) -> Iterator[None]:
         if type(error) not in (ValueError, FileNotFoundError) or CONFIG in str(error):
             raise
         raise type(error)(f"{error} (as {folder.path / CONFIG} has it)") from error
-
-
-@contextlib.contextmanager
-def _evaluating(model: BaseVAE) -> Iterator[None]:
-    """The model is in eval mode within."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _new_model(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> BaseVAE:

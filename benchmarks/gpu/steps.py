@@ -15,8 +15,11 @@ from torch import Tensor, nn
 
 import aevb
 from aevb.data import Targets
+from aevb.training.objectives import SGVB
 from aevb.training.optimizers import OPTIMIZERS
-from aevb.training.step import AutogradStep, GraphStep, training_step
+from aevb.training.step import AutogradStep
+from aevb.training.step_choice import training_step
+from aevb.training.step_cuda_graph import GraphStep
 
 from .. import cases
 from ..measure import Json, has_jax
@@ -145,7 +148,7 @@ class TrainerStep(Step):
         batch = len(self.index[0])
         self.step = training_step(model, aevb.FusedELBO(), optimizer, targets, batch, bf16)
         if not direct:
-            step = AutogradStep(model, aevb.FusedELBO(), optimizer, targets, None)
+            step = AutogradStep(model, SGVB(aevb.FusedELBO()), optimizer, targets, None)
             self.step = GraphStep(step, batch) if case.device != "cpu" else step
         self.seeds = [t.clone() for t in torch.arange(20, device=case.device)]
 

@@ -1,4 +1,4 @@
-"""One run of the trainer from its start, or its last checkpoint, to its end: what it reads and writes, and when."""
+"""A run of the training loop in a folder: from its start, or its last checkpoint, to its end."""
 
 from __future__ import annotations
 
@@ -11,35 +11,41 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..data.fingerprint import check_same_data, fingerprint
+from ..models import BaseVAE
 from .checkpoint import Checkpoint, Checkpoints, unpack
 from .config import check_same_run
+from .loop import TrainingLoop
 from .metrics import Evaluation, NotFiniteError
 from .progress import Progress
 from .run_dir import BEST, METRICS, MODEL, RunFolder, RunFolderError, default_folder, holds_run
 
-if TYPE_CHECKING:
-    from ..models import BaseVAE
-    from .trainer import Trainer
-
 
 class Run:
-    """A run of `Trainer.fit`: what it reads and writes, and when."""
+    """A training loop from the state it is in to the last epoch: what it reads and writes, and when.
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.config, self.first = trainer, trainer.config, trainer.processes.is_first
-        self.data = fingerprint(trainer.dataset)
+    Args:
+        loop: the training.
+        draw: (folder): draws the pictures of the model as it is.
+        how_to_go_on: what a sentence about an interrupt tells the user to run, from the folder's path.
+    """
+
+    def __init__(self, loop: TrainingLoop, draw: Callable[[RunFolder], None], how_to_go_on: Callable[[Path], str]):
+        self.loop, self.state, self.config = loop, loop.state, loop.config
+        self.draw, self.how_to_go_on = draw, how_to_go_on
+        self.processes, self.first = loop.processes, loop.processes.is_first
+        self.data = fingerprint(loop.dataset)
         # Before anything is deleted: what the first epoch's end would be too late for.
         self.summary_writer = _summary_writer() if self.config.tensorboard else None
-        _check_can_be_written(trainer.model)
-        self.last_epoch = self.config.epochs if self.config.resume else trainer.epoch + self.config.epochs
-        trainer.schedule_until(self.last_epoch)
+        _check_can_be_written(self.state.model)
+        self.last_epoch = self.config.epochs if self.config.resume else self.state.epoch + self.config.epochs
+        loop.schedule.steps = loop.steps_of(self.last_epoch)
         self.opened: RunFolder | None = None  # by the first process: it has the lock, and the run that begins beside
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
@@ -56,7 +62,7 @@ class Run:
     def _begin(self) -> bytes | None:
         """Opens the folder, and goes on from the checkpoint there, which it returns."""
         opened: tuple[str, bytes | None] = self._open() if self.first else ("", None)
-        path, data = self.trainer.processes.share(opened)
+        path, data = self.processes.share(opened)
         self.folder = RunFolder.at(path)
         self.checkpoints = Checkpoints(self.folder.path)
         if data is not None:
@@ -75,7 +81,7 @@ class Run:
 
     def _open(self) -> tuple[str, bytes | None]:
         """The folder's path, and the checkpoint that the run goes on from."""
-        config, name = self.config, self.trainer.dataset.name
+        config, name = self.config, self.loop.dataset.name
         # As a run that goes on will read them.
         asked = dataclasses.replace(config, epochs=self.last_epoch, overwrite=False, resume=False)
         options = dataclasses.asdict(asked)
@@ -100,7 +106,7 @@ class Run:
 
     def _check(self, numbers: dict[str, Any]) -> None:
         """That the run is of these data, and not over already."""
-        check_same_data(numbers["run"]["data"], self.trainer.dataset, self.data)
+        check_same_data(numbers["run"]["data"], self.loop.dataset, self.data)
         if numbers["epoch"] > self.last_epoch:
             raise ValueError(
                 f"epochs is {self.last_epoch}, but the run has done {numbers['epoch']}; expected as many or more, in "
@@ -108,7 +114,7 @@ class Run:
             )
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
-        self.trainer.load_state(checkpoint)
+        self.loop.load_state_dict(checkpoint)
         run = checkpoint.numbers["run"]
         self.metrics, self.seconds_before = run["metrics"], run["seconds"]
         if self.first:
@@ -119,17 +125,17 @@ class Run:
         return self.seconds_before + time.perf_counter() - self.begun
 
     def train(self) -> dict[str, float]:
-        trainer = self.trainer
-        images = len(trainer.dataset.train_images)
-        done = trainer.epoch * images + trainer._ledger.count
-        if trainer.epoch < self.last_epoch and not self._is_over() and not self.resumed:
+        loop, state = self.loop, self.state
+        images = len(loop.dataset.train_images)
+        done = state.epoch * images + state.metrics.count
+        if state.epoch < self.last_epoch and not self._is_over() and not self.resumed:
             self._checkpoint()  # something to go back to, whatever comes
         shown = self.config.progress and self.first
         total = images * self.last_epoch
         with self.stop, self._board() as board, Progress(total, done, self.last_epoch, shown) as progress:
             try:
-                while trainer.epoch < self.last_epoch and not self._is_over():
-                    progress.begin(trainer.epoch + 1)
+                while state.epoch < self.last_epoch and not self._is_over():
+                    progress.begin(state.epoch + 1)
                     self._epoch(progress)
                     self._after_epoch(progress, board)
                     self._checkpoint_if_due()
@@ -140,34 +146,34 @@ class Run:
 
     def _is_over(self) -> bool:
         """Whether it stops early: no better ELBO of the validation images for so many epochs."""
-        patience, best = self.config.patience, self.trainer.best
-        return patience is not None and bool(best) and self.trainer.epoch - best["epoch"] >= patience
+        patience, best = self.config.patience, self.state.best
+        return patience is not None and bool(best) and self.state.epoch - best["epoch"] >= patience
 
     def _epoch(self, progress: Progress) -> None:
-        alone = self.trainer.processes.size == 1  # others would not know
-        for _ in self.trainer._train_epoch(progress.add, lambda: alone and (self.stop.asked or self._is_late())):
+        alone = self.processes.size == 1  # others would not know
+        for _ in self.loop.epoch(progress.add, lambda: alone and (self.stop.asked or self._is_late())):
             self._checkpoint_if_due()
 
     def _after_epoch(self, progress: Progress, board: Any) -> None:
-        trainer = self.trainer
-        averages: dict[str, Evaluation] = {"train": trainer._last_epoch}
-        for part in reversed(trainer.held_out):  # validation, test
-            averages[part] = trainer.evaluate(part=part)
+        loop, state = self.loop, self.state
+        averages: dict[str, Evaluation] = {"train": loop.last_epoch}
+        for part in reversed(loop.held_out):  # validation, test
+            averages[part] = loop.evaluate(part)
             if not math.isfinite(averages[part].elbo):
-                found = trainer.explain_held_out(part)
-                text = f"the {part} ELBO is {averages[part].elbo} after step {trainer.step}"
+                found = loop.explain_held_out(part)
+                text = f"the {part} ELBO is {averages[part].elbo} after step {state.step}"
                 text = text if found is None else f"{text}: {found.text}"
-                raise NotFiniteError(text, trainer.step)
+                raise NotFiniteError(text, state.step)
         self.metrics = {
-            "epoch": trainer.epoch,
-            "step": trainer.step,
+            "epoch": state.epoch,
+            "step": state.step,
             **{
                 f"{part}_{field.name}": value
                 for part, average in averages.items()
                 for field in dataclasses.fields(average)
                 if not math.isnan(value := getattr(average, field.name))
             },
-            "learning_rate": float(trainer.optimizer.param_groups[0]["lr"]),
+            "learning_rate": float(state.optimizer.param_groups[0]["lr"]),
             "seconds": round(self.seconds, 3),
         }
         progress.end(averages["train"], f"test {averages['test'].elbo:.2f}")
@@ -181,18 +187,18 @@ class Run:
         if board is not None:
             for name, value in self.metrics.items():
                 if name not in ("epoch", "step"):
-                    board.add_scalar(name.replace("_", "/", 1), value, trainer.step)
+                    board.add_scalar(name.replace("_", "/", 1), value, state.step)
 
     def _write_model(self, name: str) -> Path:
-        trainer = self.trainer
+        state = self.state
         data = json.dumps(self.data)
-        return self.folder.write_model(name, trainer.model, epoch=trainer.epoch, step=trainer.step, data=data)
+        return self.folder.write_model(name, state.model, epoch=state.epoch, step=state.step, data=data)
 
     def _note_best(self, validation: Evaluation | None) -> bool:
-        best = self.trainer.best
+        best = self.state.best
         if validation is None or (best and validation.elbo <= best["elbo"]):
             return False
-        self.trainer.best = {"elbo": validation.elbo, "epoch": self.trainer.epoch}
+        self.state.best = {"elbo": validation.elbo, "epoch": self.state.epoch}
         return True
 
     # ---- checkpoints ----
@@ -200,9 +206,9 @@ class Run:
     def _checkpoint_if_due(self) -> None:
         """Writes one where it is time for it, or somebody asked to stop: then raises KeyboardInterrupt."""
         due = self._seconds_since_checkpoint >= self.config.checkpoint_seconds
-        if self.trainer.processes.size > 1:  # the same decision everywhere
+        if self.processes.size > 1:  # the same decision everywhere
             wants = torch.tensor([float(due and self.first), float(self.stop.asked)])
-            due, stop = (bool(value) for value in self.trainer.processes.sum(wants).tolist())
+            due, stop = (bool(value) for value in self.processes.sum(wants).tolist())
         else:
             stop = self.stop.asked
         if due or stop:
@@ -219,17 +225,17 @@ class Run:
         return 0 < self.config.checkpoint_seconds <= self._seconds_since_checkpoint
 
     def _checkpoint(self) -> None:
-        trainer = self.trainer
-        for _ in trainer._ledger.read(wait=True):  # nothing but what a GPU has not handed over yet
+        loop, state = self.loop, self.state
+        for _ in state.metrics.read(wait=True):  # nothing but what a GPU has not handed over yet
             pass
-        if not trainer.weights_are_finite():
-            raise NotFiniteError(f"the weights are not finite after step {trainer.step}", trainer.step)
+        if not loop.weights_are_finite():
+            raise NotFiniteError(f"the weights are not finite after step {state.step}", state.step)
         self._last_checkpoint = time.perf_counter()
         if not self.first:
             return
         beside = None if self.opened is None else self.opened.beside
         folder = beside or self.folder
-        checkpoint = trainer.state()
+        checkpoint = state.state_dict()
         checkpoint.numbers["run"] = {
             "metrics": self.metrics,
             "metrics_bytes": folder.sync_metrics(),
@@ -238,7 +244,7 @@ class Run:
         }
         checkpoints = Checkpoints(folder.path)
         with folder.writing(checkpoints.path.name):
-            checkpoints.write(trainer.step, checkpoint)
+            checkpoints.write(state.step, checkpoint)
         if self.opened is not None and beside is not None:
             self.opened.take_place()
 
@@ -246,39 +252,39 @@ class Run:
 
     def _explained(self, error: NotFiniteError) -> NotFiniteError:
         """The error with what went first, which the steps since the last checkpoint, taken again, show."""
-        trainer = self.trainer
+        loop, state = self.loop, self.state
         model = f"{self.folder.path / MODEL} is of epoch {self.metrics['epoch']}" if self.metrics else ""
         kept = "nothing is saved yet" if self._has_begun else f"{self.folder.path} keeps the run that was there"
         saved = model or kept
-        data = trainer.processes.share(self.checkpoints.read()[0] if self.first and self._has_begun else None)
+        data = self.processes.share(self.checkpoints.read()[0] if self.first and self._has_begun else None)
         found = None
         if data is not None:
             checkpoint = unpack(data, self.checkpoints.path)
-            trainer.load_state(checkpoint)
+            loop.load_state_dict(checkpoint)
             saved = f"{model}, the checkpoint" if model else f"the checkpoint in {self.folder.path} is"
-            saved = f"{saved} of step {trainer.step}"
-            found = trainer.replay(error.step)
+            saved = f"{saved} of step {state.step}"
+            found = loop.replay(error.step)
         what = str(error)
         if found is not None:
-            what = f"{found.text}, at step {trainer.step + 1}"
+            what = f"{found.text}, at step {state.step + 1}"
         return NotFiniteError(
             f"training stopped because {what}; {saved} (a smaller --learning-rate or a --clip-norm may help)",
-            error.step if found is None else trainer.step + 1,
+            error.step if found is None else state.step + 1,
         )
 
     def after_interrupt(self) -> str:
         """Saves what there is, unless the weights are broken, and says so in a sentence."""
-        trainer = self.trainer
-        interrupted = f"interrupted after {trainer.epoch} epochs, {trainer.step} steps"
+        state = self.state
+        interrupted = f"interrupted after {state.epoch} epochs, {state.step} steps"
         if not self.first:
             return interrupted
         if not self._has_begun:
             return f"interrupted before the run began; {self.folder.path} keeps the one that was there"
-        if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
+        if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
             return f"{interrupted}; the weights are not finite, so {self.folder.path} keeps what it had"
         path = self._write_model(MODEL)
-        trainer._draw(self.folder)
-        how = f"`aevb resume {self.folder.path}`" if trainer.follows_from_config else "aevb.Trainer.resume(...).fit()"
+        self.draw(self.folder)
+        how = self.how_to_go_on(self.folder.path)
         return f"{interrupted}; the model so far is in {path}, with pictures of it beside it, and {how} goes on"
 
     @contextlib.contextmanager
@@ -288,7 +294,7 @@ class Run:
             yield None
             return
         # What a run that was stopped wrote after its last checkpoint is written again.
-        with self.summary_writer(str(self.folder.path), purge_step=self.trainer.step + 1) as board:
+        with self.summary_writer(str(self.folder.path), purge_step=self.state.step + 1) as board:
             yield board
 
 

@@ -14,12 +14,12 @@ from .. import likelihoods
 from ..checks.arguments import takes_plain_values
 from ..checks.choices import unknown
 from ..checks.errors import check_dense
-from ..inference.diagnostics import kl_per_dimension
 from ..inference.imputation import Method, Restoration, restore
 from ..inference.noise_models import NoisyBits, NoisyValues, Observation, Seen
 from ..likelihoods.values import check_pixels
 from ..ops import mix_seed, sample_gaussian
 from ..ops.plain_modules import weight_of
+from .latent_space import kl_per_dimension
 
 BATCH = 1000  # datapoints encoded at a time
 
@@ -36,7 +36,7 @@ class Embedding:
     """(num_samples, N, latent_dim): draws of it, where they were asked for."""
 
 
-class Questions:
+class InferenceMethods:
     """Recognition, generation, restoration and visualization (Kingma & Welling 2013, section 1), for a module that has
     `data_dim`, `latent_dim`, `likelihood` (a name), `encode`, `decode`, `mean`, `moments`, `draw`, `pixel_log_prob` and
     `log_prob`: see `aevb.VAE`. The prior is N(0, I).
@@ -286,7 +286,7 @@ class Questions:
 
 
 def posterior_draws(mu: Tensor, logvar: Tensor, num_samples: int, seed: int) -> Tensor:
-    """Draws of the posteriors of datapoints 0 to N - 1, (num_samples, N, latent_dim), as `Questions.embed` has them."""
+    """Draws of the posteriors of datapoints 0 to N - 1, (num_samples, N, latent_dim), by the seeds of `embed`."""
     seeds = mix_seed(seed, torch.arange(len(mu), device=mu.device))
     draws = torch.arange(num_samples, device=mu.device).unsqueeze(-1)
     return sample_gaussian(mu, logvar, num_samples, seed=mix_seed(seeds, draws))[0]
@@ -305,7 +305,7 @@ def _spherical(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _check(model: Questions, **images: Tensor) -> None:
+def _check(model: InferenceMethods, **images: Tensor) -> None:
     check_dense(type(model).__name__, **images)
     for name, x in images.items():
         if x.dim() != 2 or x.shape[1] != model.data_dim or len(x) == 0:
@@ -314,7 +314,7 @@ def _check(model: Questions, **images: Tensor) -> None:
             )
 
 
-def _observed(model: Questions, x: Tensor, observed: Tensor) -> Tensor:
+def _observed(model: InferenceMethods, x: Tensor, observed: Tensor) -> Tensor:
     """The mask, of x's shape."""
     _check(model, x=x)
     if observed.dtype != torch.bool or tuple(observed.shape) not in ((model.data_dim,), tuple(x.shape)):

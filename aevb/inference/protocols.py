@@ -1,0 +1,107 @@
+"""What `aevb.inference` asks of a model, and how it goes through data.
+
+A model is anything with `encode(x) -> (mu, logvar)` and `log_prob(x, z) -> log p(x|z)`, whose prior is N(0, I); x has
+one datapoint for each index of its first dimension. Every function goes through x in batches, without gradients, and
+sums in float64. Noise belongs to a datapoint, not to a batch, so that no result depends on the batches beyond rounding.
+A model with dropout or batch normalisation belongs in `eval()` first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..checks.errors import check_dense
+from ..likelihoods.values import check_pixels
+
+
+class Encoder(Protocol):
+    """A posterior q(z|x) = N(mu, exp(logvar)), diagonal."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(mu, logvar), each (B, D), of x (B, ...)."""
+        ...
+
+
+class LatentVariableModel(Encoder, Protocol):
+    """p(z) = N(0, I), p(x|z), and a posterior."""
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x|z), (S, B), in nats, of x (B, ...) and z (S, B, D)."""
+        ...
+
+
+class PixelModel(Protocol):
+    """A latent variable model whose pixels are independent given z."""
+
+    data_dim: int
+    latent_dim: int
+    likelihood: str
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def decode(self, z: Tensor) -> Any:
+        """Of a Bernoulli model the logits."""
+        ...
+
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
+
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        """x of p(x|z), from standard normals of its shape."""
+        ...
+
+
+def in_batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    """Batches of x, each with the number of its first datapoint."""
+    check_counts(batch_size=batch_size)
+    check_dense("diagnostics", x=x)
+    if x.dim() == 0 or len(x) == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (N, ...), of at least one datapoint")
+    for first in range(0, len(x), batch_size):
+        yield first, x[first : first + batch_size]
+
+
+def encode_all(model: Encoder, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """mu and logvar, (N, D), float64, of all datapoints."""
+    check_pixels(model, {"x": x})
+    encoded = [encoded_batch(model, batch, first) for first, batch in in_batches(x, batch_size)]
+    mu, logvar = (torch.cat([t.double() for t in parts]) for parts in zip(*encoded, strict=True))
+    return mu, logvar
+
+
+def encoded_batch(model: Encoder, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """mu and logvar of one batch, checked; `first` is the number of its first datapoint."""
+    mu, logvar = model.encode(x)
+    if mu.dim() != 2 or len(mu) != len(x) or mu.shape != logvar.shape:
+        raise ValueError(
+            f"model.encode(x) gives mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)} for x {tuple(x.shape)}; "
+            f"expected ({len(x)}, latent_dim) of both"
+        )
+    for name, t in (("mu", mu), ("logvar", logvar)):
+        wrong = ~t.isfinite()
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"{name}[{column}] of datapoint {first + row} is {t[row, column].item()}; expected finite numbers: "
+                "has training diverged, or is x not finite?"
+            )
+    return mu, logvar
+
+
+def check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; expected at least 1")
+
+
+def check_threshold(name: str, threshold: float) -> None:
+    if not 0 <= threshold < math.inf:
+        raise ValueError(f"{name} is {threshold}; expected a number from 0 up")

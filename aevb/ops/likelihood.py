@@ -1,0 +1,251 @@
+"""log p(x|z) of any likelihood, and samples of it."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from ..checks.errors import check_dense
+from ..checks.seeds import int64
+from ..likelihoods import REGISTRY, Gaussian, Likelihood, named
+from ..likelihoods.base import Formula, Parameter, computed
+from ..likelihoods.values import check_bernoulli, check_gaussian, check_likelihood, is_wanted, look_once
+from .autograd import (
+    DifferentiableOp,
+    GradientInForward,
+    fake_gradient,
+    from_bits,
+    kept_graph,
+    on_reference,
+)
+from .random import noise_of
+
+_ops = torch.ops.aevb
+_GAUSSIAN, _SIGMOID = Gaussian(), Gaussian(sigmoid_means=True)
+_is_compiling = torch.compiler.is_compiling
+_grad_enabled = torch.is_grad_enabled
+
+
+def _in_float32_on_cpu(t: Tensor) -> bool:
+    """Whether a gradient for each row's upstream gradient is to be taken ahead and multiplied afterwards. In half
+    precision it would be rounded twice; on a GPU that pass over memory costs what the other saved."""
+    return t.dtype == torch.float32 and t.is_cpu
+
+
+def likelihood_formula(p0, x, p1, likelihood, scalar, x_scale):
+    """The op `log_prob` in plain PyTorch."""
+    return FORMULAS[likelihood](p0, x, scalar if p1 is None else p1, x_scale)
+
+
+# By the names of csrc/formulas/likelihood_list.h: log p(x|z) of (p0, x, p1 or the likelihood's number, x_scale).
+FORMULAS: dict[str, Formula] = {name: f for cls in REGISTRY.values() for name, f in cls.formulas().items()}
+
+
+def _needs_gradient(t: Tensor | None) -> bool:
+    return t is not None and t.requires_grad
+
+
+log_prob_and_grad = _ops.log_prob_and_grad.default
+
+
+def _log_prob_with_grad(p0, x, p1, *options):
+    return log_prob_and_grad(p0, x, p1, *options, 1.0, 3 if _needs_gradient(p1) else 1)
+
+
+def _times_rows(gradient: Tensor, grad: Tensor) -> Tensor:
+    """`gradient`, taken for an upstream gradient of 1 a row, for that of `grad`."""
+    grad = grad.unsqueeze(-1)
+    return gradient * grad if kept_graph() else gradient.mul_(grad)
+
+
+def _log_prob_grad(tensors, options, grad0, grad1, grad):
+    return _times_rows(grad0, grad), _times_rows(grad1, grad) if _needs_gradient(tensors[2]) else None
+
+
+def _all_in_float32(p0, x, p1, *_):
+    return _in_float32_on_cpu(p0) and (p1 is None or p1.dtype == torch.float32)
+
+
+def goes_ahead(p0: Tensor, x: Tensor, p1: Tensor | None) -> bool:
+    """Whether the forward pass of a sum of log p(x|z) takes its gradients too."""
+    if on_reference(p0) or _is_compiling():
+        return False
+    needed = (p0.requires_grad or _needs_gradient(p1)) and _grad_enabled()
+    return needed and _all_in_float32(p0, x, p1)
+
+
+log_prob_op = DifferentiableOp(
+    "log_prob",
+    3,
+    (0, 2),
+    likelihood_formula,
+    lambda p0, *_: p0.new_empty(p0.shape[:-1], dtype=torch.float32),
+    only_needed=True,
+    in_forward=GradientInForward(_all_in_float32, _log_prob_with_grad, _log_prob_grad),
+)
+
+
+@torch.library.register_fake("aevb::log_prob_and_grad")
+def _(p0, x, p1, likelihood, scalar, x_scale, grad_scale, needs):
+    grads = [fake_gradient(t, p0, need) for t, need in zip((p0, p1), from_bits(needs, 2), strict=True)]
+    return p0.new_empty(p0.shape[:-1], dtype=torch.float32), *grads
+
+
+@torch.library.register_fake("aevb::log_prob_and_grad_")
+def _(p0, x, likelihood, scalar, x_scale, grad_scale):
+    return p0.new_empty(p0.shape[:-1], dtype=torch.float32)
+
+
+def bernoulli_log_prob(
+    logits: Tensor, x: Tensor, x_scale: float | None = None, *, validate_args: bool | None = None
+) -> Tensor:
+    """log p(x|z) of a Bernoulli decoder, from its logits, summed over the last dimension.
+
+    ``sum_i (x_i l_i - log(1 + exp(l_i)))`` (Kingma & Welling 2013, appendix C.1), finite for any finite logit.
+
+    Args:
+        logits: (..., D), float32, bfloat16 or float16; the arithmetic is float32. It may have extra leading dimensions
+            of samples: x is used again for each, never expanded.
+        x: (..., D): targets in [0, 1], soft ones too; bool or floating, or uint8 with x_scale.
+        x_scale: multiplies x: 1/255 for pixels in 0..255, 1 for uint8 in {0, 1}.
+        validate_args: look at the values, as `FusedELBO` does; None: at the first call in a process.
+
+    Returns:
+        (...,), logits' leading dimensions, float32, in nats.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: targets outside [0, 1], when validated.
+    """
+    if not (type(logits) is Tensor is type(x)):
+        check_dense("bernoulli_log_prob", logits=logits, x=x)
+    if validate_args is not False and is_wanted("bernoulli_log_prob", validate_args, x):
+        look_once("bernoulli_log_prob", validate_args, check_bernoulli, logits, x, x_scale, False)
+    return log_prob_op(logits, x, None, "bernoulli_logits", 0.0, x_scale)
+
+
+def gaussian_log_prob(
+    mean: Tensor,
+    x: Tensor,
+    logvar: Tensor | float = 0.0,
+    x_scale: float | None = None,
+    *,
+    sigmoid: bool = False,
+    validate_args: bool | None = None,
+) -> Tensor:
+    """log p(x|z) of a Gaussian decoder, log N(x; m, exp(logvar)), summed over the last dimension.
+
+    ``-1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log(2 pi))`` (Kingma & Welling 2013, appendix C.2), with m
+    the mean, or its sigmoid, which keeps it within (0, 1) (section 5).
+
+    Args:
+        mean: (..., D), float32, bfloat16 or float16; the arithmetic is float32. It may have extra leading dimensions of
+            samples: x is used again for each, never expanded. Any strides: mean and logvar may be the two halves of
+            one (..., 2 D) output, which are read where they are.
+        x: (..., D), floating, or bool, or uint8 with x_scale.
+        logvar: the logarithm of the variance: a tensor of mean's shape, of a decoder that learns it for each element; a
+            shared one that broadcasts to it, as (D,) and () do; or a number, a fixed variance. float32, bfloat16 or
+            float16, whatever mean is. Below -176 the residual is divided by a standard deviation of e^-88.
+        x_scale: multiplies x: 1/255 for pixels in 0..255, 1 for uint8 in {0, 1}.
+        sigmoid: mean holds the logits of m.
+        validate_args: look at the values, as `FusedELBO` does; None: at the first call in a process.
+
+    Returns:
+        (...,), mean's leading dimensions, float32, in nats: the logarithm of a density, which may be above 0.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: a number for logvar that is not finite; an
+        x that is not, when validated.
+    """
+    if not (type(mean) is Tensor is type(x)):
+        check_dense("gaussian_log_prob", mean=mean, x=x)
+    if validate_args is not False and is_wanted("gaussian_log_prob", validate_args, x):
+        look_once("gaussian_log_prob", validate_args, check_gaussian, mean, x, x_scale, sigmoid)
+    return likelihood_log_prob(_SIGMOID if sigmoid else _GAUSSIAN, (mean, logvar), x, x_scale)
+
+
+def log_prob(
+    likelihood: Likelihood | str,
+    params: Tensor | tuple[Parameter, ...],
+    x: Tensor,
+    x_scale: float | None = None,
+    *,
+    validate_args: bool | None = None,
+) -> Tensor:
+    """log p(x|z) of any likelihood, summed over the last dimension.
+
+    Args:
+        likelihood: an object of `aevb.likelihoods`, or the name of one with its options as they are by default.
+        params: its parameters, each (..., D): a tensor, or a tuple in the order of its `params`. The first is float32,
+            bfloat16 or float16, of any strides, and may have extra leading dimensions of samples. A second one has its
+            shape, or is shared: (D,), (), or a number.
+        x: (..., D): floating, bool, or uint8 with x_scale; used again for each sample, never expanded.
+        x_scale: multiplies x: 1/255 for pixels in 0..255.
+        validate_args: look at the values, as `FusedELBO` does; None: at the first call in a process.
+
+    Returns:
+        (...,), the first parameter's leading dimensions, float32, in nats.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: an unknown likelihood, parameters of
+            another one, or x outside its support, when validated.
+    """
+    family = named(likelihood) if isinstance(likelihood, str) else likelihood
+    params = family.parameters(params)
+    first = params[0]
+    if not (type(first) is Tensor is type(x)):
+        check_dense("log_prob", **{family.params[0]: first, "x": x})
+    if validate_args is not False and is_wanted(key := f"log_prob, {family.name}", validate_args, x):
+        look_once(key, validate_args, functools.partial(check_likelihood, family), first, x, x_scale)
+    return likelihood_log_prob(family, params, x, x_scale)
+
+
+def sample_likelihood(
+    likelihood: Likelihood | str, params: Tensor | tuple[Parameter, ...], *, seed: Tensor | int
+) -> Tensor:
+    """Samples x of p(x|z), of the first parameter's shape.
+
+    A function of the seed: element i is made of the i-th standard normal of `seed`, by the inverse of the likelihood's
+    distribution function where it has no shorter way.
+
+    Args:
+        likelihood, params: those of `log_prob`.
+        seed: an int, or an int64 tensor whose shape is a prefix of the parameters', one for each block.
+
+    Returns:
+        x, in the first parameter's shape and dtype, float32 where that is a half; without a gradient.
+
+    Raises:
+        ValueError: an unknown likelihood, or parameters of another one.
+    """
+    family = named(likelihood) if isinstance(likelihood, str) else likelihood
+    with torch.no_grad():
+        params = tuple(computed(p) if isinstance(p, Tensor) else p for p in family.parameters(params))
+        first = params[0]
+        assert isinstance(first, Tensor)
+        noise = noise_of(int64(seed, "seed").to(first.device), tuple(first.shape)).to(first.dtype)
+        return family.sample(params, noise)
+
+
+def likelihood_log_prob(family: Likelihood, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None) -> Tensor:
+    """log p(x|z) of a likelihood, summed over the last dimension, from its parameters; no value is looked at."""
+    p0, p1, *options = family.kernel_arguments(params)
+    return log_prob_op(p0, x, p1, *options, x_scale)
+
+
+def reconstruction_log_prob(
+    family: Likelihood, recon: Tensor, x: Tensor, rows: tuple[int, ...], x_scale: float | None
+) -> Tensor:
+    """log p(x|z), (L, *batch), of recon (L, *batch, *datapoint) and x (*batch, *datapoint); `rows` is (L, *batch). The
+    datapoint may be laid out differently in the two."""
+    fits = tuple(x.shape[: len(rows) - 1]) == rows[1:] and tuple(recon.shape[: len(rows)]) == rows
+    if not fits or recon[:1].numel() != x.numel():
+        raise ValueError(
+            f"recon has shape {tuple(recon.shape)}, x {tuple(x.shape)} and kl {rows}; expected recon (L, *batch, "
+            "*datapoint), x (*batch, *datapoint) and kl (L, *batch). With a decoder that takes one batch dimension: "
+            "decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])"
+        )
+    pixels = x.shape[len(rows) - 1 :].numel()
+    flat_recon, flat_x = recon.reshape(*rows, pixels), x.reshape(*rows[1:], pixels)
+    return likelihood_log_prob(family, (flat_recon,), flat_x, x_scale)

@@ -1,0 +1,83 @@
+"""The negative ELBO of a decoder's output as one autograd node."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..checks.choices import REDUCTIONS
+from .autograd import DifferentiableOp, GradientInForward, fake_gradient, kept_graph
+from .likelihood import FORMULAS
+
+_ops = torch.ops.aevb
+
+
+_REDUCTION_NAMES = {code: name for name, code in REDUCTIONS.items()}
+
+
+def _scaled_beta(beta, beta_scale):
+    return beta_scale if beta is None else beta * beta_scale
+
+
+def _elbo_formula(recon, x, mu_or_kl, logvar, beta, beta_scale, reduction, likelihood, x_scale):
+    kl = mu_or_kl if logvar is None else reference.gaussian_kl(mu_or_kl, logvar)
+    log_prob = reference.log_prob_of_samples(FORMULAS[likelihood], recon, x, kl.dim(), x_scale)
+    return reference.reduced(_scaled_beta(beta, beta_scale) * kl - log_prob.mean(0), _REDUCTION_NAMES[reduction])
+
+
+def _elbo_fake(recon, x, mu_or_kl, logvar, beta, beta_scale, reduction, *_):
+    batch = mu_or_kl.shape if logvar is None else mu_or_kl.shape[:-1]
+    return recon.new_empty(batch if reduction == REDUCTIONS["none"] else (), dtype=torch.float32)
+
+
+@torch.library.register_fake("aevb::negative_elbo_and_grad")
+def _(recon, *args):
+    return _elbo_fake(recon, *args), fake_gradient(recon, recon, True)
+
+
+@torch.library.register_fake("aevb::negative_elbo_backward_")
+def _(recon, x, mu_or_kl, logvar, *_):
+    return fake_gradient(mu_or_kl, recon, True), fake_gradient(logvar, recon, True)
+
+
+def _elbo_grad(tensors, options, grad_recon, grad):
+    """Recon's gradient for an upstream gradient of 1, with which `loss.backward()` begins. Any other multiplies it, or
+    in half precision, which would be rounded twice, takes the backward kernel. On a GPU, whose numbers the host would
+    have to wait for, the kernel itself looks whether there is something left to do."""
+    if grad.is_cpu:
+        is_1 = float(grad) == 1
+        if not is_1 and grad_recon.dtype != torch.float32:
+            return None
+        _, grad_mu_or_kl, grad_logvar = _elbo_backward(*tensors, *options, grad, 6)
+        if kept_graph():
+            grad_recon = grad_recon * grad
+        elif not is_1:
+            grad_recon.mul_(grad)
+    elif kept_graph():
+        grad_recon, grad_mu_or_kl, grad_logvar = _elbo_backward(*tensors, *options, grad, 7)
+    else:
+        grad_mu_or_kl, grad_logvar = _elbo_backward_unless_1(*tensors, *options, grad, grad_recon)
+    return grad_recon, grad_mu_or_kl, None if tensors[3] is None else grad_logvar
+
+
+_elbo_backward = _ops.negative_elbo_backward.default
+_elbo_backward_unless_1 = _ops.negative_elbo_backward_.default
+_negative_elbo = DifferentiableOp(
+    "negative_elbo",
+    5,
+    (0, 2, 3),
+    _elbo_formula,
+    _elbo_fake,
+    only_needed=True,
+    in_forward=GradientInForward(
+        lambda *args: args[6] != REDUCTIONS["none"], _ops.negative_elbo_and_grad.default, _elbo_grad
+    ),
+)
+
+
+def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, likelihood: str, x_scale: float | None) -> Tensor:
+    """The loss of `FusedELBO`, one autograd node from its arguments; `reduction` is a value of REDUCTIONS."""
+    beta, beta_scale = (beta, 1.0) if isinstance(beta, Tensor) else (None, float(beta))
+    of_posterior = (mu, logvar) if kl is None else (kl, None)
+    return _negative_elbo(recon, x, *of_posterior, beta, beta_scale, reduction, likelihood, x_scale)

@@ -1,0 +1,76 @@
+"""Which training step a model, its loss and its device allow, and when it must be made anew."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Targets
+from ..losses.elbo import FusedELBO
+from ..models import BaseVAE
+from ..ops.plain_modules import is_plain
+from .distributed import ProcessGroup, SingleProcess
+from .objectives import SGVB, Objective, objective_of
+from .step import AutogradStep, calls_others
+from .step_cuda_graph import GraphStep
+from .step_direct import DirectStep, is_known
+from .step_distributed import DistributedStep
+
+
+def training_step(
+    model: BaseVAE,
+    objective: Objective | FusedELBO,
+    optimizer: torch.optim.Optimizer,
+    batch: Targets,
+    batch_size: int,
+    bf16: bool,
+    clip_norm: float | None = None,
+    processes: SingleProcess | None = None,
+) -> AutogradStep | GraphStep:
+    """Returns the fastest of the steps that the model, its loss and its device allow."""
+    loss = objective_of(objective)
+    parts = (model, loss, optimizer, batch, batch.x_scale, bf16, clip_norm)
+    if isinstance(processes, ProcessGroup):
+        return DistributedStep(*parts, processes)
+    direct = DirectStep.fits(model, loss, batch.images, bf16)
+    step = (DirectStep if direct else AutogradStep)(*parts)
+    # What is gathered from the disk comes from the CPU, where no graph reaches.
+    in_graph = batch.images.is_cuda and not batch.streamed and not calls_others(model, loss, optimizer)
+    return GraphStep(step, batch_size) if in_graph else step
+
+
+class _Same:
+    """An object in a cache key, equal to itself alone; the key keeps it, so that no other has its place in memory."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def step_key(model: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple:
+    """Returns the cache key of a training step: where it changes, the step must be built anew.
+
+    A captured step has addresses and hyperparameters in it.
+    """
+    parameters = list(model.parameters())
+    found: list = [*objective.settings(), optimizer, *model.modules(), *parameters]
+    found += [getattr(model, name, None) for name in ("family", "variance", "min_variance")]
+    found += [is_known(model), calls_others(model, objective, optimizer)]
+    found += [isinstance(objective, SGVB) and is_plain(objective.criterion, FusedELBO)]
+    if any(p.is_cuda for p in parameters):
+        states = [t for p in parameters for t in optimizer.state.get(p, {}).values() if isinstance(t, Tensor)]
+        found += [t.data_ptr() for t in (*parameters, *states)]
+        found += [repr({k: _where(v) for k, v in group.items() if k != "params"}) for group in optimizer.param_groups]
+    kinds = nn.Module | Tensor | torch.optim.Optimizer | Objective
+    return tuple(_Same(x) if isinstance(x, kinds) else x for x in found)
+
+
+def _where(option: object) -> object:
+    """Returns a tensor's address, since a captured step reads its value anew each time."""
+    return option.data_ptr() if isinstance(option, Tensor) else option

@@ -1,0 +1,97 @@
+"""A training step captured in a CUDA graph."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import cuda_graphs
+from .objectives import Objective
+from .step import AutogradStep, Outcome
+
+
+@dataclass
+class GraphStep:
+    """A step on a GPU, captured in a CUDA graph after a few that run as they are: batch, noise, gradients and update
+    are one launch. Batches of another size run as they are."""
+
+    step: AutogradStep
+    batch_size: int
+    warm_up: int = 3
+
+    def __post_init__(self) -> None:
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.given_up = False
+        self.inputs: _GraphInputs | None = None
+
+    def __call__(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Outcome:
+        if self.given_up or len(index) != self.batch_size:
+            return self.step(index, batch_seed, noise_seed)
+        if self.inputs is None:
+            self.inputs = _GraphInputs(index, batch_seed, noise_seed)
+        self.inputs.set(index, batch_seed, noise_seed, _beta_of(self.step.objective))
+        if self.warm_up > 0:
+            self.warm_up -= 1
+            return cuda_graphs.beside(self._take)
+        if self.graph is None and not self._capture():
+            return self.step(index, batch_seed, noise_seed)
+        assert self.graph is not None
+        self.graph.replay()
+        return Outcome(self.outcome.numbers.clone())
+
+    def _take(self) -> Outcome:
+        """A step of the inputs, which the graph reads. A beta that is a number is read where it is too."""
+        assert self.inputs is not None
+        objective = self.step.objective
+        if objective.beta is None:
+            return self.step(*self.inputs.tensors)
+        beta, objective.beta = objective.beta, self.inputs.beta
+        try:
+            return self.step(*self.inputs.tensors)
+        finally:
+            objective.beta = beta
+
+    def _capture(self) -> bool:
+        self.step.optimizer.zero_grad(set_to_none=True)
+        try:
+            self.graph, self.outcome = cuda_graphs.capture(self._take)
+        except RuntimeError as error:
+            self.given_up = True
+            first: BaseException = error  # where ending the capture failed too, what went wrong before says why
+            while first.__context__ is not None:
+                first = first.__context__
+            reason = str(first).splitlines()[0] if str(first) else type(first).__name__
+            warnings.warn(
+                f"the training step could not be captured in a CUDA graph ({reason}), so it runs op by op: the same "
+                "numbers, more slowly",
+                stacklevel=3,
+            )
+        return self.graph is not None
+
+
+def _beta_of(objective: Objective) -> Tensor | float:
+    return 1.0 if objective.beta is None else objective.beta
+
+
+class _GraphInputs:
+    """What a captured step reads anew each time; it is copied only where it is not what it was."""
+
+    def __init__(self, *given: Tensor):
+        self.tensors = tuple(t.clone() for t in given)
+        self.beta = torch.ones((), device=given[0].device)
+        self.known: list[object] = [None] * (len(given) + 1)
+
+    def set(self, *given: Tensor | float) -> None:
+        for i, (to, value) in enumerate(zip((*self.tensors, self.beta), given, strict=True)):
+            # A tensor may have been written to since.
+            now = (value, value._version) if isinstance(value, Tensor) else value
+            before = self.known[i]
+            if isinstance(value, Tensor):
+                if not (isinstance(before, tuple) and before[0] is value and before[1] == value._version):
+                    to.copy_(value)
+            elif before != value:
+                to.fill_(value)
+            self.known[i] = now

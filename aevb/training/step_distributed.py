@@ -1,0 +1,61 @@
+"""The training step of several processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from .distributed import SingleProcess
+from .objectives import SGVB, Terms
+from .step import AutogradStep, Outcome, outcome_of
+
+
+class _Loss(nn.Module):
+    """A step's loss as a module's forward, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, step: AutogradStep):
+        super().__init__()
+        self.model = step.model  # its parameters are those whose gradients are added up
+        self.terms = step.terms
+
+    def forward(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.terms(x, seeds))
+
+
+@dataclass
+class DistributedStep(AutogradStep):
+    """Each process takes its part of the batch, and DistributedDataParallel adds up their gradients.
+
+    They are those of one process, but for the order of additions. The outcome is that of the part.
+    """
+
+    processes: SingleProcess | None = None
+    share: float = field(default=1.0, init=False)  # of the batch
+
+    def __post_init__(self) -> None:
+        from torch.nn.parallel import DistributedDataParallel
+
+        super().__post_init__()
+        self.parallel = DistributedDataParallel(_Loss(self), gradient_as_bucket_view=True)
+
+    def __call__(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Outcome:
+        assert self.processes is not None
+        part = self.processes.part(index)
+        # DistributedDataParallel averages over processes. One that has no image left takes part with weight 0.
+        self.share = len(part) / len(index)
+        weight = self.share * self.processes.size
+        part = part if len(part) else index[:1]
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = Terms(*self.parallel(self.batch(part, batch_seed), self.noise_seeds(noise_seed, part)))
+        (weight * terms.loss).backward()
+        self.update()
+        return outcome_of(terms)
+
+    def of_whole_batch(self, kl: Tensor) -> Tensor:
+        criterion = self.objective.criterion if isinstance(self.objective, SGVB) else None
+        if criterion is None or (criterion.free_bits is None and criterion.capacity is None):
+            return kl
+        assert self.processes is not None
+        mean = kl.detach().mean(0)
+        return kl + (self.processes.sum(self.share * mean).to(kl) - mean)
