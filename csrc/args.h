@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of every device are given: matrices of rows, numbers, and where the results go. No torch here.
+// Arguments of the kernels, the same on every device: matrices of rows, numbers, and pointers to results. No torch
+// here, since nvcc never sees a torch header.
 #pragma once
 #include <cstdint>
 
@@ -11,7 +12,7 @@ enum class Dtype { float32, bfloat16, float16, uint8 };  // bool is read as uint
 
 // The order in which a row is summed (csrc/README.md).
 constexpr int kLanes = 32;   // lane k of a group adds elements k, k + 32, k + 64, ...
-constexpr int kGroup = 512;  // elements of a row summed lane by lane before the lanes are folded
+constexpr int kGroup = 512;  // elements of a group: they are summed lane by lane, and then the lanes are folded
 
 // A matrix [rows, D] as the kernels read it: unit stride within a row.
 struct Rows {
@@ -20,23 +21,24 @@ struct Rows {
   Dtype dtype = Dtype::float32;
 };
 
-// z = mu + exp(logvar / 2) * normal(seed, element) and KL, and their gradients.
+// The Gaussian posterior: samples z = mu + exp(logvar / 2) * normal(seed, element), the KL, the log ratio
+// log q(z|x) - log p(z), and their gradients. The log ratio has kernels of its own.
 struct GaussianArgs {
   Rows mu, logvar;              // [B, D]
-  int64_t B, D, L;              // L samples a row
+  int64_t B, D, L;              // L samples of each row
   const int64_t* seeds;         // [L * B * D / seed_block]
-  int64_t seed_block;           // elements of z that one seed numbers from 0
-  void* z;                      // [L, B, D], mu's dtype; null: KL only
+  int64_t seed_block;           // elements of z under one seed, which numbers them from 0
+  void* z;                      // [L, B, D], mu's dtype; null: only the KL is computed
   float* kl;                    // [B]
-  float* log_ratio;             // [L, B], log q(z|x) - log p(z), by kernels of its own; null: not asked for
-  Rows grad_z;                  // [L * B, D], mu's dtype, or absent
-  const float* grad_log_ratio;  // [L, B], or null: none
-  const float* sample_weight;   // [L, B], multiplies grad_z (grad_log_ratio has it already); null: 1
-  bool path_only;               // q's own mu and logvar count as constants in log q(z|x)
-  const float* grad_kl;         // [B], or [1] with stride 0; null: none
+  float* log_ratio;             // [L, B]; null: not computed
+  Rows grad_z;                  // [L * B, D], mu's dtype: upstream gradient of z, or absent
+  const float* grad_log_ratio;  // [L, B]: upstream gradient of log_ratio; null: none
+  const float* sample_weight;   // [L, B]: multiplies grad_z (grad_log_ratio is weighted already); null: 1
+  bool path_only;               // path derivative: mu and logvar count as constants in log q(z|x)
+  const float* grad_kl;         // [B], or [1] with stride 0: upstream gradient of kl; null: none
   int64_t grad_kl_stride;       // 1 or 0
   float grad_kl_scale;          // multiplies grad_kl
-  const float* beta;            // [], multiplies it too; null: 1
+  const float* beta;            // []: multiplies grad_kl too; null: 1
   void *grad_mu, *grad_logvar;  // [B, D], mu's dtype
 };
 
@@ -44,23 +46,23 @@ struct GaussianArgs {
 enum class Likelihood { AEVB_LIKELIHOODS(AEVB_NAME) };
 #undef AEVB_NAME
 
-constexpr int kMostParams = 2;  // of a likelihood
+constexpr int kMostParams = 2;  // parameters of a likelihood, at most
 
-// log p(x|z) of each row of a decoder's outputs, its gradient, or both: a null result is not computed. Row l * x_rows +
-// b of the parameters goes with row b of x.
+// log p(x|z) of each row and its gradient. A null output pointer is not computed. Row l * x_rows + b of the parameters,
+// sample l of datapoint b, goes with row b of x.
 struct LikelihoodArgs {
   Likelihood likelihood;
-  Rows param[kMostParams];  // [R, D]; those that the likelihood has not are absent
-  float scalar;             // of a likelihood that has one, such as the logvar of all elements
+  Rows param[kMostParams];  // [R, D]: the decoder's outputs; absent beyond the likelihood's parameters
+  float scalar;             // a likelihood's own number, if it has one, such as a logvar for all elements
   Rows x;                   // [x_rows, D]
   float x_scale;            // multiplies x
   int64_t R, x_rows, D;
   float* log_prob;    // [R]
-  const float* grad;  // upstream, at l * grad_sample_stride + b * grad_stride; null: 1 (with log_prob)
+  const float* grad;  // upstream gradient, at l * grad_sample_stride + b * grad_stride; null: 1 (with log_prob)
   int64_t grad_sample_stride, grad_stride;  // 0 or more
   float grad_scale;                         // multiplies the gradient before `grad` does
-  bool done_for_1;                          // the gradient is there already if `grad`, one number, is 1
-  void* grad_param[kMostParams];            // [R, D], its parameter's dtype; may be that itself, if it is contiguous
+  bool done_for_1;                          // grad is one number, and grad_param already holds the gradient for 1
+  void* grad_param[kMostParams];            // [R, D], the parameter's dtype; may be a contiguous parameter itself
 };
 
 inline bool wants_gradient(const LikelihoodArgs& a) {
@@ -71,44 +73,45 @@ inline bool wants_gradient(const LikelihoodArgs& a) {
 
 enum class Reduction { none = 0, mean = 1, sum = 2 };
 
-// The loss of B datapoints: beta KL - the mean over L samples of log p(x|z).
+// The negative ELBO of B datapoints: beta KL - the mean over L samples of log p(x|z).
 struct LossArgs {
   const float* log_prob;  // [L, B]
   const float* kl;        // [B]
   int64_t L, B;
-  float beta_scale;   // the KL's weight, times
-  const float* beta;  // [], or null: 1
+  float beta_scale;   // the KL's weight is beta_scale * beta
+  const float* beta;  // []; null: 1
   Reduction reduction;
   float* loss;  // [B], or [] when reduced
 };
 
-// result[i] = scale * beta * x[i * x_stride]: the gradient of a KL that was given.
+// result[i] = scale * beta * x[i * x_stride]: the gradient of a KL that was given in place of mu and logvar.
 struct ScaleArgs {
-  const float* x;
+  const float* x;  // [n], at x_stride
   int64_t x_stride, n;
   float scale;
-  const float* beta;  // [], or null: 1
+  const float* beta;  // []; null: 1
   float* result;      // [n]
 };
 
-// Standard normals: `blocks` runs of n elements, each under its own seed.
+// Standard normals: `blocks` blocks of n elements, each under its own seed.
 struct NormalArgs {
   const int64_t* seeds;  // [blocks]
   int64_t blocks, n;
   float* eps;  // [blocks, n]
 };
 
+// mixed[i] = mix_seed(seed[i], index[i]), a seed of its own for each index.
 struct MixSeedArgs {
   const int64_t *seed, *index;  // [n]
   int64_t n;
   int64_t* mixed;  // [n]
 };
 
-// x[b, d] = whether pixel d of image index[b] is set, by the noise of the seed mix_seed(seed, index[b]).
+// Binarization: x[b, d] is 1 where pixel d of image index[b] is set, by the noise of mix_seed(seed, index[b]).
 struct BinarizeArgs {
   const uint8_t* images;  // [N, D], values 0..max_value
   int64_t N;
-  const int64_t* index;  // [B], or null: 0, 1, 2, ...
+  const int64_t* index;  // [B]; null: 0, 1, 2, ...
   int64_t B, D;
   const int64_t* seed;  // []
   uint32_t max_value;
@@ -117,87 +120,88 @@ struct BinarizeArgs {
 
 enum class Activation { none = 0, tanh = 1, relu = 2 };
 
-constexpr int kActivationBlock = 64;  // rows whose gradients are summed one after the other
+constexpr int kActivationBlock = 64;  // rows of a block: the bias's gradient adds a block's rows in order, then blocks
 
-// out = activation(out + bias), over out; or the gradients of that.
+// out = activation(out + bias), in place, or the gradients of its input and of the bias.
 struct ActivationArgs {
   int64_t rows, D;
   Activation activation;
   float* out;         // [rows, D]
-  const float* bias;  // [D], or null: 0
-  const float* grad;  // [rows, D], of out
+  const float* bias;  // [D]; null: 0
+  const float* grad;  // [rows, D], rows grad_stride apart: upstream gradient of out
   int64_t grad_stride;
   float* grad_input;   // [rows, D]; may be grad
-  float* partial_sum;  // [blocks of rows, D], of grad_input
+  float* partial_sum;  // [blocks of rows, D]: sums of grad_input over each block
   float* grad_bias;    // [D]
 };
 
-// out = activation(scale * the sum of the pieces + bias): what is left of a matrix product that was taken in pieces.
+// out = activation(scale * the sum of the pieces + bias), which completes a matrix product taken in pieces.
 struct PiecesArgs {
-  const float* pieces;  // [count, rows, D]
+  const float* pieces;  // [count, rows, D], pieces piece_stride and rows row_stride apart
   int64_t count, piece_stride, row_stride;
   int64_t rows, D;
   float scale;
-  const float* bias;  // [D], or null: 0
+  const float* bias;  // [D]; null: 0
   Activation activation;
   float* out;  // [rows, D]
 };
 
-// x as bfloat16 numbers, of which three, high, middle and low, make a float32: copies of them in a given order, the
-// pieces of row r at r * row_stride, piece_stride apart. Of bytes each is the number itself.
+// x as bfloat16 pieces: a float32 number is the sum of three, high, middle and low. Copies of the pieces are written in
+// a given order: piece p of row r begins at r * row_stride + p * piece_stride. The high piece of a byte is the byte
+// itself, and its other pieces are 0.
 struct SplitArgs {
   Rows x;  // [rows, D], float32 or uint8
   int64_t rows, D;
-  uint32_t order;  // two bits a piece, the first lowest: 0 high, 1 middle, 2 low
+  uint32_t order;  // two bits a piece, the first piece lowest: 0 high, 1 middle, 2 low
   int pieces;
-  void* to;
-  int64_t piece_stride, row_stride, height, width;  // with zeros beyond rows and D
+  void* to;  // [height, width] for each piece, zeros beyond [rows, D]
+  int64_t piece_stride, row_stride, height, width;
 };
 
-// The loss of a step, beta KL - log p(x|z) on average, the mean KL, and loss + ELBO.
+// Terms of a training step: the loss, which is the mean of beta KL minus the mean log p(x|z); the mean KL; loss + ELBO.
 struct TermsArgs {
   const float* log_prob;  // [R]
   const float* kl;        // [B]
   int64_t R, B;
   float beta_scale;
-  const float* beta;  // [], multiplies it, or null: 1
+  const float* beta;  // []: multiplies beta_scale; null: 1
   float* terms;       // [3]
 };
 
-// out = activation(x_scale x @ weight.T + bias) for x of few elements that are not 0, or the gradient of weight.
+// out = activation(x_scale x @ weight.T + bias) for x that mostly holds zeros, or the gradient of weight.
 struct SparseArgs {
   Rows x;  // [B, D], bytes
   float x_scale;
-  bool bits;  // every x_scale x that is not 0 is 1
+  bool bits;  // every nonzero x_scale x is 1
   int64_t B, D, H;
   const float* weight;  // [H, D]
-  const float* bias;    // [H], or null: 0
+  const float* bias;    // [H]; null: 0
   Activation activation;
   float* out;          // [B, H]
-  const float* grad;   // [B, H], of x_scale x @ weight.T
+  const float* grad;   // [B, H]: upstream gradient of x_scale x @ weight.T
   float* grad_weight;  // [H, D]
 };
 
-constexpr int kAdamTensors = 32;  // of a launch
+constexpr int kAdamTensors = 32;  // tensors of one launch, at most
 
-// A model's weights, and what Adam keeps of their gradients.
+// One weight tensor, its gradient, and Adam's moments of the gradient.
 struct AdamTensor {
-  float* weight;  // [size], as are the next
-  const float* grad;
-  float *mean, *square;
-  const float* step;  // [], how many there were with this one
+  float* weight;         // [size]
+  const float* grad;     // [size]
+  float *mean, *square;  // [size]: running means of the gradient and of its square
+  const float* step;     // []: number of steps, this step included
   int64_t size;
-  bool in_vectors;  // they are aligned to 16 bytes
+  bool in_vectors;  // weight, grad, mean and square are aligned to 16 bytes
 };
 struct AdamArgs {
   AdamTensor tensor[kAdamTensors];
-  int64_t first_block[kAdamTensors];  // of a tensor
+  int64_t first_block[kAdamTensors];  // first block of each tensor
   int count;
-  const float* lr;  // [], or null: fixed_lr
+  const float* lr;  // []; null: fixed_lr
   float fixed_lr, beta1, beta2, log_beta1, log_beta2, eps;
 };
 
-// Functions that the tests run over all of float; the names are those that Python sees.
+// Elementary functions that the tests run over all floats, and their names in Python.
 enum class Elementary {
   exp,
   exp_minus,

@@ -115,7 +115,7 @@ SampleShape check_samples(const char* op, const Tensor& mu, const Tensor& seed, 
 
 namespace {
 
-// What a likelihood is called, and its parameters.
+// Names of a likelihood and of its parameters.
 struct Names {
   const char* name;
   bool has_scalar;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the ops accept, on every device, and the sentences a user reads when a call does not fit.
+// Checks of the ops' arguments, on every device, and the sentences that a user reads when a call does not fit.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -17,7 +17,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Throws "aevb.<op>: <parts>", which Python sees as a RuntimeError.
+// Throws std::runtime_error "aevb.<op>: <parts>", a RuntimeError in Python.
 template <class... Parts>
 [[noreturn]] void fail(const char* op, const Parts&... parts) {
   std::ostringstream text;
@@ -35,22 +35,23 @@ Sizes sizes_of(const Tensor& t);
 
 void check_same_device(const char* op, const char* a_name, const Tensor& a, const char* b_name, const Tensor& b);
 
-// The posterior's parameters, [B, D] with any leading dimensions for B.
+// Shape of the posterior's parameters: [B, D], where B stands for any leading dimensions, `batch`.
 struct LatentShape {
   int64_t B, D;
   Sizes batch;
 };
 LatentShape check_latents(const char* op, const Tensor& mu, const Tensor& logvar);
 
-// Samples of it: z is (L, *batch, D), or (*batch, D) where num_samples is not given; a seed numbers seed_block elements
-// of z.
+// Shape of the posterior's samples: z is (L, *batch, D), or (*batch, D) without num_samples. A seed numbers seed_block
+// elements of z.
 struct SampleShape {
   int64_t L, seed_block;
   Sizes z;
 };
 SampleShape check_samples(const char* op, const Tensor& mu, const Tensor& seed, std::optional<int64_t> num_samples);
 
-// A likelihood's parameters against targets: row r of a parameter [R, D] goes with row r % x_rows of x [x_rows, D].
+// Shape of a likelihood's parameters and targets: row r of a parameter [R, D] goes with row r % x_rows of x
+// [x_rows, D].
 struct LikelihoodShape {
   int64_t R, x_rows, D;
   Sizes rows;
@@ -58,27 +59,27 @@ struct LikelihoodShape {
 LikelihoodShape check_likelihood(const char* op, Likelihood likelihood, const Tensor& p0, const Tensor& x,
                                  const OptionalTensor& p1, std::optional<double> x_scale);
 
-// The likelihood of that name in formulas/likelihood_list.h.
+// The likelihood that formulas/likelihood_list.h calls `name`.
 Likelihood likelihood_named(const char* op, const std::string& name);
 
-// The same, of which recon is all that there is: with one parameter, and no number of its own.
+// likelihood_named for a likelihood whose only parameter is recon: it has one parameter, and no number of its own.
 Likelihood likelihood_of_recon(const char* op, const std::string& name);
 
-// As check_likelihood with the datapoints' dimensions known: output is (*samples, *batch, *datapoint), x (*batch,
-// *datapoint). The datapoint may be laid out differently in the two, as long as its size is the same.
+// check_likelihood where the batch dimensions are known: recon is (*samples, *batch, *datapoint), and x is (*batch,
+// *datapoint). A datapoint may have different dimensions in the two, but has the same number of elements.
 LikelihoodShape check_reconstruction(const char* op, const Tensor& recon, const Tensor& x, const Sizes& batch,
                                      const char* batch_from, std::optional<double> x_scale);
 
-// `grad` is what flows back into a result of the given shape and dtype.
+// Checks the upstream gradient `grad` of a result with the given shape and dtype.
 void check_grad(const char* op, const char* name, const Tensor& grad, const Sizes& shape, ScalarType dtype,
                 const Tensor& like);
 
 Reduction check_reduction(const char* op, int64_t reduction);
 
-// What flows back through log q(z|x) - log p(z): see schemas.h.
+// Checks `gradient`, which says what flows back through log q(z|x) - log p(z): see schemas.h.
 void check_gradient(const char* op, int64_t gradient);
 
-// A 0-d float32 tensor times a number; the tensor may be absent.
+// Checks beta, a 0-d float32 tensor that may be absent. beta_scale, a number, multiplies it.
 void check_beta(const char* op, const OptionalTensor& beta, const Tensor& like);
 
 }  // namespace aevb

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What follows a layer's matrix product, from tensors to the arguments of kernels, written once for every device.
+// The ops that follow a layer's matrix product, written once for every device: they turn tensors into the arguments of
+// kernels.
 //
-// A Device is that of ops.h, and has
+// A Device is as in ops.h, and has
 //   void activation(const ActivationArgs&), activation_backward(ActivationArgs)
 #pragma once
 #include <algorithm>
@@ -17,7 +18,7 @@ inline Activation check_activation(const char* op, int64_t activation) {
   return static_cast<Activation>(activation);
 }
 
-// [rows, D] of a contiguous float32 tensor.
+// The shape {rows, D} of a contiguous float32 tensor (..., D).
 inline std::pair<int64_t, int64_t> check_rows(const char* op, const char* name, const Tensor& t) {
   const Sizes sizes = sizes_of(t);
   if (t.scalar_type() != ScalarType::Float || sizes.empty() || !t.is_contiguous())
@@ -26,7 +27,7 @@ inline std::pair<int64_t, int64_t> check_rows(const char* op, const char* name, 
   return {sizes.back() ? t.numel() / sizes.back() : 0, sizes.back()};
 }
 
-// The bias as the kernels read it.
+// The bias [D], checked and contiguous, if there is one.
 inline OptionalTensor check_bias(const char* op, const OptionalTensor& bias, int64_t D) {
   if (!bias) return std::nullopt;
   if (bias->scalar_type() != ScalarType::Float || sizes_of(*bias) != Sizes{D})
@@ -74,8 +75,8 @@ struct LayerOps {
   }
 
  private:
-  // Writes the gradient of what was activated to `grad_input`, which may be grad, and for no activation is not touched;
-  // gives that of the bias.
+  // Writes the gradient of the activation's input to `grad_input`, which may be grad, and returns the gradient of the
+  // bias. Without an activation `grad_input` is not touched.
   static Tensor gradients(const char* op, Device& device, const Tensor& out, const Rows& grad, int64_t activation,
                           Tensor& grad_input) {
     const auto [rows, D] = check_rows(op, "out", out);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ops that every device has, from tensors to the arguments of kernels, written once.
+// The ops that every device has, written once: they check tensors and turn them into the arguments of kernels.
 //
-// A Device is made from a tensor on it, and is where results are allocated and kernels run:
+// A Device is constructed from a tensor on that device. It allocates results and runs kernels:
 //   Tensor empty(const Sizes&, ScalarType)
 //   void gaussian(const GaussianArgs&), gaussian_backward(..), gaussian_log_ratio(..),
 //        gaussian_log_ratio_backward(..), likelihood(const LikelihoodArgs&), loss(const LossArgs&),
@@ -273,7 +273,7 @@ struct Ops {
 
   // ---- the negative ELBO --------------------------------------------------------------------------------------------
 
-  // Of the posterior it takes mu and logvar, or its KL alone, in mu's place.
+  // The posterior is given by mu and logvar, or by its KL alone, in mu's place.
   static Tensor negative_elbo(const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
                               const OptionalTensor& logvar, const OptionalTensor& beta, double beta_scale,
                               int64_t reduction, std::string likelihood, std::optional<double> x_scale) {
@@ -332,7 +332,7 @@ struct Ops {
   static const float* floats(const Tensor& t) { return t.const_data_ptr<float>(); }
   static float* floats(Tensor& t) { return t.mutable_data_ptr<float>(); }
 
-  // mu and logvar as the kernels read them.
+  // mu and logvar [B, D] as the kernels read them.
   struct Latents {
     LatentShape shape;
     Matrix mu, logvar;
@@ -355,7 +355,7 @@ struct Ops {
     }
   };
 
-  // The parameters of a likelihood, as a decoder gives them, and its targets.
+  // A likelihood's parameters [R, D], the decoder's outputs, and its targets x [x_rows, D].
   struct Decoded {
     LikelihoodShape shape;
     Matrix p0, x;
@@ -408,7 +408,7 @@ struct Ops {
     return {grad_mu, grad_logvar};
   }
 
-  // The gradients of a likelihood's parameters, each where it is needed, and else nothing.
+  // The gradient of each parameter of a likelihood; empty, (0,), where `needs` lacks its bit.
   static Pair parameter_gradients(Device& device, LikelihoodArgs& a, const Tensor& p0, const OptionalTensor& p1,
                                   int64_t needs) {
     const bool needs0 = needs & 1, needs1 = (needs & 2) && p1;
@@ -420,9 +420,9 @@ struct Ops {
     return {grad0, grad1};
   }
 
-  // What the arguments of the loss are, once they are checked.
+  // The checked arguments of the loss.
   struct LossInputs {
-    LatentShape latents;  // of mu and logvar, where these are given
+    LatentShape latents;  // shape of mu and logvar, if they are given
     LikelihoodShape decoded;
     Sizes batch;
     Likelihood likelihood;
@@ -454,7 +454,7 @@ struct Ops {
     return in;
   }
 
-  // The loss, and in `grad_recon`, where it is given, the gradient of `recon` for an upstream gradient of 1.
+  // The loss. `grad_recon`, if not null, receives the gradient of `recon` for an upstream gradient of 1.
   static Tensor loss_of(const LossInputs& in, const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
                         const OptionalTensor& logvar, const OptionalTensor& beta, double beta_scale,
                         std::optional<double> x_scale, Tensor* grad_recon) {
@@ -476,12 +476,13 @@ struct Ops {
     return loss;
   }
 
-  // What one unit of the loss' gradient is worth to one datapoint.
+  // The derivative of the loss by the loss of one datapoint.
   static double datapoint_weight(Reduction how, int64_t B) {
     return how == Reduction::mean ? 1.0 / static_cast<double>(B) : 1.0;
   }
 
-  // The gradients of mu and logvar, or of the KL and nothing, from that of the loss: [B], or of all together [].
+  // The gradients of mu and logvar, or of the KL and an empty tensor. grad: upstream gradient of the loss, [B], or []
+  // where the loss is reduced.
   static Pair kl_gradients(Device& device, const LossInputs& in, const Tensor& recon, const Tensor& mu_or_kl,
                            const OptionalTensor& logvar, const Tensor& grad, const OptionalTensor& beta,
                            double beta_scale, bool needed) {
@@ -505,7 +506,8 @@ struct Ops {
     return gaussian_gradients(device, a, mu_or_kl);
   }
 
-  // The gradient of `recon`, to be written to `over`, from that of the loss: [B], or of all together [].
+  // The kernel's arguments for the gradient of `recon`, to be written to `over`. grad: upstream gradient of the loss,
+  // [B], or [] where the loss is reduced.
   static LikelihoodArgs reconstruction_gradient(const Decoded& decoded, const Tensor& grad, Reduction how,
                                                 Tensor& over) {
     LikelihoodArgs a = decoded.args();
@@ -516,7 +518,7 @@ struct Ops {
     return a;
   }
 
-  // What a unit of the loss' gradient is worth to the log-likelihood of one sample.
+  // The derivative of the loss by the log-likelihood of one sample.
   static float reconstruction_scale(const Decoded& decoded, Reduction how) {
     const int64_t L = decoded.shape.x_rows ? decoded.shape.R / decoded.shape.x_rows : 1;
     return static_cast<float>(-datapoint_weight(how, decoded.shape.x_rows) / static_cast<double>(L));
@@ -544,7 +546,7 @@ struct Ops {
 
 #define AEVB_REGISTER_PLAIN(library, Device, name) library.impl(#name, TORCH_BOX(&aevb::Ops<Device>::name))
 
-// An op, its bare twin and its gradient.
+// An op, its bare twin for eager mode, and the op of its gradient.
 #define AEVB_REGISTER_DIFFERENTIABLE(library, Device, name)            \
   library.impl(#name, TORCH_BOX(&aevb::Ops<Device>::name));            \
   library.impl(#name "_forward", TORCH_BOX(&aevb::Ops<Device>::name)); \

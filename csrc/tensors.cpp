@@ -8,10 +8,10 @@
 namespace aevb {
 namespace {
 
-// The distance between rows of D elements where t is such rows, each a contiguous run; -1 where it is not.
+// The stride between rows of D elements, if t consists of evenly spaced rows that are contiguous runs; else -1.
 int64_t row_stride(const Tensor& t, int64_t D) {
   const auto sizes = t.sizes(), strides = t.strides();
-  int64_t run = 1;  // elements that the dimensions seen so far cover without a gap
+  int64_t run = 1;  // elements of the dimensions visited so far, which lie without a gap
   int64_t d = static_cast<int64_t>(sizes.size()) - 1;
   for (; d >= 0 && run < D; --d) {
     if (sizes[d] == 1) continue;

@@ -8,18 +8,21 @@ namespace aevb {
 
 Dtype dtype_of(const Tensor& t);
 
-// A tensor read as [rows, D], D counting its last elements; a copy is made only where rows are not evenly spaced runs.
+// A tensor read as [rows, D], where D elements of its last dimensions make a row. It is copied only if its rows are not
+// evenly spaced runs.
 struct Matrix {
-  Tensor owner;
+  Tensor owner;  // keeps the memory of `rows` alive
   Rows rows;
 };
 Matrix matrix(const Tensor& t, int64_t D);
 
-Tensor dense(const Tensor& t);  // itself where it is contiguous
+// t itself if it is contiguous, else a contiguous copy.
+Tensor dense(const Tensor& t);
 
-bool is_one_number(const Tensor& t);  // that was expanded: all elements lie in one place
+// Whether t is one number that was expanded: all its elements lie in one place.
+bool is_one_number(const Tensor& t);
 
-// Torch's code for a dtype of results.
+// Torch's code for the dtype of a result, and the bytes of an element.
 int32_t dtype_code(ScalarType dtype);
 int64_t item_size(ScalarType dtype);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What follows a layer's matrix product: bias and activation in one pass, and their gradients in one.
+// Work after a layer's matrix product: bias and activation in one pass, and their gradients in one pass.
 #pragma once
 #include "../formulas/activation.h"
 #include "isa.h"
@@ -7,7 +7,7 @@
 namespace aevb::cpu {
 namespace {
 
-// x[0 .. n) = activation(x + bias), over x.
+// x = activation(x + bias), in place, for x [n] and bias [n] (null: 0).
 template <Activation kActivation>
 AEVB_FORMULA void activate(float* x, const float* bias, int64_t n) {
   if (bias) {
@@ -31,6 +31,7 @@ inline void activation_rows(const ActivationArgs& a, int64_t begin, int64_t end)
   for (int64_t row = begin; row < end; ++row) activate(a.activation, a.out + row * a.D, a.bias, a.D);
 }
 
+// Writes the gradient of the activation's input to grad_input [n], and adds it to sum [n].
 template <Activation kActivation>
 AEVB_FORMULA void add_gradients(const float* out, const float* grad, float* grad_input, float* sum, int64_t n) {
 #pragma omp simd

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Grey pixels to bits, gathered from a data set and drawn anew, row by row.
+// Binarization, row by row: images are gathered from a data set, and their grey pixels drawn anew as bits.
 #pragma once
 #include "noise.h"
 
@@ -7,7 +7,7 @@ namespace aevb::cpu {
 namespace {
 
 inline void binarize_rows(const BinarizeArgs& a, int64_t begin, int64_t end) {
-  constexpr int kMost = 4 * kCounters, kPixels = 4 * kMost;  // counters and pixels at a time
+  constexpr int kMost = 4 * kCounters, kPixels = 4 * kMost;  // most counters, and pixels, at a time
   alignas(64) uint32_t word[4][kMost] = {}, four[kMost];
   const uint32_t most = a.max_value, step = grey_step(most);
   for (int64_t b = begin; b < end; ++b) {

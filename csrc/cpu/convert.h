@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensor elements to float and back, run by run.
+// Conversion of tensor elements to float and back, run by run.
 #pragma once
 #include "../formulas/half.h"
 #include "isa.h"
@@ -13,12 +13,13 @@ namespace {
 
 AEVB_FORMULA int64_t size_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : dtype == Dtype::uint8 ? 1 : 2; }
 
+// out [n] = the elements data [n].
 AEVB_CONVERSION void read_floats(const void* data, Dtype dtype, int64_t n, float* out) {
   const auto* half = static_cast<const uint16_t*>(data);
   const auto* byte = static_cast<const uint8_t*>(data);
   switch (dtype) {
     case Dtype::float32:
-      if (n > 0) __builtin_memcpy(out, data, n * sizeof(float));  // of nothing there may be no address
+      if (n > 0) __builtin_memcpy(out, data, n * sizeof(float));  // data may be null where n is 0
       break;
     case Dtype::bfloat16:
 #pragma omp simd
@@ -35,6 +36,7 @@ AEVB_CONVERSION void read_floats(const void* data, Dtype dtype, int64_t n, float
   }
 }
 
+// data [n] = x [n], rounded to dtype.
 AEVB_CONVERSION void write_floats(const float* x, int64_t n, Dtype dtype, void* data) {
   auto* half = static_cast<uint16_t*>(data);
   switch (dtype) {
@@ -49,7 +51,7 @@ AEVB_CONVERSION void write_floats(const float* x, int64_t n, Dtype dtype, void* 
     case Dtype::float32:
       if (n > 0) __builtin_memcpy(data, x, n * sizeof(float));
       break;
-    case Dtype::uint8: break;  // no result is
+    case Dtype::uint8: break;  // no result is written as uint8
   }
 }
 
@@ -58,8 +60,8 @@ AEVB_FORMULA const void* element(const void* data, Dtype dtype, int64_t i) {
 }
 AEVB_FORMULA void* element(void* data, Dtype dtype, int64_t i) { return static_cast<char*>(data) + i * size_of(dtype); }
 
-// Writes past the caches, for results so large that they would only push out what is still needed. end_stream() comes
-// before another thread may read them.
+// Writes x [n] to out [n] past the caches, from which so large a result would only push needed data out. end_stream()
+// must come before another thread reads the result.
 AEVB_FORMULA void stream_floats(const float* x, int n, float* out) {
   int i = 0;
 #if defined(AEVB_AVX512)
@@ -78,8 +80,8 @@ AEVB_FORMULA void end_stream() {
 #endif
 }
 
-// Columns [column, column + n) of `count` rows from `row` on, as floats one after the other: in place where they
-// already are that, else in `buffer` [count * n].
+// Columns [column, column + n) of `count` rows from `row` on, as adjacent floats [count, n]. They are read in place if
+// they lie so already, else to `buffer` [count, n].
 inline const float* read_rows(const Rows& m, int64_t row, int64_t count, int64_t column, int64_t n, float* buffer) {
   if (m.dtype == Dtype::float32 && (count == 1 || m.stride == n))
     return static_cast<const float*>(m.data) + row * m.stride + column;

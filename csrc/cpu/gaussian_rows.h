@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The reparameterised sample and the Gaussian KL over rows of latents, tile by tile: a tile is some whole rows, or a
-// piece of one long row, and its intermediate values stay in the first-level cache.
+// The reparameterised sample and the Gaussian KL of rows of latents, tile by tile. A tile is some whole rows, or a
+// piece of one long row. Its intermediate values stay in the first-level cache.
 #pragma once
 #include "../formulas/gaussian.h"
 #include "convert.h"
@@ -10,12 +10,12 @@
 namespace aevb::cpu {
 namespace {
 
-// Small enough that reading one tile overlaps with computing the one before. Divides kGroup.
+// Elements of a tile: few, so that reading a tile overlaps with computing the previous tile. Divides kGroup.
 constexpr int kTile = 256;
 
 #define AEVB_INLINE __attribute__((always_inline))
 
-// f(i) for every i < n, two vectors at a time where there are as many: each has waits that the other fills.
+// Calls f(i) for every i < n, two vectors at a time while there are two: each fills the other's waits.
 template <class F>
 AEVB_FORMULA void for_elements(int n, const F& f) {
   constexpr int kAtOnce = 16;
@@ -28,7 +28,7 @@ AEVB_FORMULA void for_elements(int n, const F& f) {
   for (int k = i; k < n; ++k) f(k);
 }
 
-// use(RangeConstant): the range that all logvar[0 .. n) are in.
+// Calls use(RangeConstant) with the range that holds all of logvar [n].
 template <class Use>
 AEVB_FORMULA void with_range(const float* logvar, int n, const Use& use) {
   int beyond = 0;
@@ -40,13 +40,14 @@ AEVB_FORMULA void with_range(const float* logvar, int n, const Use& use) {
     use(RangeConstant<Range::moderate>{});
 }
 
+// Rows [row, row + rows) and columns [column, column + columns) of a matrix.
 struct Tile {
   int64_t row, rows, column, columns;
   int n() const { return static_cast<int>(rows * columns); }
   bool ends_chunk(int64_t D) const { return column + columns == D || (column + columns) % kChunk == 0; }
 };
 
-// Calls visit(tile) for the work [begin, end), numbered row * chunks(D) + chunk.
+// Calls visit(tile) for each tile of the units [begin, end), numbered row * chunks(D) + chunk.
 template <class Visit>
 inline void for_tiles(int64_t D, int64_t begin, int64_t end, const Visit& visit) {
   const int64_t per_row = chunks(D);
@@ -64,9 +65,10 @@ inline void for_tiles(int64_t D, int64_t begin, int64_t end, const Visit& visit)
   }
 }
 
-// Elements [first, first + n) of the noise of all samples: one run for each seed's block that they touch.
+// Elements [first, first + n) of the noise [L, B, D], in `buffer` [n] where they touch the blocks of several seeds: one
+// run for each block.
 AEVB_FORMULA const float* noise_of(const GaussianArgs& a, int64_t first, int n, Noise<kTile>& noise, float* buffer) {
-  if (n == 0) return buffer;  // rows of no elements, whose seeds number none
+  if (n == 0) return buffer;  // rows of no elements, where seed_block is 0
   int64_t block = first / a.seed_block, offset = first % a.seed_block;
   if (offset + n <= a.seed_block) return noise.fill(static_cast<uint64_t>(a.seeds[block]), offset, n);
   for (int done = 0; done < n; ++block, offset = 0) {
@@ -84,7 +86,7 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   alignas(64) float two_kl[kTile + kLanes] = {};
   Noise<kTile> noise;
   RowSum kl;
-  const float half = chunks(a.D) == 1 ? 0.5f : 1.0f;  // chunks are joined before they are halved
+  const float half = chunks(a.D) == 1 ? 0.5f : 1.0f;  // sums of chunks are joined before they are halved
   for_tiles(a.D, begin, end, [&](const Tile& t) {
     const int n = t.n();
     const float* mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);              // [n]
@@ -96,7 +98,7 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
         two_kl[i] = gaussian_two_kl<range.value>(m, v);
       });
     });
-    if (a.kl && a.D == 1) {  // a KL for each dimension
+    if (a.kl && a.D == 1) {  // a row is one element, as where the KL of each dimension is wanted
       for (int i = 0; i < n; ++i) a.kl[t.row + i] = half * (0.0f + two_kl[i]);
     } else if (a.kl && t.columns == a.D) {
       for (int64_t r = 0; r < t.rows; ++r) a.kl[t.row + r] = half * sum_group(two_kl + r * a.D, static_cast<int>(a.D));
@@ -119,11 +121,11 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   });
 }
 
-// sum_l grad_z and sum_l grad_z eps of a tile, or of any two numbers a sample: blocks of 16 samples, joined with what
-// their addition rounds away.
+// sum_l grad_z and sum_l grad_z eps of a tile, or the sums of any two numbers of each sample. Blocks of 16 samples are
+// joined by two-sum, which keeps the rounding errors and adds them at the end.
 class SampleSums {
  public:
-  float grad_z[kTile], grad_z_eps[kTile];  // the sums, after finish()
+  float grad_z[kTile], grad_z_eps[kTile];  // after finish(): the sums
 
   inline void add_pair(const float* first, const float* second, int n) {
     const bool begins = in_block_++ == 0;
@@ -180,14 +182,14 @@ class SampleSums {
   }
   static inline void total(const float* total, const float* lost, float* out, int n) {
 #pragma omp simd
-    for (int i = 0; i < n; ++i) out[i] = lost[i] == lost[i] ? total[i] + lost[i] : total[i];  // inf loses inf - inf
+    for (int i = 0; i < n; ++i) out[i] = lost[i] == lost[i] ? total[i] + lost[i] : total[i];  // lost is NaN at inf
   }
 
   int in_block_ = 0, blocks_ = 0;
   float total_[2][kTile], lost_[2][kTile];
 };
 
-// z, and log q(z|x) - log p(z) for each sample.
+// The samples z and the log ratio log q(z|x) - log p(z) of each sample.
 inline void gaussian_log_ratio_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   alignas(64) float mu_buffer[kTile], logvar_buffer[kTile], sd[kTile], sd_less_1[kTile];
   alignas(64) float z_buffer[kTile], eps_buffer[kTile], two_ratio[kTile + kLanes] = {};
@@ -230,7 +232,7 @@ inline void gaussian_log_ratio_rows(const GaussianArgs& a, int64_t begin, int64_
     });
     return;
   }
-  // A long row keeps one running sum, so it is gone through once a sample.
+  // A long row has one running sum, so each sample takes a pass over the row.
   const int64_t per_row = chunks(a.D);
   const float half = per_row == 1 ? 0.5f : 1.0f;  // chunks are joined before they are halved
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -258,7 +260,7 @@ inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begi
     const int64_t offset = t.row * a.D + t.column;
     const float* mu = read_rows(a.mu, t.row, t.rows, t.column, t.columns, mu_buffer);              // [n]
     const float* logvar = read_rows(a.logvar, t.row, t.rows, t.column, t.columns, logvar_buffer);  // [n]
-    if (path_only) {  // outside of the loop, which a branch inside would keep from being vectorised
+    if (path_only) {  // a branch inside the loop would keep it from being vectorised
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
         sd[i] = gaussian_sd(logvar[i]);

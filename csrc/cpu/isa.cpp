@@ -10,7 +10,7 @@
 namespace aevb::cpu {
 namespace {
 
-// What this machine can run, the best last.
+// The tables that this machine can run, the best last.
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> tables = {&plain_kernels};
 #if defined(__x86_64__)

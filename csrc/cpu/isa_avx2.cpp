@@ -3,11 +3,11 @@
 #include "isa.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>  // before the region, like every header that is not ours
+#include <immintrin.h>  // before the region, like every header from outside
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
-#pragma GCC optimize("schedule-insns", "sched-pressure")  // neighbouring vectors in turns: 8% of the log-likelihood
+#pragma GCC optimize("schedule-insns", "sched-pressure")  // interleaves neighbouring vectors: 8% of the log-likelihood
 #define AEVB_AVX2
 #define AEVB_KERNELS avx2_kernels
 #define AEVB_ISA_NAME "avx2"

@@ -3,9 +3,9 @@
 #include "isa.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>  // before the region, like every header that is not ours
+#include <immintrin.h>  // before the region, like every header from outside
 
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593, in its own header
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593, in GCC's own header
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw,prefer-vector-width=512")
 #define AEVB_AVX512

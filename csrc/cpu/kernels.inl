@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Included by each isa_*.cpp inside its target region: the kernels of one instruction set, as one table.
+// The kernels of one instruction set, as one table. Each isa_*.cpp includes this file inside its target region.
 #include "activation_rows.h"
 #include "binarize_rows.h"
 #include "gaussian_rows.h"
@@ -9,7 +9,7 @@
 namespace aevb::cpu {
 namespace {
 
-// The sum of x[0], x[stride], ...: any number of elements, in the order of a row.
+// The sum of n elements, x[0], x[stride], ..., in the order of a row.
 float sum_elements(const float* x, int64_t n, int64_t stride) {
   alignas(64) float buffer[kGroup] = {};
   RowSum sum;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A fully connected layer on a CPU, but for its dense matrix product, which is torch's.
+// A fully connected layer's ops on a CPU, without its dense matrix product, which is torch's.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -14,8 +14,9 @@
 namespace aevb::cpu {
 namespace {
 
-constexpr int64_t kGrain = 16384;  // elements that are not worth a second thread
+constexpr int64_t kGrain = 16384;  // elements below which work is not worth a second thread
 
+// Memory from the cache of buffers, for the life of this object.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : data_(acquire_buffer(static_cast<size_t>(bytes))) {}
@@ -57,7 +58,7 @@ class Cpu {
   }
 };
 
-// ---- rows that mostly hold zeros ------------------------------------------------------------------------------------
+// ---- sparse products ------------------------------------------------------------------------------------------------
 
 SparseArgs sparse_args(const char* op, const Tensor& x, const Matrix& rows, std::optional<double> x_scale, int64_t D,
                        int64_t H) {
@@ -75,7 +76,7 @@ SparseArgs sparse_args(const char* op, const Tensor& x, const Matrix& rows, std:
 
 int64_t tiles_of(int64_t H) { return (H + kernels().sparse_columns - 1) / kernels().sparse_columns; }
 
-// Memory for where x is not 0.
+// Memory for the lists of the nonzero elements of x.
 class Lists {
  public:
   Lists(const SparseArgs& a, int64_t starts) : memory_(4 * starts + a.B * a.D * (a.bits ? 1 : 2) + 1) {
@@ -89,7 +90,8 @@ class Lists {
   Scratch memory_;
 };
 
-// Work of `units` units, each of `elements` of x: bytes that are looked at, or a tenth of as many sums of vectors.
+// Shares `units` units of work between threads. A unit covers `elements` elements of x: it reads so many bytes, or adds
+// a tenth as many vectors.
 template <class Work>
 void parallel(int64_t units, int64_t elements, const Work& work) {
   if (units > 0) torch::stable::parallel_for(0, units, grain_of(elements), work);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// log p(x|z) over rows of decoder outputs, its gradient, or both in one pass, for any likelihood of formulas/.
+// log p(x|z) of each row of a decoder's outputs, its gradient, or both in one pass, for any likelihood of formulas/.
 #pragma once
 #include "../formulas/likelihoods.h"
 #include "convert.h"
@@ -8,30 +8,31 @@
 namespace aevb::cpu {
 namespace {
 
-// How many lanes of a group are summed side by side: as many as keep the machine busy and fit into its registers.
+// Lanes of a group that are summed side by side: enough to keep the machine busy, and few enough for its registers.
 #if defined(AEVB_AVX512)
 constexpr int kAbreast = kLanes;
 #else
 constexpr int kAbreast = kLanes / 2;
 #endif
 
-// What is wanted of the elements: their -log p, the gradient, or both.
+// Results of a kernel: -log p, its gradient, or both.
 enum class Want { log_prob, grad, both };
 constexpr bool has_log_prob(Want want) { return want != Want::grad; }
 constexpr bool has_grad(Want want) { return want != Want::log_prob; }
 
-// What multiplies a row's gradient: first the scale, then the upstream gradient, so that a gradient taken for an
-// upstream gradient of 1 and multiplied later has the same bits.
+// The factors of a row's gradient. The scale multiplies first, and then the upstream gradient: so a gradient that was
+// taken for an upstream gradient of 1, and is multiplied later, has the same bits.
 struct Upstream {
   float scale, grad;
 };
 
-// What is read of some elements, and where their gradients go: p1 and grad1 of likelihoods with two parameters. A
-// gradient may go over what it is of.
+// A run of elements: target x, parameters p0 and p1, and their gradients. Only likelihoods with two parameters use p1
+// and grad1. A gradient may be written over its parameter.
 struct Elements {
-  const float *x, *p0, *p1;
-  float *grad0, *grad1;
+  const float *x, *p0, *p1;  // [n]
+  float *grad0, *grad1;      // [n]
 
+  // The run from element i on.
   template <class L, Want kWant>
   AEVB_FORMULA Elements from(int i) const {
     const int of_p1 = L::kParams > 1 ? i : 0, of_grad = has_grad(kWant) ? i : 0;
@@ -39,7 +40,7 @@ struct Elements {
   }
 };
 
-// kAbreast neighbouring elements.
+// Adds kAbreast neighbouring elements to the lanes linear and product [kAbreast], and writes their gradients.
 template <class L, Want kWant>
 AEVB_FORMULA void add_elements(L likelihood, const Elements& at, Upstream g, float* linear, float* product) {
   const float *x = at.x, *p0 = at.p0, *p1 = at.p1;
@@ -61,7 +62,7 @@ AEVB_FORMULA void add_elements(L likelihood, const Elements& at, Upstream g, flo
   }
 }
 
-// The n < kAbreast elements that a group ends with.
+// Adds the last n < kAbreast elements of a group, as add_elements does.
 template <class L, Want kWant>
 AEVB_FORMULA void add_last_elements(L likelihood, const Elements& at, Upstream g, int n, float* linear,
                                     float* product) {
@@ -83,7 +84,7 @@ AEVB_FORMULA void add_last_elements(L likelihood, const Elements& at, Upstream g
   }
 }
 
-// A group of n <= kGroup elements: writes its gradients, gives -log p.
+// Writes the gradients of a group of n <= kGroup elements, and returns its -log p.
 template <class L, Want kWant>
 AEVB_FORMULA float add_group(L likelihood, const Elements& at, Upstream g, int n) {
   alignas(64) float linear[kLanes], product[kLanes];
@@ -109,12 +110,13 @@ AEVB_FORMULA float add_group(L likelihood, const Elements& at, Upstream g, int n
   return fold_lanes(linear);
 }
 
-constexpr int64_t kPastCaches = int64_t{1} << 23;  // elements: 32 MiB
+constexpr int64_t kPastCaches = int64_t{1} << 23;  // elements, 32 MiB: larger gradients are written past the caches
 
-// A gradient's way to memory, group by group: where it is computed, and then to where it belongs.
+// Writes a gradient to memory, group by group. begin() gives the place to compute a group's gradient, and end() moves
+// it to its tensor.
 class GradientWriter {
  public:
-  // of: what the gradient is of, [rows, D]; null data: it is computed and forgotten.
+  // data: the gradient [rows, D]; null: it is computed and dropped. of: its parameter [rows, D].
   AEVB_FORMULA GradientWriter(void* data, const Rows& of, int64_t elements)
       : data_(data),
         dtype_(of.dtype),
@@ -142,7 +144,7 @@ class GradientWriter {
   bool past_caches_, in_place_;
 };
 
-// The work [begin, end), numbered row * chunks(D) + chunk.
+// Computes the units [begin, end), numbered row * chunks(D) + chunk.
 template <class L, Want kWant>
 inline void likelihood_units(L likelihood, const LikelihoodArgs& a, int64_t begin, int64_t end) {
   constexpr bool kTwo = L::kParams > 1;
@@ -182,7 +184,7 @@ inline void rows_of(const LikelihoodArgs& a, int64_t begin, int64_t end) {
   likelihood_units<L, Want::both>(likelihood, a, begin, end);
 }
 
-// log_prob and the gradients: those that are not null.
+// log_prob and the gradients. A null output pointer is not computed.
 inline void likelihood_rows(const LikelihoodArgs& a, int64_t begin, int64_t end) {
 #define AEVB_ROWS(name, Struct, ...) \
   case Likelihood::name: return rows_of<Struct>(a, begin, end);

@@ -13,11 +13,11 @@
 namespace aevb::cpu {
 namespace {
 
-constexpr size_t kHeader = 64;  // a block's size stands in front of its data
+constexpr size_t kHeader = 64;  // bytes before a block's data, which hold its size
 constexpr size_t kHugePage = size_t{2} << 20;
 
 struct Block {
-  size_t bytes;  // header included
+  size_t bytes;  // of header and data
 };
 
 Block* new_block(size_t bytes) {
@@ -67,7 +67,7 @@ class Cache {
   }
 
  private:
-  void free_down_to(size_t limit) {  // the longest unused first
+  void free_down_to(size_t limit) {  // frees the blocks that were unused for longest first
     while (bytes_ > limit) {
       bytes_ -= blocks_.front()->bytes;
       std::free(blocks_.front());

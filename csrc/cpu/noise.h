@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Standard normals for a range of elements of one seed's block: formulas/philox.h, many counters at once.
+// Standard normals of a range of elements of one seed's block, by formulas/philox.h, many counters at once.
 //
-// The ten rounds are integer arithmetic, so each instruction set may do them its own way: a word lives in the low half
-// of a 64-bit lane, where one widening multiply gives both halves of the product and junk above a word does no harm.
+// The ten rounds are integer arithmetic, so each instruction set may do them its own way. A word lives in the low half
+// of a 64-bit lane. There one widening multiply gives both halves of the product, and junk above a word does no harm.
 #pragma once
 #include "../formulas/philox.h"
 
 namespace aevb::cpu {
 namespace {
 
-constexpr int kCounters = 16;  // per call of philox_words; 4 elements each
+constexpr int kCounters = 16;  // counters of one call of philox_words, 4 elements each
 
+// The keys of the rounds, each in the low half of a 64-bit lane.
 struct KeySchedule {
   uint64_t k0[kPhiloxRounds], k1[kPhiloxRounds];
 };
@@ -25,8 +26,8 @@ AEVB_FORMULA KeySchedule key_schedule(uint64_t seed) {
   return keys;
 }
 
-// Words 0..3 of counters index .. index + kCounters - 1, to word[0], word[stride], word[2 * stride], word[3 * stride].
-// The counters' third word says what they are for.
+// Writes words 0..3 of counters index .. index + kCounters - 1 to word [4, kCounters], rows `stride` apart. kPurpose is
+// the counters' third word, which says what they are for.
 #if defined(AEVB_AVX512)
 
 template <uint32_t kPurpose>
@@ -112,15 +113,15 @@ AEVB_FORMULA void philox_words(uint64_t index, const KeySchedule& keys, uint32_t
 
 #endif
 
-// A window on the noise. fill() returns the normals of elements [first, first + n) of the seed's block, n <= kTile;
-// what was computed beyond them is kept for the call that goes on from there.
+// A window on the noise. fill() returns the normals [n] of elements [first, first + n) of the seed's block, n <= kTile.
+// Normals computed beyond them are kept for the next call, if it goes on from there.
 template <int kTile>
 class Noise {
  public:
   Noise() {}
 
   const float* fill(uint64_t seed, int64_t first, int64_t n) {
-    const int64_t base = first & ~int64_t{3};  // where the counter of `first` begins
+    const int64_t base = first & ~int64_t{3};  // first element of the counter that holds `first`
     if (seed != seed_ || base < begin_ || base > end_ || end_ == 0) {
       if (seed != seed_ || end_ == 0) keys_ = key_schedule(seed_ = seed);
       end_ = base;
@@ -130,7 +131,7 @@ class Noise {
     begin_ = base;
     const int missing = static_cast<int>(first + n - end_);
     if (missing > 0) {
-      // Two loops: as one, the rounds and Box-Muller would wait for each other.
+      // Two loops: in one loop, the rounds and Box-Muller would wait for each other.
       const uint64_t index = static_cast<uint64_t>(end_) / 4;
       int counters = 0;
       for (; 4 * counters < missing; counters += kCounters)
@@ -142,8 +143,9 @@ class Noise {
   }
 
  private:
-  static constexpr int kMost = kTile / 4 + kCounters;  // counters
+  static constexpr int kMost = kTile / 4 + kCounters;  // most counters of a call
 
+  // eps [4 * counters] = the normals of the words in word_.
   AEVB_FORMULA void normals(int counters, float* eps) {
 #pragma omp simd
     for (int i = 0; i < counters; ++i) {

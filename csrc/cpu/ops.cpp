@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU as a device of ops.h: results from the cache of buffers, rows shared between threads.
+// The CPU as a device of ops.h. Large results come from the cache of buffers, and threads share rows.
 #include "../ops.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -13,10 +13,10 @@
 namespace aevb::cpu {
 namespace {
 
-// Work below these many elements is not worth a second thread.
+// Elements below which work is not worth a second thread.
 constexpr int64_t kGaussianGrain = 4096, kLikelihoodGrain = 16384;
 
-// Runs kernel(args, begin, end) over all rows and chunks of a matrix [rows, D].
+// Runs kernel(args, begin, end) over all units, chunks of rows, of a matrix [rows, D].
 template <class Args>
 void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t rows, int64_t D, int64_t grain) {
   const int64_t units = rows * chunks(D), unit_elements = std::clamp<int64_t>(D, 1, kChunk);
@@ -26,7 +26,7 @@ void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_
   torch::stable::parallel_for(0, units, grain_units, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// One float a row, computed in chunks: where rows have several, they are joined at the end.
+// One float for each row. Where a row has several chunks, each chunk has a float, and join() joins them.
 class RowResults {
  public:
   RowResults(float* rows, int64_t count, int64_t D) : rows_(rows), count_(count), chunks_(chunks(D)) {
@@ -39,9 +39,9 @@ class RowResults {
   }
 
  private:
-  float* rows_;
+  float* rows_;  // [count]
   int64_t count_, chunks_;
-  std::unique_ptr<float[]> partial_;
+  std::unique_ptr<float[]> partial_;  // [count, chunks]
 };
 
 class Cpu {
@@ -105,7 +105,7 @@ class Cpu {
   }
 
   void normal(const NormalArgs& a) {
-    constexpr int64_t kPiece = 16384;  // elements of a block that one thread fills at a time
+    constexpr int64_t kPiece = 16384;  // elements of a piece, which one thread fills
     const int64_t pieces = (a.n + kPiece - 1) / kPiece;
     const int64_t grain = std::max<int64_t>(1, kGaussianGrain / std::min(a.n, kPiece));
     torch::stable::parallel_for(0, a.blocks * pieces, grain, [&](int64_t begin, int64_t end) {

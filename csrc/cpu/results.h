@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors for results: large ones from the cache of buffers.
+// Tensors for results. Large results come from the cache of buffers.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix products with rows that mostly hold zeros, as binarized images do: of an image with 100 pixels of 784 set, the
-// first layer is the sum of 100 rows of its weight, an eighth of a dense product's work.
+// Matrix products with rows that mostly hold zeros, as binarized images do. For an image with 100 of 784 pixels set,
+// the first layer is the sum of 100 columns of its weight [H, D]: an eighth of a dense product's work.
 //
-// Tiles of some 64 rows and columns are copied to where the first-level cache holds them whole, and rows of the tile
-// are added up in registers. Every sum is taken in the order of its terms, whatever the tiles.
+// Tiles of 128 x 64 floats, or 64 x 128 with AVX-512, are copied to scratch memory, where the first-level cache holds a
+// tile whole. Rows of a tile are added up in registers. Every sum is in the order of its terms, whatever the tiles.
 #pragma once
 #include "activation_rows.h"
 
@@ -18,11 +18,11 @@ constexpr int kVectorFloats = 8;
 typedef float Vector __attribute__((vector_size(kVectorFloats * sizeof(float))));
 typedef float LooseVector __attribute__((vector_size(kVectorFloats * sizeof(float)), aligned(sizeof(float))));
 
-constexpr int kVectors = 8;                               // added up in as many registers
-constexpr int kSparseColumns = kVectors * kVectorFloats;  // of a tile
-constexpr int kSparseBlock = 8192 / kSparseColumns;       // its rows: 32 KiB in all
+constexpr int kVectors = 8;                               // vectors of a tile's row, added up in as many registers
+constexpr int kSparseColumns = kVectors * kVectorFloats;  // columns of a tile
+constexpr int kSparseBlock = 8192 / kSparseColumns;       // rows of a tile, which has 32 KiB
 
-// Eight floats, which every instruction set can shuffle.
+// Eight floats: a vector that every instruction set can shuffle.
 typedef float Eight __attribute__((vector_size(32)));
 typedef float LooseEight __attribute__((vector_size(32), aligned(4)));
 typedef int32_t EightIndices __attribute__((vector_size(32)));
@@ -61,7 +61,7 @@ inline void transpose(const float* from, int64_t stride, int64_t rows, int64_t c
     for (int64_t j = 0; j < columns; ++j) to[j * to_stride + i] = from[i * stride + j];
 }
 
-// Columns [0, columns) of n rows, as rows of kSparseColumns; the rest is 0.
+// tile [n, kSparseColumns] = from [n, columns], rows `stride` apart, and 0 beyond `columns`.
 inline void pack(const float* from, int64_t stride, int64_t n, int columns, float* tile) {
   for (int64_t r = 0; r < n; ++r, from += stride, tile += kSparseColumns) {
     int k = 0;
@@ -72,6 +72,7 @@ inline void pack(const float* from, int64_t stride, int64_t n, int columns, floa
   }
 }
 
+// to [n, columns], rows `stride` apart, = tile [n, kSparseColumns].
 inline void unpack(const float* tile, int64_t n, int columns, float* to, int64_t stride) {
   for (int64_t r = 0; r < n; ++r, to += stride, tile += kSparseColumns) {
     int k = 0;
@@ -81,7 +82,8 @@ inline void unpack(const float* tile, int64_t n, int columns, float* to, int64_t
   }
 }
 
-// sum += the rows row[0 .. n) of a tile, one after the other, each times x_scale value where there are values.
+// Adds rows row[0], ..., row[n - 1] of a tile to sum [kSparseColumns], in order. Without kBits, row[i] is multiplied by
+// x_scale * value[i].
 template <bool kBits>
 AEVB_FORMULA void add_rows(const float* tile, const uint8_t* row, const uint8_t* value, float x_scale, int n,
                            float* sum) {
@@ -100,7 +102,7 @@ AEVB_FORMULA void add_rows(const float* tile, const uint8_t* row, const uint8_t*
   s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3, s[4] = s4, s[5] = s5, s[6] = s6, s[7] = s7;
 }
 
-// visit(k, x[k]) for every x[k] of x[0 .. n) that is not 0, in order.
+// Calls visit(k, x[k]) for every nonzero element of x [n], in order.
 template <class Visit>
 AEVB_FORMULA void for_nonzero(const uint8_t* x, int64_t n, const Visit& visit) {
   int64_t k = 0;
@@ -108,7 +110,7 @@ AEVB_FORMULA void for_nonzero(const uint8_t* x, int64_t n, const Visit& visit) {
     uint64_t bytes;
     __builtin_memcpy(&bytes, x + k, 8);  // little-endian: x[k] is the lowest byte
     constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7full;
-    uint64_t found = (((bytes & kLow) + kLow) | bytes) & ~kLow;  // the top bit of each byte that is not 0
+    uint64_t found = (((bytes & kLow) + kLow) | bytes) & ~kLow;  // the top bit of each nonzero byte
     for (; found; found &= found - 1) {
       const int64_t at = k + (__builtin_ctzll(found) >> 3);
       visit(at, x[at]);
@@ -122,7 +124,7 @@ AEVB_FORMULA const uint8_t* sparse_row(const SparseArgs& a, int64_t b) {
   return static_cast<const uint8_t*>(a.x.data) + b * a.x.stride;
 }
 
-// Tile t of a matrix with H columns.
+// The columns of tile t of a matrix with H columns.
 struct TileColumns {
   int64_t first;
   int count;
@@ -134,8 +136,8 @@ AEVB_FORMULA TileColumns tile_columns(int64_t t, int64_t H) {
 
 // ---- x @ weight.T ---------------------------------------------------------------------------------------------------
 
-// Where each of the rows [begin, end) of x is not 0, by blocks of kSparseBlock columns: those of block k of row b are
-// at [start[k], start[k + 1]) from b * D, with start that of the row, [blocks + 1].
+// Lists the nonzero elements of rows [begin, end) of x, by blocks of kSparseBlock columns. Row b has starts of its own,
+// [blocks + 1], and its list begins at b * D. Its elements in block k are at [start[k], start[k + 1]) of the list.
 inline void sparse_row_lists(const SparseArgs& a, const SparseLists& lists, int64_t begin, int64_t end) {
   const int64_t blocks = (a.D + kSparseBlock - 1) / kSparseBlock;
   for (int64_t b = begin; b < end; ++b) {
@@ -160,13 +162,13 @@ inline int64_t sparse_linear_scratch(const SparseArgs& a) {  // bytes
   return (kSparseBlock + 1 + kSparseRows) * kSparseColumns * static_cast<int64_t>(sizeof(float));
 }
 
-// Units are numbered group of up to kSparseRows rows * tiles + tile of columns of the result.
+// out, by units group * tiles + tile: up to kSparseRows rows, and a tile of the result's columns.
 template <bool kBits>
 inline void sparse_linear_tiles(const SparseArgs& a, const SparseLists& lists, void* scratch, int64_t begin,
                                 int64_t end) {
   const int64_t blocks = (a.D + kSparseBlock - 1) / kSparseBlock, tiles = (a.H + kSparseColumns - 1) / kSparseColumns;
   const int64_t groups = (a.B + kSparseRows - 1) / kSparseRows, group_rows = groups ? (a.B + groups - 1) / groups : 0;
-  float* tile = static_cast<float*>(scratch);          // [kSparseBlock, kSparseColumns] of weight
+  float* tile = static_cast<float*>(scratch);          // [kSparseBlock, kSparseColumns] of weight.T
   float* bias = tile + kSparseBlock * kSparseColumns;  // [kSparseColumns]
   float* sum = bias + kSparseColumns;                  // [group_rows, kSparseColumns]
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -200,7 +202,8 @@ inline void sparse_linear_tiles(const SparseArgs& a, const SparseLists& lists, v
 
 // ---- grad.T @ x -----------------------------------------------------------------------------------------------------
 
-// The columns of x in one range, and a block of its rows: both are cut, so that few of either keep all threads busy.
+// A part of x: one range of columns of one block of rows. Both are cut, so that few rows or few columns keep all
+// threads busy.
 struct SparsePart {
   int64_t first_row, rows, first_column, columns;
 };
@@ -211,7 +214,7 @@ AEVB_FORMULA SparsePart sparse_part(const SparseArgs& a, int64_t block, int64_t 
   const int64_t columns = a.D - column < width ? a.D - column : width;
   return {row, rows, column, columns > 0 ? columns : 0};
 }
-// Where the lists of a part begin, and its starts, [columns + 1].
+// The beginning of a part's list, and the part's starts, [columns + 1].
 AEVB_FORMULA int64_t first_of(const SparseArgs& a, const SparsePart& p) {
   return p.first_row * a.D + p.rows * p.first_column;
 }
@@ -220,7 +223,7 @@ AEVB_FORMULA int32_t* starts_of(const SparseArgs& a, const SparseLists& lists, c
   return lists.start + (p.first_row / kSparseBlock * ranges + range) * (width + 1);
 }
 
-// Where x is not 0, column by column, for the parts [begin, end), numbered block * ranges + range.
+// Lists the nonzero elements of x, column by column, for the parts [begin, end), numbered block * ranges + range.
 inline void sparse_column_lists(const SparseArgs& a, const SparseLists& lists, int64_t begin, int64_t end) {
   const int64_t ranges = sparse_ranges(a.D);
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -235,7 +238,7 @@ inline void sparse_column_lists(const SparseArgs& a, const SparseLists& lists, i
       for (int64_t d = 0; d < p.columns; ++d) start[d + 1] += x[d] != 0;
     }
     int32_t sum = 0;
-    for (int64_t d = 0; d < p.columns; ++d) {  // start[d + 1] is where column d goes on, and in the end where it ends
+    for (int64_t d = 0; d < p.columns; ++d) {  // start[d + 1]: the next place of column d; its end, at last
       const int32_t count = start[d + 1];
       start[d + 1] = sum;
       sum += count;
@@ -255,15 +258,15 @@ inline int64_t sparse_gradient_scratch(const SparseArgs& a) {  // bytes
   return (kSparseBlock + 2 * width) * kSparseColumns * static_cast<int64_t>(sizeof(float));
 }
 
-// Units are numbered tile of columns of grad * ranges + range.
+// grad_weight, by units tile * ranges + range: a tile of grad's columns, and a range of x's columns.
 template <bool kBits>
 inline void sparse_gradient_tiles(const SparseArgs& a, const SparseLists& lists, void* scratch, int64_t begin,
                                   int64_t end) {
   const int64_t ranges = sparse_ranges(a.D), blocks = (a.B + kSparseBlock - 1) / kSparseBlock;
-  constexpr int64_t kTogether = kSparseSum / kSparseBlock;             // blocks
-  float* tile = static_cast<float*>(scratch);                          // [kSparseBlock, kSparseColumns] of grad
-  float* sum = tile + kSparseBlock * kSparseColumns;                   // [columns, kSparseColumns], of kSparseSum rows
-  float* total = sum + sparse_part(a, 0, 0).columns * kSparseColumns;  // the same
+  constexpr int64_t kTogether = kSparseSum / kSparseBlock;  // blocks of a group
+  float* tile = static_cast<float*>(scratch);               // [kSparseBlock, kSparseColumns] of grad
+  float* sum = tile + kSparseBlock * kSparseColumns;        // [columns, kSparseColumns], over kSparseSum rows
+  float* total = sum + sparse_part(a, 0, 0).columns * kSparseColumns;  // [columns, kSparseColumns], over all rows
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t range = unit % ranges;
     const TileColumns h = tile_columns(unit / ranges, a.H);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order in which a row is summed: a function of its length alone, written down in csrc/README.md.
+// Sums of rows in the order of csrc/README.md, which is a function of a row's length alone.
 #pragma once
 #include "../args.h"
 #include "../formulas/elementary.h"
@@ -7,6 +7,7 @@
 namespace aevb::cpu {
 namespace {
 
+// The sum of lanes, by halves.
 template <int kWidth = kLanes / 2>
 AEVB_FORMULA float fold_lanes(float* lane) {  // [2 * kWidth], destroyed
 #pragma omp simd
@@ -15,10 +16,10 @@ AEVB_FORMULA float fold_lanes(float* lane) {  // [2 * kWidth], destroyed
   return lane[0];
 }
 
-// Joins group sums by a binary tree over adjacent pairs; one without a partner moves up unchanged.
+// Joins sums of groups by a binary tree over adjacent pairs; a sum without a partner moves up unchanged.
 class PairwiseSum {
  public:
-  PairwiseSum() {}  // not the implicit one, which would fill partial_ with zeros
+  PairwiseSum() {}  // the implicit constructor would fill partial_ with zeros
   AEVB_FORMULA void add(float x) {
     int level = 0;
     for (uint64_t bits = count_++; bits & 1; bits >>= 1) x = partial_[level++] + x;
@@ -42,7 +43,7 @@ class PairwiseSum {
   float partial_[64];
 };
 
-// Adds n elements to the lanes. x must be readable up to the next multiple of kLanes.
+// Adds x [n] to the lanes, lane [kLanes]. x must be readable up to the next multiple of kLanes.
 AEVB_FORMULA void add_to_lanes(const float* x, int n, float* lane) {
   int i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -55,15 +56,15 @@ AEVB_FORMULA void add_to_lanes(const float* x, int n, float* lane) {
   }
 }
 
-// The sum of n <= kGroup elements. x must be readable up to the next multiple of kLanes.
+// The sum of x [n], n <= kGroup. x must be readable up to the next multiple of kLanes.
 AEVB_FORMULA float sum_group(const float* x, int n) {
   alignas(64) float lane[kLanes] = {};
   add_to_lanes(x, n, lane);
   return fold_lanes(lane);
 }
 
-// The sum of a row that arrives in pieces. Each piece but the row's last is a multiple of kLanes long and divides
-// kGroup.
+// The sum of a row that arrives in pieces. The length of every piece but the row's last is a multiple of kLanes and
+// divides kGroup.
 class RowSum {
  public:
   AEVB_FORMULA void add(const float* x, int n) {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// A step of Adam over all weights of a model in one launch. PyTorch's fused kernel gives each block 65536 weights,
-// which leaves most of a GPU idle where a model has fewer than some ten million, and computes in float64.
+// A step of Adam over all weights of a model in one launch. PyTorch's fused kernel gives each block 65536 weights and
+// computes in float64. Below some ten million weights it leaves most of a GPU idle.
 #include "../formulas/adam.h"
-#include "launch.h"
-#include "launching.h"
+#include "grids.h"
+#include "launchers.h"
 
 namespace aevb::cuda {
 namespace {
 
-constexpr int kThreads = 256, kVectors = 2;  // of 4 weights, a thread
-constexpr int64_t kBlock = 4 * kVectors * kThreads;
+constexpr int kThreads = 256, kVectors = 2;          // a thread takes kVectors vectors of 4 weights
+constexpr int64_t kBlock = 4 * kVectors * kThreads;  // weights of a block
 
-// Which tensor a block is of, and its first weight there.
+// The tensor of a block, and the block's first weight in it.
 struct Place {
   int tensor;
   int64_t first;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Division by a number that the host knows: a multiplication and a shift, where the GPU would call a subroutine.
+// Division by a number known on the host: a multiplication and a shift, where the GPU would call a subroutine.
 #pragma once
 #include "platform.h"
 
 namespace aevb::cuda {
 
 // n / divisor for 0 <= n < 2^63 and 1 <= divisor < 2^63. With s = ceil(log2 divisor) and m = floor(2^(63+s) / divisor)
-// + 1, the quotient is floor(m n / 2^(63+s)): m is too large by at most 1, and n / 2^(63+s) of it is below 1 / divisor.
+// + 1, the quotient is floor(m n / 2^(63+s)). For m exceeds 2^(63+s) / divisor by at most 1, so m n / 2^(63+s) exceeds
+// n / divisor by less than 1 / divisor.
 class Divider {
  public:
   explicit Divider(int64_t divisor) : divisor_(divisor) {

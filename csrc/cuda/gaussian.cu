@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reparameterised sample and the Gaussian KL, their gradients, and the noise itself.
 #include "gaussian.cuh"
-#include "launch.h"
+#include "launchers.h"
 #include "sums.cuh"
 
 namespace aevb::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kResident = 4;  // blocks on a multiprocessor at once: 64 registers a thread
+constexpr int kResident = 4;  // resident blocks of a multiprocessor: 64 registers a thread
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 1000
-constexpr int kResidentHalf = 3;  // which half precision runs out of there
+constexpr int kResidentHalf = 3;  // half precision needs more than 64 registers on sm_100
 #else
 constexpr int kResidentHalf = 4;
 #endif
 constexpr int kTile = 4096;       // elements of a tile: whole rows, or a part of one long row
-constexpr int kSmallTile = 1024;  // of a tensor too small to fill the GPU with the other
+constexpr int kSmallTile = 1024;  // elements of a tile where tiles of kTile would be too few to fill the GPU
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
@@ -24,13 +24,13 @@ struct ForwardArgs {
   Reader<T> mu, logvar;  // [B, D]
   bool by_rows;          // rows of mu or logvar are not adjacent
   Cut cut;
-  Divider tiles;  // samples are shared between blocks too: block s * tiles + t takes `samples` of tile t
-  bool shared;    // whether they are
+  Divider tiles;  // number of tiles; block s * tiles + t takes share s, `samples` samples, of tile t
+  bool shared;    // samples are shared between blocks: there is more than one share
   int samples;
   int64_t L;
   Seeds seeds;
   T* z;           // [L, B, D]
-  float* result;  // [B] KL, or [B, parts] twice the KL of each part
+  float* result;  // [B]: the KL; or [B, parts]: twice the KL of each part
   float factor;
 };
 
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kReside
   const int64_t number = blockIdx.x - (a.shared ? share * a.tiles.divisor() : 0);
   const int samples = static_cast<int>(first_sample + a.samples < a.L ? a.samples : a.L - first_sample);
   const Tile tile = tile_of(a.cut, number);
-  const int64_t first = tile.begin / V * V;  // of the first run; tile.begin itself where plain
+  const int64_t first = tile.begin / V * V;  // beginning of the first run; tile.begin itself with kPlain
 
   const auto to_tile = [&](int k, const float* two_kl) {
 #pragma unroll
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kReside
         two_kl[j] = gaussian_two_kl<range.value>(mu[j], logvar[j]);
       }
     };
-    if constexpr (kSample)  // whose noise takes the registers, and the time
+    if constexpr (kSample)  // the noise takes the registers, and the time
       of_all(RangeConstant<Range::any>{});
     else
       with_range<V>(logvar, of_all);
@@ -73,11 +73,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kReside
   };
 
   if constexpr (kPlain) {
-    constexpr int kAtOnce = sizeof(T) == 4 ? 2 : 1;  // runs of 4, or one of 8, as registers allow
+    constexpr int kAtOnce = sizeof(T) == 4 ? 2 : 1;  // two runs of 4 elements, or one of 8, as registers allow
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(kSample ? *a.seeds.seeds : 0));
     const int n = tile.rows * tile.columns;
     for (int k0 = threadIdx.x * V; k0 < n; k0 += kAtOnce * kThreads * V) {
-      Loaded<T, V> loaded_mu[kAtOnce], loaded_logvar[kAtOnce];  // both under way before the first is used
+      Loaded<T, V> loaded_mu[kAtOnce], loaded_logvar[kAtOnce];  // both in flight before the first is used
 #pragma unroll
       for (int r = 0; r < kAtOnce; ++r) {
         const int k = k0 + r * kThreads * V;
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kReside
         latent();
         to_tile(k, two_kl);
         if constexpr (kSample) {
-          int64_t at = first_sample * count + first + k;  // of the run in z
+          int64_t at = first_sample * count + first + k;  // the run's beginning in z
           for (int l = 0; l < samples; ++l, at += count) {
             normals_of<V>(keys, at, eps);
             sample();
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kReside
       }
     }
   }
-  if (share > 0) return;  // the whole block
+  if (share > 0) return;  // all threads of the block; share 0 has the KL
   __syncthreads();
   sum_rows<kThreads>(reinterpret_cast<const float*>(tile_vectors) + (tile.begin - first), tile.rows, tile.columns,
                      group_sum, [&](int row, float sum) { a.result[tile.first_row + row] = a.factor * sum; });
@@ -136,18 +136,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kReside
 
 template <class T>
 struct BackwardArgs {
-  Reader<T> mu, logvar, grad_z;  // [B, D], [L, B, D]
-  bool by_rows;                  // rows matter: strides, or a gradient of each row's KL
+  Reader<T> mu, logvar, grad_z;  // [B, D], [B, D], [L, B, D]
+  bool by_rows;                  // an element's row must be known, for strides, or a gradient of each row's KL
   Divider D;
   int64_t B, L;
   Seeds seeds;
-  const float *grad_kl, *beta;
+  const float *grad_kl, *beta;  // [B] or [1], []
   int64_t grad_kl_stride;
   float grad_kl_scale;
   T *grad_mu, *grad_logvar;  // [B, D]
 };
 
-// Adds samples [first, last) to the sums of grad_z and of grad_z eps.
+// Adds samples [first, last) of the run at element i to its sums of grad_z and of grad_z eps.
 template <bool kPlain, int V, class T>
 AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, const PhiloxKeys& keys, int64_t i, int64_t count, int64_t first,
                              int64_t last, SampleSums<V>& sums) {
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, kManySamples && sizeof(T) < 4 ? 2 : 
   Place at = a.by_rows ? place_of(i, a.D) : Place{};
   const bool through_z = a.grad_z.data && a.L > 0, through_kl = a.grad_kl;
   float mu[V] = {}, logvar[V], grad_mu[V], grad_logvar[V];
-  Loaded<T, V> mu_run, logvar_run;  // under way while the samples are added
+  Loaded<T, V> mu_run, logvar_run;  // in flight while the samples are added
   if constexpr (kPlain) {
     logvar_run = load<V>(address(a.logvar, i, at, D));
     if (through_kl) mu_run = load<V>(address(a.mu, i, at, D));
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads) mix_seeds(const MixSeedArgs a) {
         static_cast<int64_t>(aevb::mix_seed(static_cast<uint64_t>(a.seed[i]), static_cast<uint64_t>(a.index[i])));
 }
 
-// ---- which kernel ---------------------------------------------------------------------------------------------------
+// ---- kernel selection -----------------------------------------------------------------------------------------------
 
 struct Tiles {
   int64_t rows, parts, part;  // rows of a tile, parts of a row, elements of a part
@@ -257,7 +257,7 @@ Tiles tiles_of(const GaussianArgs& a, int multiprocessors) {
   const int64_t tile = a.B * a.D >= 4 * static_cast<int64_t>(multiprocessors) * kTile ? kTile : kSmallTile;
   if (a.D > kTile) return {1, (a.D + tile - 1) / tile, tile};
   int64_t rows = tile / a.D;
-  if (rows > 8) rows &= ~int64_t{7};  // tiles begin where runs do
+  if (rows > 8) rows &= ~int64_t{7};  // so that tiles begin where runs begin
   return {rows > 0 ? rows : 1, 1, 0};
 }
 
@@ -273,7 +273,8 @@ const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch,
   const Tiles tiles = tiles_of(a, multiprocessors);
   const bool cut = tiles.parts > 1;
   const int64_t number = cut ? a.B * tiles.parts : (a.B + tiles.rows - 1) / tiles.rows;
-  // Where tiles are too few to fill the GPU, and there are samples enough to be worth reading mu and logvar again.
+  // Samples are shared between blocks where tiles are too few to fill the GPU. A full share has at least kFewest
+  // samples, to be worth another read of mu and logvar.
   constexpr int64_t kFewest = 8, kMostSamples = int64_t{1} << 30;
   const bool sampling = a.z && a.L > 0;
   int64_t samples = a.L < kMostSamples ? a.L : kMostSamples;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of the Gaussian posterior share. A thread takes a run of V neighbouring elements in row-major order,
-// whatever the rows' length, so that accesses are wide and every four elements of z are one counter of the noise.
+// Shared code of the Gaussian posterior's kernels. A thread takes a run of V neighbouring elements in row-major order,
+// whatever the rows' length. So accesses are wide, and every four elements of z are one counter of the noise.
 //
-// A kernel is compiled twice: `kPlain` for what is nearly always asked for, where every run is one access, complete,
-// and one counter (or two) of the one seed; and once for the rest.
+// A kernel is compiled twice. `kPlain` is for the common case: every run is one complete access, and one counter (or
+// two) of the only seed. The other kernel is for the rest.
 #pragma once
 #include "../formulas/gaussian.h"
-#include "launching.h"
+#include "grids.h"
 #include "noise.cuh"
 
 namespace aevb::cuda {
@@ -16,9 +16,9 @@ namespace aevb::cuda {
 // A matrix [rows, D] read by runs of elements.
 template <class T>
 struct Reader {
-  const T* data;
+  const T* data;  // [rows, D], rows `stride` elements apart
   int64_t stride;
-  bool in_runs;  // every run of V elements is an aligned access, but for one that ends beyond the last element
+  bool in_runs;  // every run of V elements is an aligned access, except a run that ends beyond the last element
 };
 
 template <class T>
@@ -28,7 +28,7 @@ Reader<T> reader_of(const Rows& m, int64_t D) {
   return {static_cast<const T*>(m.data), m.stride, in_runs && is_aligned(m.data, 16)};
 }
 
-// Where element i of a matrix with rows of D elements is.
+// Row and column of element i of a matrix with rows of D elements.
 struct Place {
   int64_t row, column;
 };
@@ -37,13 +37,13 @@ AEVB_DEVICE Place place_of(int64_t i, const Divider& D) {
   return {row, i - row * D.divisor()};
 }
 
-// The address of element i. `at` is its place, needed unless rows are adjacent.
+// Address of element i. `at`, its place, is needed unless rows are adjacent.
 template <class T>
 AEVB_DEVICE const T* address(const Reader<T>& reader, int64_t i, Place at, int64_t D) {
   return reader.data + (reader.stride == D ? i : at.row * reader.stride + at.column);
 }
 
-// Elements [i, i + V), 0 from element `count` on.
+// Reads elements [i, i + V) to x [V], with 0 from element `count` on.
 template <int V, class T>
 AEVB_DEVICE void read_run(const Reader<T>& reader, int64_t i, Place at, int64_t D, int64_t count, float* x) {
   const T* data = address(reader, i, at, D);
@@ -59,7 +59,8 @@ AEVB_DEVICE void read_run(const Reader<T>& reader, int64_t i, Place at, int64_t 
   }
 }
 
-// Writes those of elements [i, i + V) that lie in [begin, end); `data` is contiguous and aligned to 16 bytes.
+// Writes x [V] to elements [i, i + V) of the contiguous `data`, but only to elements in [begin, end). `aligned`:
+// element i has an address that is a multiple of 16 bytes.
 template <int V, class T>
 AEVB_DEVICE void write_run(const float* x, T* data, int64_t i, int64_t begin, int64_t end, bool aligned) {
   if (aligned && i >= begin && i + V <= end) return store<V>(x, data + i);
@@ -72,7 +73,7 @@ inline Seeds seeds_of(const int64_t* seeds, int64_t block, int64_t count) {
   return {seeds, Divider(block > 0 ? block : 1), block >= count};
 }
 
-// use(RangeConstant): the range that all of logvar[V] are in.
+// Calls use(RangeConstant) with the range that holds all of logvar [V].
 template <int V, class Use>
 AEVB_DEVICE void with_range(const float* logvar, const Use& use) {
   bool moderate = true;
@@ -91,7 +92,8 @@ struct Cut {
   int64_t B, rows, part;  // rows of a tile, or elements of a part
 };
 
-// The elements of a tile, and the rows or the one part of a row that they are.
+// Elements [begin, end) of a matrix: `rows` whole rows of `columns` elements, or one part of a row. first_row is the
+// first row, or the part's number among the parts of all rows.
 struct Tile {
   int64_t begin, end, first_row;
   int rows, columns;
@@ -112,13 +114,13 @@ AEVB_DEVICE Tile tile_of(const Cut& cut, int64_t number) {
 
 // ---- sums over samples ----------------------------------------------------------------------------------------------
 
-// What the samples add to the gradients of mu and logvar, but for factors.
+// Sums over samples of the gradients of mu and logvar, up to factors.
 template <int V>
 struct SampleSums {
   float mu[V] = {}, logvar[V] = {};
 };
 
-// Adds a block to a sum, and to `lost` what the addition rounds away.
+// Adds block [V] to total [V], and the rounding error of the addition to lost [V].
 template <int V>
 AEVB_DEVICE void join_block(const float* block, float* total, float* lost) {
 #pragma unroll
@@ -131,8 +133,8 @@ AEVB_DEVICE void join_block(const float* block, float* total, float* lost) {
 
 constexpr int64_t kSampleBlock = 16;
 
-// Blocks of 16 samples in order, joined by two-sum: add(first, last, sums) adds those samples, in order, to sums that
-// are -0, which changes no bit. `kMany` where there are 16 samples or more.
+// Sums blocks of 16 samples in order, and joins them by two-sum. add(first, last, sums) adds samples [first, last), in
+// order, to sums that start at -0, which changes no bit. kMany: there are 16 samples or more.
 template <bool kMany, int V, class Add>
 AEVB_DEVICE void sum_samples(int64_t L, SampleSums<V>& sums, const Add& add) {
   const auto clear = [&] {
@@ -148,7 +150,7 @@ AEVB_DEVICE void sum_samples(int64_t L, SampleSums<V>& sums, const Add& add) {
       join_block<V>(sums.logvar, total.logvar, lost.logvar);
     }
 #pragma unroll
-    for (int j = 0; j < V; ++j) {  // an infinity loses inf - inf
+    for (int j = 0; j < V; ++j) {  // lost is NaN, inf - inf, at an infinity
       sums.mu[j] = lost.mu[j] == lost.mu[j] ? total.mu[j] + lost.mu[j] : total.mu[j];
       sums.logvar[j] = lost.logvar[j] == lost.logvar[j] ? total.logvar[j] + lost.logvar[j] : total.logvar[j];
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A GPU as a device of ops.h and layer_ops.h: results from torch's allocator, kernels on torch's current stream, no
-// waiting.
+// A GPU as a device of ops.h and layer_ops.h. Results come from torch's allocator, kernels run on torch's current
+// stream, and nothing waits for them.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
@@ -12,7 +12,7 @@
 #include <string>
 
 #include "../layer_ops.h"
-#include "launch.h"
+#include "launchers.h"
 
 #ifndef AEVB_EMULATE
 // Absent in a torch without CUDA, into which this module loads all the same.
@@ -35,7 +35,7 @@ class Place {
 
 #else
 
-// The tensor's GPU, made current for as long as this lives, and its current stream.
+// The tensor's GPU, which is current during this object's life, and its current stream.
 class Place {
  public:
   explicit Place(const Tensor& t) : index_(t.get_device_index()), guard_(index_) {
@@ -46,7 +46,7 @@ class Place {
   int32_t type() const { return aoti_torch_device_type_cuda(); }
   int32_t index() const { return index_; }
 
-  // Its multiprocessors, asked for once.
+  // The GPU's number of multiprocessors, asked for once.
   int size() const {
     static std::atomic<int> known[64];
     const auto at = static_cast<size_t>(index_);
@@ -116,7 +116,7 @@ class Gpu {
   void adam(AdamArgs& a) { check(cuda::adam(a, place_.stream())); }
 
  private:
-  // Memory for the length of an op. The allocator gives it out again only to work that comes later on this stream.
+  // Memory for the duration of an op. The allocator reuses it only for later work on the same stream.
   class Scratch {
    public:
     Scratch(Gpu& gpu, int64_t floats) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A layer's ops for a GPU: those that a CPU has too, and what a product in pieces takes.
+// A layer's ops for a GPU: the ops that a CPU has too, and the ops around a product in pieces.
 #include "../layer_ops.h"
 
 #include <torch/csrc/stable/library.h>
@@ -11,8 +11,9 @@
 namespace aevb::cuda {
 namespace {
 
-// x (rows, D), float32 or bytes, as bfloat16 pieces in the order of `pieces`, letters of "hml" for high, middle and
-// low: by columns (rows, pieces, D), by rows (pieces, rows, D); D, or the rows, are rounded up to 8 with zeros.
+// The bfloat16 pieces of x [rows, D], float32 or bytes: h, m and l in `pieces` stand for high, middle and low. By
+// columns the result is [rows, pieces, D], and by rows [pieces, rows, D]. Zeros fill D, and by rows also the rows,
+// up to a multiple of 8.
 Tensor split_in_bfloat16(const Tensor& x, std::string pieces, bool by_rows) {
   const char* op = "split_bfloat16";
   const ScalarType dtype = x.scalar_type();
@@ -38,7 +39,7 @@ Tensor split_in_bfloat16(const Tensor& x, std::string pieces, bool by_rows) {
   return to;
 }
 
-// activation(scale * the sum of pieces [count, rows, D] over their first dimension + bias): [rows, D].
+// activation(scale * the sum of pieces [count, rows, D] over the first dimension + bias): [rows, D].
 Tensor sum_of_pieces(const Tensor& pieces, double scale, const OptionalTensor& bias, int64_t activation) {
   const char* op = "add_pieces";
   const Sizes sizes = sizes_of(pieces);
@@ -55,7 +56,7 @@ Tensor sum_of_pieces(const Tensor& pieces, double scale, const OptionalTensor& b
   return out;
 }
 
-// beta KL - log p(x|z) on average, the mean KL, and loss + ELBO: [3].
+// [3]: the loss, which is the mean of beta KL minus the mean log p(x|z); the mean KL; loss + ELBO.
 Tensor elbo_terms(const Tensor& log_prob, const Tensor& kl, const OptionalTensor& beta, double beta_scale) {
   const char* op = "elbo_terms";
   for (const Tensor* t : {&log_prob, &kl})

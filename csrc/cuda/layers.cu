@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is around a layer's matrix products, which are cuBLAS's: bias and activation, their gradients, operands in
-// pieces that tensor cores take, and the sums of a product's pieces.
+// A layer's work around its matrix products, which are cuBLAS's: bias and activation, their gradients, operands as
+// bfloat16 pieces for tensor cores, and sums of a product's pieces.
 #include "../formulas/activation.h"
 #include "division.h"
-#include "launch.h"
-#include "launching.h"
+#include "grids.h"
+#include "launchers.h"
 #include "sums.cuh"
 #include "vectors.cuh"
 
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// use(Constant<activation>{})
+// Calls use(Constant<activation>{}).
 template <class Use>
 void with_activation(Activation activation, const Use& use) {
   switch (activation) {
@@ -31,7 +31,8 @@ struct PiecesKernelArgs {
   int64_t vectors;      // rows * D / V
 };
 
-// A thread takes V neighbouring elements. The last piece comes first: of a split number it is the smallest.
+// activation(scale * the sum of pieces + bias). A thread takes V neighbouring elements. The sum begins with the last
+// piece, which of a split number is the smallest.
 template <Activation kActivation, int V>
 __global__ void __launch_bounds__(kThreads) sum_of_pieces(const PiecesKernelArgs k) {
   const PiecesArgs& a = k.pieces;
@@ -65,7 +66,7 @@ bool in_vectors(const PiecesArgs& a) {
 
 // ---- gradients of bias and activation -------------------------------------------------------------------------------
 
-constexpr int kColumns = kWarp, kBlocksOfRows = kThreads / kColumns;  // of a block of threads
+constexpr int kColumns = kWarp, kBlocksOfRows = kThreads / kColumns;  // columns and blocks of rows of a thread block
 
 struct ActivationKernelArgs {
   ActivationArgs activation;
@@ -73,11 +74,12 @@ struct ActivationKernelArgs {
   int64_t row_blocks;     // rows / kActivationBlock, rounded up
 };
 
-// A thread goes down kActivationBlock rows of a column. Where that is all of the rows' blocks, these are joined too.
+// Gradients of the activation's input, and of the bias. A thread goes down kActivationBlock rows of a column. Where one
+// thread block holds all blocks of rows, it joins their sums too.
 template <Activation kActivation>
 __global__ void __launch_bounds__(kThreads) activation_gradients(const ActivationKernelArgs k) {
   AEVB_SHARED(float, sums, kThreads);
-  constexpr int kAtOnce = 16;  // rows under way
+  constexpr int kAtOnce = 16;  // rows in flight
   const ActivationArgs& a = k.activation;
   const int64_t D = a.D, group = k.column_blocks.divide(blockIdx.x);
   const int64_t column = (blockIdx.x - group * k.column_blocks.divisor()) * kColumns + threadIdx.x % kColumns;
@@ -106,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) activation_gradients(const Activatio
     for (; row < last; ++row) add(row * D + column, value(row * D + column), a.grad[row * a.grad_stride + column]);
     if (k.row_blocks > kBlocksOfRows) a.partial_sum[block * D + column] = sum;
   }
-  if (k.row_blocks > kBlocksOfRows) return;  // the same for the whole grid
+  if (k.row_blocks > kBlocksOfRows) return;  // uniform over the grid
   sums[threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.x >= kColumns || column >= D) return;
@@ -115,6 +117,7 @@ __global__ void __launch_bounds__(kThreads) activation_gradients(const Activatio
   a.grad_bias[column] = static_cast<float>(total);
 }
 
+// grad_bias [D] from the partial sums of the blocks of rows, [row_blocks, D].
 __global__ void __launch_bounds__(kThreads) join_row_blocks(const ActivationKernelArgs k) {
   const ActivationArgs& a = k.activation;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -136,7 +139,7 @@ struct SplitKernelArgs {
   int64_t vectors;      // height * width / V
 };
 
-// Elements [column, column + V) of a row, zeros beyond D.
+// Reads elements [column, column + V) of a row [D] to x [V], with 0 beyond D.
 template <int V, class T>
 AEVB_DEVICE void read_padded(const T* row, int64_t column, int64_t D, bool wide, float* x) {
   if (wide && column + V <= D) return load<V>(row + column).unpack_to(x);
@@ -144,7 +147,7 @@ AEVB_DEVICE void read_padded(const T* row, int64_t column, int64_t D, bool wide,
   for (int i = 0; i < V; ++i) x[i] = column + i < D ? load_one(row + column + i) : 0.0f;
 }
 
-// A thread takes V neighbouring elements of a row.
+// The bfloat16 pieces of x. A thread takes V neighbouring elements of a row.
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads) split_rows(const SplitKernelArgs k, bool wide) {
   const SplitArgs& a = k.split;
@@ -156,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) split_rows(const SplitKernelArgs k, 
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
-      // What is left of x after a piece is exact; of what is not finite, nothing is.
+      // The rest of x after a piece is exact. A rest that is not finite counts as 0.
       const auto rest = [](float x) {
         const float left = x - round_to<BFloat16>(x);
         return abs_of(left) < infinity() ? left : 0.0f;
@@ -172,11 +175,11 @@ __global__ void __launch_bounds__(kThreads) split_rows(const SplitKernelArgs k, 
   }
 }
 
-// ---- the terms of a step's loss -------------------------------------------------------------------------------------
+// ---- terms of a training step ---------------------------------------------------------------------------------------
 
 constexpr int kTermThreads = 1024;
 
-// The sum of x[0 .. n) by all threads of the one block.
+// The sum of x [n], by all threads of the grid's only block. node: [kTermThreads], shared memory.
 AEVB_DEVICE float sum_by_block(const float* x, int64_t n, float* node) {
   float sum = 0.0f;
 #pragma unroll 4

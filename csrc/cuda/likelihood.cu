@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of one likelihood, AEVB_LIKELIHOOD: the build compiles this file once for each of likelihood_list.h.
-// Where none is named, those of all.
+// The kernels of the likelihood that AEVB_LIKELIHOOD names: the build compiles this file once for each likelihood of
+// likelihood_list.h. Without that macro, the kernels of all likelihoods.
 #include "likelihood.cuh"
 
 namespace aevb::cuda {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// log p(x|z) of each row of a decoder's outputs, and its gradient, for any likelihood of formulas/: the kernels, and
-// what launches them.
+// log p(x|z) of each row of a decoder's outputs, and its gradient, for any likelihood of formulas/: kernels and
+// launchers.
 #pragma once
 #include <algorithm>
 
 #include "../formulas/likelihoods.h"
 #include "division.h"
-#include "launch.h"
-#include "launching.h"
+#include "grids.h"
+#include "launchers.h"
 #include "parts.h"
 #include "sums.cuh"
 #include "vectors.cuh"
@@ -17,15 +17,15 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Elements whose dtype is known only at run time, read one by one: the kernels for every dtype of the parameters and of
+// Element type known only at run time; elements are read one by one. Kernels for every pair of dtypes of parameters and
 // x would be many, and mostly unused.
 struct AnyDtype {};
 
-// Rows beside the first parameter: x, or the second.
+// A matrix read beside the first parameter: x, or the second parameter.
 template <class T>
 struct Beside {
   static constexpr bool kAtRunTime = false;
-  const T* data;
+  const T* data;  // [rows, D], rows `stride` elements apart
   int64_t stride;
   template <int V>
   AEVB_DEVICE Loaded<T, V> load_at(int64_t i) const {
@@ -45,7 +45,7 @@ struct LoadedAny {
 template <>
 struct Beside<AnyDtype> {
   static constexpr bool kAtRunTime = true;
-  const void* data;
+  const void* data;  // [rows, D], rows `stride` elements apart
   int64_t stride;
   Dtype dtype;
   template <int V>
@@ -57,14 +57,14 @@ struct Beside<AnyDtype> {
         case Dtype::float32: r.x[k] = load_one(static_cast<const float*>(data) + i + k); break;
         case Dtype::bfloat16: r.x[k] = load_one(static_cast<const BFloat16*>(data) + i + k); break;
         case Dtype::float16: r.x[k] = load_one(static_cast<const Float16*>(data) + i + k); break;
-        default: r.x[k] = load_one(static_cast<const uint8_t*>(data) + i + k);  // dtype_of gives no other
+        default: r.x[k] = load_one(static_cast<const uint8_t*>(data) + i + k);  // uint8: dtype_of gives no other dtype
       }
     }
     return r;
   }
 };
 
-// The second parameter [R, D] of likelihoods that have one, and its gradient; nothing of others.
+// The second parameter and its gradient. Empty for a likelihood with one parameter.
 template <bool kThere, class T>
 struct Second {
   static constexpr int64_t stride = 0;
@@ -87,7 +87,7 @@ struct Second<true, T> : Beside<T> {
 
 template <>
 struct Second<true, AnyDtype> : Beside<AnyDtype> {
-  void* grad;
+  void* grad;  // [R, D], the parameter's dtype, or null
   template <int V>
   AEVB_DEVICE void store_grad(const float* x, int64_t i) const {
     if (!grad) return;
@@ -99,7 +99,7 @@ struct Second<true, AnyDtype> : Beside<AnyDtype> {
   }
 };
 
-// Where the dtype of x is known at compile time, the second parameter's is that of the first.
+// Element type of the second parameter: the first parameter's where the dtype of x is known at compile time.
 template <class T, class X>
 struct SecondType {
   using Type = T;
@@ -111,7 +111,7 @@ struct SecondType<T, AnyDtype> {
 template <class L, class T, class X>
 using SecondOf = Second<(L::kParams > 1), typename SecondType<T, X>::Type>;
 
-// What a kernel reads.
+// Inputs of a kernel.
 template <class L, class T, class X>
 struct Operands {
   L likelihood;
@@ -138,23 +138,23 @@ AEVB_DEVICE void gradients_of(const L& likelihood, const float* x, const float* 
   }
 }
 
-// ---- log p, and with it the gradient where that is asked for --------------------------------------------------------
+// ---- the log-likelihood, with kGrad its gradient too ----------------------------------------------------------------
 
 template <class L, class T, class X>
 struct ForwardArgs : Operands<L, T, X> {
-  Divider x_rows, parts;
-  int64_t units, D, part_elements;  // a row is cut into `parts` parts; R * parts units
+  Divider x_rows, parts;            // a row is cut into `parts` parts
+  int64_t units, D, part_elements;  // R * parts units of work
   float sign;
   float* result;  // [R, parts]
-  // Of the kernels with kGrad:
-  const float* grad;
+  // With kGrad only:
+  const float* grad;  // upstream gradient, at l * grad_sample_stride + b * grad_stride; null: 1
   int64_t grad_sample_stride, grad_stride;
   float grad_scale;
-  T* grad0;  // [R, D]; may be p0; with two parameters may be null
+  T* grad0;  // [R, D]; may be p0; may be null where there are two parameters
 };
 
-// Blocks on a multiprocessor at once, as registers allow: 128 a thread, 80, or 64; from sm_100 on it takes more of
-// them.
+// Resident blocks of a multiprocessor, as registers allow: 2, 3 or 4 blocks leave a thread 128, 80 or 64 registers.
+// From sm_100 on the kernels need more registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 template <class L, bool kGrad, int V>
 constexpr int kResident = L::kParams > 1                     ? (kGrad && V > 4 ? 1 : 2)
@@ -167,11 +167,12 @@ constexpr int kResident = V > 4 || (kGrad && !L::kProduct) ? 2
                                                            : 4;
 #endif
 
-// kLanes / V threads share a unit: each adds up V neighbouring lanes of every group.
+// `sign` times -log p of each unit, a row or a part of a row. kLanes / V threads share a unit: each thread adds up V
+// neighbouring lanes of every group.
 template <class L, bool kGrad, int V, class T, class X>
 __global__ void __launch_bounds__(kThreads, kResident<L, kGrad, V>) log_prob_rows(const ForwardArgs<L, T, X> a) {
   constexpr int kSharing = kLanes / V;
-  constexpr int kAtOnce = Beside<X>::kAtRunTime ? 1 : (V > 4 || L::kParams > 1 ? 2 : 4);  // vectors under way
+  constexpr int kAtOnce = Beside<X>::kAtRunTime ? 1 : (V > 4 || L::kParams > 1 ? 2 : 4);  // vectors in flight
   const int64_t unit = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kSharing;
   if (unit >= a.units) return;
   const int t = threadIdx.x % kSharing;
@@ -246,17 +247,17 @@ template <class L, class T, class X>
 struct BackwardArgs : Operands<L, T, X> {
   Divider row_vectors;  // D / V
   Divider x_rows;
-  int64_t vectors, D;  // R * D / V
-  bool by_rows;        // rows matter: strides, samples, or a gradient for each
+  int64_t vectors, D;  // R * D / V vectors
+  bool by_rows;        // a vector's row must be known, for strides, samples, or an upstream gradient of each row
   float grad_scale;
-  const float* grad;
+  const float* grad;  // upstream gradient, at l * grad_sample_stride + b * grad_stride
   int64_t grad_sample_stride, grad_stride;
-  T* grad0;  // [R, D]; with two parameters may be null
+  T* grad0;  // [R, D]; may be null where there are two parameters
 };
 
-constexpr int kVectorsAtOnce = 2;  // of a thread
+constexpr int kVectorsAtOnce = 2;  // vectors that a thread has in flight
 
-// Vectors first, first + kThreads, ... of the gradient.
+// Computes vectors first, first + kThreads, ... of the gradient, kVectorsAtOnce of them.
 template <class L, int V, class T, class X>
 AEVB_DEVICE void gradient_vectors(const BackwardArgs<L, T, X>& a, int64_t first) {
   constexpr int kAtOnce = kVectorsAtOnce;
@@ -299,12 +300,12 @@ AEVB_DEVICE void gradient_vectors(const BackwardArgs<L, T, X>& a, int64_t first)
 
 template <class L, int V, class T, class X>
 __global__ void __launch_bounds__(kThreads) log_prob_gradient(const BackwardArgs<L, T, X> a) {
-  constexpr int kVectors = kVectorsAtOnce * kThreads;  // of a block
+  constexpr int kVectors = kVectorsAtOnce * kThreads;  // vectors of a block
   gradient_vectors<L, V>(a, static_cast<int64_t>(blockIdx.x) * kVectors + threadIdx.x);
 }
 
-// The same where it is done already if grad[0] is 1, which it mostly is: so the grid is no larger than fills the GPU,
-// but where elements are read one by one.
+// The gradient, computed only if *grad is not 1: grad0 already holds the gradient for 1. *grad mostly is 1, so the grid
+// is no larger than fills the GPU, and a block loops. Where elements are read one by one, the grid covers all vectors.
 template <class L, int V, class T, class X>
 __global__ void __launch_bounds__(kThreads) log_prob_gradient_unless_1(const BackwardArgs<L, T, X> a) {
   constexpr int kVectors = kVectorsAtOnce * kThreads;
@@ -316,9 +317,9 @@ __global__ void __launch_bounds__(kThreads) log_prob_gradient_unless_1(const Bac
     for (; first < a.vectors; first += static_cast<int64_t>(gridDim.x) * kVectors) gradient_vectors<L, V>(a, first);
 }
 
-// ---- which kernel ---------------------------------------------------------------------------------------------------
+// ---- kernel selection -----------------------------------------------------------------------------------------------
 
-// Whether rows of `m` can be read V elements at a time.
+// Whether rows of `m` [rows, D] can be read V elements at a time.
 template <int V>
 bool in_vectors(const Rows& m, int64_t D, int64_t rows) {
   const int64_t bytes = V * size_of(m.dtype);
@@ -346,7 +347,7 @@ Operands<L, T, X> operands_of(const LikelihoodArgs& a) {
   return {likelihood_of<L>(a), static_cast<const T*>(a.param[0].data), a.param[0].stride, second, beside(a.x, X{})};
 }
 
-// Whether what a likelihood reads can be read V elements at a time.
+// Whether all parameters and x can be read V elements at a time.
 template <int V>
 bool in_vectors(const LikelihoodArgs& a) {
   for (const Rows& param : a.param)
@@ -354,13 +355,14 @@ bool in_vectors(const LikelihoodArgs& a) {
   return in_vectors<V>(a.x, a.D, a.x_rows);
 }
 
-// Calls use(T, V, X): the first parameter's element, the elements of one access, the targets' element. `narrow` asks
-// for accesses of one element. A likelihood with kProduct is a matter of memory alone, and has kernels for every dtype
-// of x; one with kHeavy of arithmetic, and has one for all.
+// Calls use(T, V, X): the first parameter's element type, the elements of one access, the element type of x. `narrow`
+// asks for accesses of one element. Memory alone bounds a likelihood with kProduct, so it has kernels for every dtype
+// of x. Arithmetic bounds a likelihood with kHeavy, so one kernel serves all dtypes of x.
 template <class L, class Use>
 const char* with_types(const LikelihoodArgs& a, bool narrow, const Use& use) {
   return with_dtype(a.param[0].dtype, [&](auto t) {
-    // Of float32 in both not the widest accesses: with 16 threads a row instead of 8 there are more loads under way.
+    // With kProduct or kHeavy, float32 does without the widest accesses: 16 threads a row, not 8, keep more loads in
+    // flight.
     constexpr int V = (L::kProduct || L::kHeavy) && sizeof(t) == 4 ? 2 : kWidest<decltype(t)>;
     if (narrow || !in_vectors<V>(a)) return use(t, Constant<1>{}, AnyDtype{});
     if constexpr (L::kProduct) {
@@ -417,7 +419,7 @@ const char* launch_likelihood(const LikelihoodArgs& a, int multiprocessors, floa
   const Parts parts = parts_of(a, multiprocessors);
   const int64_t units = a.R * parts.parts;
   const bool cut = parts.parts > 1;
-  // A small batch is a matter of latency: more threads a row, each with less to do.
+  // Latency bounds a small batch: more threads share a row, and each has less to do.
   const bool narrow = units * (kLanes / 4) < 64 * static_cast<int64_t>(multiprocessors) &&
                       a.param[0].dtype == Dtype::float32 && a.x.dtype == Dtype::float32;
   const char* error = with_types<L>(a, narrow, [&](auto t, auto v, auto x) {

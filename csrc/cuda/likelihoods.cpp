@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which of the likelihoods' kernels: likelihood.cu has them, compiled once for each.
-#include "launch.h"
+// Dispatch to the kernels of a likelihood, which likelihood.cu has, compiled once for each likelihood.
+#include "launchers.h"
 #include "parts.h"
 
 namespace aevb::cuda {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The reparameterised sample with its log q(z|x) - log p(z), and the gradient of both.
+// The reparameterised sample with its log ratio log q(z|x) - log p(z), and the gradients of both.
 //
-// A thread keeps what all samples of its run have in common in registers, and goes through the samples.
+// A thread keeps the values that all samples of its run share in registers, and loops over the samples.
 #include "../formulas/gaussian.h"
 #include "gaussian.cuh"
-#include "launch.h"
+#include "launchers.h"
 #include "sums.cuh"
 
 namespace aevb::cuda {
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 template <class T>
-constexpr int kTile = kThreads * kWidest<T>;  // elements of a tile: a run for each thread
+constexpr int kTile = kThreads * kWidest<T>;  // elements of a tile: one run for each thread
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
@@ -21,30 +21,30 @@ struct ForwardArgs {
   Reader<T> mu, logvar;  // [B, D]
   bool by_rows;          // rows of mu or logvar are not adjacent
   Cut cut;
-  Divider tiles;  // block s * tiles + t takes `samples` of tile t
+  Divider tiles;  // number of tiles; block s * tiles + t takes share s, `samples` samples, of tile t
   int samples;
-  int at_once;                // a small matrix, one tile, leaves threads for several samples
-  Divider runs;               // of such a tile
-  int64_t L, count, results;  // B * D elements and B * parts results of a sample
+  int at_once;                // samples at once: more than 1 if a single small tile leaves threads for them
+  Divider runs;               // runs of that tile
+  int64_t L, count, results;  // a sample has count = B * D elements and results = B * parts sums
   Seeds seeds;
   T* z;           // [L, B, D]
-  float* result;  // [L, B] log ratios, or [L, B, parts] twice the log ratio of each part
+  float* result;  // [L, B]: the log ratios; or [L, B, parts]: twice the log ratio of each part
   float factor;
 };
 
 template <class T, bool kPlain>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_tile(const ForwardArgs<T> a) {
   constexpr int V = kWidest<T>;
-  AEVB_SHARED(float4, tile_vectors, 2 * kTile<T> / 4);  // twice each element's log ratio: two halves, used in turn
+  AEVB_SHARED(float4, tile_vectors, 2 * kTile<T> / 4);  // twice each element's log ratio, in two halves used in turn
   AEVB_SHARED(float, group_sum, 2 * kTile<T> / kGroup);
   const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(*a.seeds.seeds));
   const int64_t D = a.cut.D.divisor();
   const int64_t share = a.samples < a.L ? a.tiles.divide(blockIdx.x) : 0, first_sample = share * a.samples;
   const int samples = static_cast<int>(first_sample + a.samples < a.L ? a.samples : a.L - first_sample);
   const Tile tile = tile_of(a.cut, blockIdx.x - share * a.tiles.divisor());
-  const int64_t first = kPlain ? tile.begin : tile.begin / V * V;  // of the first run
+  const int64_t first = kPlain ? tile.begin : tile.begin / V * V;  // beginning of the first run
   const int n = tile.rows * tile.columns;
-  int own = 0, k = threadIdx.x * V;  // which of the samples at once, and where in it
+  int own = 0, k = threadIdx.x * V;  // the thread's sample among at_once, and its element in the tile
   if (a.at_once > 1) {
     own = static_cast<int>(a.runs.divide(threadIdx.x));
     k -= own * static_cast<int>(a.runs.divisor()) * V;
@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_ti
           if (i + j >= tile.begin && i + j < tile.end) to[j] = two_ratio[j];
       }
     }
-    __syncthreads();  // the only one: all who reach it have read the other half, which the next sample overwrites
+    // One barrier a sample suffices: a thread here has read the other half, which the next sample overwrites.
+    __syncthreads();
     const int rows = (a.at_once < samples - l ? a.at_once : samples - l) * tile.rows;
     sum_rows<kThreads>(reinterpret_cast<const float*>(two_ratios), rows, tile.columns, group_sum,
                        [&](int row, float sum) { result[row] = a.factor * sum; });
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_ti
 
 template <class T>
 struct BackwardArgs {
-  Reader<T> mu, logvar, grad_z;  // [B, D], [L, B, D]
+  Reader<T> mu, logvar, grad_z;  // [B, D], [B, D], [L, B, D]
   Divider D;
   int64_t B, L;
   Seeds seeds;
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_gr
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
   if (i >= count) return;
   const Place at = place_of(i, a.D);
-  unsigned row_ends = 0;  // bit j: the run goes on after element j, in another row
+  unsigned row_ends = 0;  // bit j: a row ends at element j of the run, and the run goes on in the next row
   if (D % V != 0) {
     int64_t column = at.column;
 #pragma unroll
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_gr
     sd[j] = gaussian_sd(logvar[j]);
     slope[j] = gaussian_ratio_slope(logvar[j], false);
   }
-  if (a.path_only) {  // one branch, and not one for each
+  if (a.path_only) {  // one branch for the run, not one for each element
 #pragma unroll
     for (int j = 0; j < V; ++j) slope[j] = gaussian_ratio_slope(logvar[j], true);
   }
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_gr
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(*a.seeds.seeds));
     sum_samples<kManySamples>(a.L, sums, [&](int64_t begin, int64_t end, SampleSums<V>& block) {
       int64_t k = begin * count + i, row = begin * a.B + at.row;
-      int64_t run = row * a.grad_z.stride + at.column;  // in grad_z
+      int64_t run = row * a.grad_z.stride + at.column;  // the run's beginning in grad_z
       for (int64_t l = begin; l < end; ++l, k += count, row += a.B, run += a.B * a.grad_z.stride) {
         float grad_z[V] = {}, eps[V];
         if constexpr (kPlain) {
@@ -192,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_gr
           block.mu[j] += found.z;
           block.logvar[j] += found.two_logvar;
         };
-        if (D % V == 0) {  // in one row
+        if (D % V == 0) {  // the run lies in one row
 #pragma unroll
           for (int j = 0; j < V; ++j) add(j);
           continue;
@@ -221,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_gr
   }
 }
 
-// ---- which kernel ---------------------------------------------------------------------------------------------------
+// ---- kernel selection -----------------------------------------------------------------------------------------------
 
 struct Tiles {
   int64_t rows, parts, part;  // rows of a tile, parts of a row, elements of a part
@@ -230,18 +231,19 @@ struct Tiles {
 
 Tiles tiles_of(const GaussianArgs& a) {
   const int64_t V = 16 / size_of(a.mu.dtype), most = kThreads * V;
-  const int64_t tile = a.D % V == 0 ? most : most - V;  // elements, with room for a run that begins before the tile
+  const int64_t tile = a.D % V == 0 ? most : most - V;  // with room for a run that begins before the tile
   if (a.D > tile) {
     int64_t part = kGroup;
     while (2 * part <= tile) part *= 2;
     const int64_t parts = (a.D + part - 1) / part;
     return {1, parts, part, a.B * parts, kThreads, 1};
   }
-  int64_t step = V;  // of rows, so that tiles begin where runs do
+  int64_t step = V;  // a tile's rows are a multiple of it, so that tiles begin where runs begin
   while (step > 1 && a.D * (step / 2) % V == 0) step /= 2;
   int64_t rows = tile / a.D;
   if (rows > step) rows -= rows % step;
-  // As many tiles as that takes, all of about the same size. So only one that is alone can leave half the threads idle.
+  // Tiles of about equal size, as few as the largest size allows. So only a single tile can leave half the threads
+  // idle.
   const int64_t number = (a.B + rows - 1) / rows, equal = ((a.B + number - 1) / number + step - 1) / step * step;
   if (equal < rows) rows = equal;
   const int64_t runs = (a.B * a.D + V - 1) / V;
@@ -262,7 +264,7 @@ const char* gaussian_log_ratio(const GaussianArgs& a, int multiprocessors, float
   const Tiles tiles = tiles_of(a);
   const bool cut = tiles.parts > 1;
   const int64_t at_once = tiles.at_once < a.L ? tiles.at_once : a.L;
-  // Where tiles are too few to fill the GPU, samples are shared between blocks.
+  // Samples are shared between blocks where tiles are too few to fill the GPU.
   constexpr int64_t kMostSamples = int64_t{1} << 30;
   int64_t samples = a.L < kMostSamples ? a.L : kMostSamples;
   while (samples >= 4 * at_once &&

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is left once every row has its log-likelihood and its KL: the loss, sums of parts, and small elementwise work.
+// The loss, from the log-likelihood and the KL of every row; sums of parts of rows; and small elementwise kernels.
 #include "../formulas/elementary.h"
-#include "launch.h"
-#include "launching.h"
+#include "grids.h"
+#include "launchers.h"
 #include "sums.cuh"
 
 namespace aevb::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTile = 2048;  // datapoints
+constexpr int kTile = 2048;  // datapoints of a block
 
 // ---- parts of rows --------------------------------------------------------------------------------------------------
 
-// One block a row.
+// out[row] = factor * the sum of row `row` of partial [rows, parts]. A block takes a row.
 __global__ void __launch_bounds__(kThreads)
     join_parts(const float* __restrict__ partial, int64_t parts, float factor, float* __restrict__ out) {
   constexpr int kSubtree = 2 * kThreads;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- the loss -------------------------------------------------------------------------------------------------------
 
-// The sum of x[0], x[stride], ..., x[(n - 1) stride] by one thread.
+// The sum of n elements, x[0], x[stride], ..., x[(n - 1) stride], by one thread.
 AEVB_DEVICE float sum_elements(const float* x, int64_t n, int64_t stride) {
   TreeSum<24> sum;
   for (int64_t group = 0; group < n; group += kGroup) {
@@ -59,7 +59,7 @@ AEVB_DEVICE float sum_elements(const float* x, int64_t n, int64_t stride) {
 struct LossKernelArgs {
   LossArgs loss;
   float one_over_L;
-  float* result;  // [B], or the sum of each tile
+  float* result;  // [B]: the losses; or [tiles]: the sum of each tile
   float factor;   // multiplies the sums
 };
 
@@ -167,7 +167,7 @@ const char* elementary(const ElementaryArgs& a, void* stream) {
 int multiprocessors(int device) {
   int count = 0;
   if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess) return count;
-  cudaGetLastError();  // the launch will say what is wrong
+  cudaGetLastError();  // clears the error: the next launch reports it
   return 0;
 }
 #endif

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// Standard normals for a run of elements: formulas/philox.h, one counter for every four of them.
+// Standard normals of a run of elements, by formulas/philox.h: one counter for every four elements.
 #pragma once
 #include "../formulas/philox.h"
 #include "division.h"
 
 namespace aevb::cuda {
 
-// Which seed numbers which elements: seeds[i / seed_block] numbers element i, from 0 at its block's beginning.
+// The seeds of elements: element i is under seeds[i / block], and is numbered from 0 at the beginning of its block.
 struct Seeds {
-  const int64_t* seeds;
+  const int64_t* seeds;  // [number of blocks]
   Divider block;
   bool one;  // one seed for everything
 };
 
+// The normal of element i of a seed's block.
 AEVB_DEVICE float normal_at(uint64_t seed, int64_t i) {
   const Philox w = noise_words(philox_keys(seed), static_cast<uint64_t>(i) >> 2);
   const bool second_pair = i & 2;
@@ -20,7 +21,7 @@ AEVB_DEVICE float normal_at(uint64_t seed, int64_t i) {
   return i & 1 ? pair.second : pair.first;
 }
 
-// Elements i .. i + V - 1 of a seed's block, i a multiple of 4.
+// eps [V] = the normals of elements i .. i + V - 1 of a seed's block, for i a multiple of 4.
 template <int V>
 AEVB_DEVICE void normals_of(const PhiloxKeys& keys, int64_t i, float* eps) {
 #pragma unroll
@@ -31,13 +32,13 @@ AEVB_DEVICE void normals_of(const PhiloxKeys& keys, int64_t i, float* eps) {
   }
 }
 
-// eps[j] is the normal of element first + j, for j < n; n < V only beyond the last element.
+// eps[j] = the normal of element first + j, for j < n. n < V only where the run ends beyond the last element.
 template <int V>
 AEVB_DEVICE void normals(const Seeds& s, int64_t first, int n, float* eps) {
   const int64_t block = s.one ? 0 : s.block.divide(first), offset = first - block * s.block.divisor();
   if (offset % 4 == 0 && (s.one || offset + V <= s.block.divisor()))
     return normals_of<V>(philox_keys(static_cast<uint64_t>(s.seeds[block])), offset, eps);
-  // Counters that straddle the run, or another seed within it: one element at a time.
+  // One element at a time: a counter straddles the run's ends, or another seed begins within the run.
 #pragma unroll
   for (int j = 0; j < V; ++j) eps[j] = 0.0f;
 #pragma unroll 1

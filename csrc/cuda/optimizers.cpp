@@ -11,7 +11,7 @@
 namespace aevb::cuda {
 namespace {
 
-// One step of Adam over all of the tensors, in place: their steps have been counted already.
+// One step of Adam over all tensors, in place. `steps` counts this step already.
 void adam_(std::vector<Tensor> weights, std::vector<Tensor> grads, std::vector<Tensor> means,
            std::vector<Tensor> squares, std::vector<Tensor> steps, const OptionalTensor& lr, double fixed_lr,
            double beta1, double beta2, double eps) {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The parts that a likelihood's rows are cut into.
+// The parts of a likelihood's rows.
 #pragma once
 #include "../args.h"
 
 namespace aevb::cuda {
 
-// How many parts a row is cut into, each a node of its tree: one, unless rows are long, and then as many as it takes to
-// keep the GPU busy.
+// The number of parts of a row, and the elements of a part. Each part is a node of the row's tree of sums. A short row
+// is one part; a long row is cut into as many parts as it takes to keep the GPU busy.
 struct Parts {
   int64_t parts, elements;
 };
 inline Parts parts_of(const LikelihoodArgs& a, int multiprocessors) {
-  constexpr int64_t kMost = 64, kWhole = 8;  // groups in a part, at most; rows of so many are not cut
+  constexpr int64_t kMost = 64, kWhole = 8;  // most groups of a part; most groups of a row that is never cut
   const int64_t groups = (a.D + kGroup - 1) / kGroup;
   int64_t each = kMost;
   while (groups > kWhole && each > 1 &&

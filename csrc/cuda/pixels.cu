@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// Grey pixels to bits, gathered from a data set and drawn anew.
+// Binarization: images are gathered from a data set, and their grey pixels drawn anew as bits.
 #include "../formulas/philox.h"
 #include "division.h"
-#include "launch.h"
-#include "launching.h"
+#include "grids.h"
+#include "launchers.h"
 
 namespace aevb::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPixels = 16;  // of a thread: four counters, and one access where rows are aligned
+constexpr int kPixels = 16;  // pixels of a thread: four counters, and one access where rows are aligned
 
 struct BinarizeKernelArgs {
   const uint8_t* images;  // [N, D]
   int64_t N;
-  const int64_t* index;  // [B], or null
+  const int64_t* index;  // [B]; null: 0, 1, 2, ...
   const int64_t* seed;   // []
-  int64_t D, runs;       // B * runs of a row
+  int64_t D, runs;       // B * runs_of_row runs of kPixels pixels
   Divider runs_of_row;
   uint32_t max_value, step;
   uint8_t* x;  // [B, D]
 };
 
-// A thread takes kPixels neighbouring pixels of an image. kWide: all of them are there, and aligned.
+// A thread takes a run of kPixels neighbouring pixels of an image. kWide: every run is complete and aligned.
 template <bool kWide>
 __global__ void __launch_bounds__(kThreads) binarize_pixels(const BinarizeKernelArgs a) {
   const int64_t run = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads) binarize_pixels(const BinarizeKernel
   const uint8_t* pixel = a.images + image * a.D + d;
   uint8_t* x = a.x + b * a.D + d;
   const int n = a.D - d < kPixels ? static_cast<int>(a.D - d) : kPixels;
-  uint32_t word[kPixels / 4];  // four pixels each
+  uint32_t word[kPixels / 4];  // four pixels a word
   if constexpr (kWide) {
     Access<16>::split(*reinterpret_cast<const uint4*>(pixel), word);
   } else {

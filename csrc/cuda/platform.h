@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What differs between nvcc and the tests' emulation, in which g++ compiles the same kernels to run on a CPU.
+// Differences between nvcc and the tests' emulation, in which g++ compiles the same kernels to run on a CPU.
 #pragma once
 #include <cstdint>
 

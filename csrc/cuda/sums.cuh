@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order in which a row is summed (csrc/README.md), between the threads of a warp and between groups.
+// Sums of rows in the order of csrc/README.md: over the threads of a warp, and over groups.
 #pragma once
 #include "../args.h"
 #include "platform.h"
@@ -15,10 +15,10 @@ AEVB_DEVICE void add_halves(float* lane) {  // [2 kHalf], destroyed
   if constexpr (kHalf > 1) add_halves<kHalf / 2>(lane);
 }
 
-// The sum of a group's lanes, by halves; T threads of a warp hold them, each `kLanes / T` neighbouring ones (t V .. t V
-// + V - 1). The first of the T threads has the result.
+// The sum of a group's lanes, by halves. kLanes / V threads of a warp hold them: thread t holds the V neighbouring
+// lanes t V .. t V + V - 1. `threads` is their mask, and the first thread has the sum.
 template <int V>
-AEVB_DEVICE float fold_neighbours(float* lane, unsigned threads) {  // [V], destroyed; threads: those that fold together
+AEVB_DEVICE float fold_neighbours(float* lane, unsigned threads) {  // [V], destroyed
 #pragma unroll
   for (int width = kLanes / 2; width >= V; width /= 2) {
 #pragma unroll
@@ -28,8 +28,8 @@ AEVB_DEVICE float fold_neighbours(float* lane, unsigned threads) {  // [V], dest
   return lane[0];
 }
 
-// The same where thread t holds lanes t, t + T, t + 2 T, ... of the first kUsed, a power of two; the others are +0,
-// which changes no bit. All threads of the warp must call it.
+// The sum of a group's lanes where thread t of T holds lanes t, t + T, t + 2 T, ... below kUsed, a power of two. The
+// lanes from kUsed on are +0, which changes no bit. All threads of the warp must call it.
 template <int T, int kUsed = kLanes>
 AEVB_DEVICE float fold_strided(float* lane) {  // [kUsed / T], destroyed
   add_halves<kUsed / T / 2>(lane);
@@ -38,8 +38,8 @@ AEVB_DEVICE float fold_strided(float* lane) {  // [kUsed / T], destroyed
   return lane[0];
 }
 
-// Joins sums of groups by a binary tree over adjacent pairs; one without a partner moves up unchanged. At most
-// 2^kLevels - 1 of them. Every index is known to the compiler, so that the partial sums stay in registers.
+// Joins at most 2^kLevels - 1 sums of groups by a binary tree over adjacent pairs; a sum without a partner moves up
+// unchanged. Every index is known to the compiler, so that the partial sums stay in registers.
 template <int kLevels>
 class TreeSum {
  public:
@@ -74,15 +74,15 @@ class TreeSum {
   float partial_[kLevels] = {};
 };
 
-// Adds the groups of a tile in shared memory and joins them: for each of `rows` rows of D elements, `rows * D` of them
-// from tile[0] on, result(row, sum) is called by one thread. group_sum has room for rows * groups where D > kGroup.
-// T threads share a row's group. All threads of the block must call it, after a barrier that completes the tile.
+// Sums each row of a tile [rows, D] in shared memory: adds its groups and joins them. One thread calls result(row,
+// sum). group_sum [rows, groups] is needed where D > kGroup. T threads share a group. All threads of the block must
+// call it, after a barrier that completes the tile.
 template <int T, int kThreads, class Result>
 AEVB_DEVICE void sum_groups(const float* tile, int rows, int D, float* group_sum, const Result& result) {
   constexpr int kOwn = kLanes / T;
   const int groups = (D + kGroup - 1) / kGroup, units = rows * groups;
   const int t = threadIdx.x % T;
-  // The warp's threads go round together, for the shuffles.
+  // The threads of a warp loop together, for the shuffles.
   for (int first = threadIdx.x / kWarp * (kWarp / T); first < units; first += kThreads / T) {
     const int unit = first + threadIdx.x % kWarp / T;
     const int row = groups == 1 ? unit : unit / groups, group = groups == 1 ? 0 : unit % groups;
@@ -105,7 +105,7 @@ AEVB_DEVICE void sum_groups(const float* tile, int rows, int D, float* group_sum
         group_sum[unit] = sum;
     }
   }
-  if (groups == 1) return;  // the same for the whole block
+  if (groups == 1) return;  // uniform over the block
   __syncthreads();
   for (int row = threadIdx.x; row < rows; row += kThreads) {
     TreeSum<5> sum;  // a tile has fewer than 32 groups
@@ -114,7 +114,7 @@ AEVB_DEVICE void sum_groups(const float* tile, int rows, int D, float* group_sum
   }
 }
 
-// The same for rows of at most kMost <= kLanes elements.
+// sum_groups for rows of at most kMost <= kLanes elements.
 template <int T, int kMost, int kThreads, class Result>
 AEVB_DEVICE void sum_short_rows(const float* tile, int rows, int D, const Result& result) {
   constexpr int kOwn = kMost / T;
@@ -132,7 +132,7 @@ AEVB_DEVICE void sum_short_rows(const float* tile, int rows, int D, const Result
   }
 }
 
-// The same for rows of any length, with as many threads a row as pay.
+// sum_groups for rows of any length, with as many threads a row as pay off.
 template <int kThreads, class Result>
 AEVB_DEVICE void sum_rows(const float* tile, int rows, int D, float* group_sum, const Result& result) {
   if (D <= 4)

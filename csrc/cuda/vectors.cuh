@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// V neighbouring elements of a tensor as floats and back, by accesses of up to 16 bytes.
+// Loads and stores of V neighbouring elements of a tensor as floats, by accesses of up to 16 bytes.
 #pragma once
 #include "../formulas/half.h"
 #include "platform.h"
@@ -13,11 +13,11 @@ struct Float16 {
   uint16_t bits;
 };
 
-// As many elements as fill an access of 16 bytes.
+// Elements of an access of 16 bytes.
 template <class T>
 constexpr int kWidest = 16 / sizeof(T);
 
-// What one access moves, as 32-bit words.
+// The type of an access of kBytes, and its 32-bit words.
 template <int kBytes>
 struct Access;
 template <>
@@ -45,7 +45,7 @@ struct Access<2> : SmallAccess<uint16_t> {};
 template <>
 struct Access<1> : SmallAccess<uint8_t> {};
 
-// Element i of the words that hold it.
+// Element i of packed words.
 AEVB_DEVICE float unpack(float, const uint32_t* word, int i) { return float_of(word[i]); }
 AEVB_DEVICE float unpack(BFloat16, const uint32_t* word, int i) {
   return float_of(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
@@ -57,7 +57,7 @@ AEVB_DEVICE float unpack(uint8_t, const uint32_t* word, int i) {
   return static_cast<float>((word[i / 4] >> (8 * (i % 4))) & 0xffu);
 }
 
-// Two elements as one word.
+// Packs two elements into one word.
 AEVB_DEVICE uint32_t pack_pair(BFloat16, float low, float high) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   uint32_t word;
@@ -90,7 +90,7 @@ AEVB_DEVICE void pack(const float* x, uint32_t* word) {
   }
 }
 
-// What load() read and has not unpacked yet: loads of several vectors can be under way at once.
+// V elements that load() has read and nobody has unpacked yet, so that several loads can be in flight.
 template <class T, int V>
 struct Loaded {
   static constexpr int kBytes = V * sizeof(T) < 16 ? V * sizeof(T) : 16, kAccesses = V * sizeof(T) / kBytes;
@@ -106,7 +106,7 @@ struct Loaded {
   }
 };
 
-// Elements data[0 .. V), data a multiple of their bytes (at most 16).
+// Reads data [V], which is aligned to its size in bytes, at most 16.
 template <int V, class T>
 AEVB_DEVICE Loaded<T, V> load(const T* data) {
   using Result = Loaded<T, V>;
@@ -123,7 +123,7 @@ AEVB_DEVICE void put(A* to, A value) {
 }
 AEVB_DEVICE void put(uint4* to, uint4 value) {
 #ifdef __CUDA_ARCH__
-  // As a plain store, which nvcc would take apart where a branch beside it stores the same words singly.
+  // nvcc would split a plain store where another branch stores the same words one by one.
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
                :
                : "l"(__cvta_generic_to_global(to)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
@@ -133,7 +133,7 @@ AEVB_DEVICE void put(uint4* to, uint4 value) {
 #endif
 }
 
-// Writes elements data[0 .. V) in global memory, aligned as for load().
+// Writes x [V] to data [V] in global memory, aligned as for load().
 template <int V, class T>
 AEVB_DEVICE void store(const float* x, T* data) {
   using Layout = Loaded<T, V>;
@@ -156,7 +156,7 @@ AEVB_DEVICE void store_one(float x, T* data) {
   store<1>(&x, data);
 }
 
-// x as T keeps it.
+// x rounded to T.
 template <class T>
 AEVB_DEVICE float round_to(float x) {
   uint32_t word;

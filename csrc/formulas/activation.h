@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A layer's activation, one element at a time, and its gradient.
+// A layer's activation and its gradient, one element at a time.
 #pragma once
 #include "../args.h"
 #include "elementary.h"
@@ -14,7 +14,7 @@ AEVB_FORMULA float activated(float x) {
   return x;
 }
 
-// The gradient of what was activated, from that of y, the activation's value.
+// The gradient of the activation's input, from the activation's value y and its upstream gradient.
 template <Activation kActivation>
 AEVB_FORMULA float activation_gradient(float y, float grad) {
   if constexpr (kActivation == Activation::tanh) return grad * fmadd(-y, y, 1.0f);

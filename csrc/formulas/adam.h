@@ -6,7 +6,7 @@
 namespace aevb {
 namespace {
 
-// What the step t makes of the betas: lr / (1 - beta1^t), and 1 / sqrt(1 - beta2^t).
+// Bias corrections of step t: lr / (1 - beta1^t), and 1 / sqrt(1 - beta2^t).
 struct AdamScales {
   float step_size, root_scale;
 };
@@ -16,7 +16,7 @@ AEVB_FORMULA AdamScales adam_scales(float lr, float log_beta1, float log_beta2, 
   return {lr * rcp_in_range(first), rcp_in_range(sqrt_in_range(second))};
 }
 
-// sqrt(x) for every x >= 0, below 2^-100 that of it.
+// sqrt(x) for every x >= 0; below 2^-100 it is sqrt(2^-100).
 AEVB_FORMULA float adam_root(float x) {
   const bool small = x < 1.0f, large = x > 0x1p60f;
   const float scaled = x * (small ? 0x1p40f : large ? 0x1p-80f : 1.0f);
@@ -25,8 +25,9 @@ AEVB_FORMULA float adam_root(float x) {
   return x < infinity() ? finite : x;
 }
 
+// A weight, and the running means of its gradient and of the gradient's square.
 struct AdamState {
-  float weight, mean, square;  // of the gradient
+  float weight, mean, square;
 };
 AEVB_FORMULA AdamState adam_update(AdamState s, float grad, AdamScales scales, float beta1, float beta2, float eps) {
   const float mean = fmadd(beta1, s.mean, (1.0f - beta1) * grad);

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Bernoulli likelihood of AEVB appendix C.1, one pixel at a time; x_scale x in [0, 1] may be soft.
+// The Bernoulli likelihood of AEVB appendix C.1, one pixel at a time. The target x_scale x in [0, 1] may be soft.
 #pragma once
 #include "likelihood.h"
 
 namespace aevb {
 namespace {
 
-// x - sigmoid(l): (x - 1) + sigmoid(-l) where l > 0, x - sigmoid(l) elsewhere, so that hard targets lose no digits.
+// x - sigmoid(l) for a logit l: (x - 1) + sigmoid(-l) where l > 0, and x - sigmoid(l) elsewhere, so that hard targets
+// lose no digits.
 struct SigmoidResidual {
   float residual, tail;  // tail is sigmoid(-|l|)
 };
@@ -14,21 +15,21 @@ AEVB_FORMULA SigmoidResidual sigmoid_residual(float logit, float x, float x_scal
   const float e = exp_minus(abs_of(logit));
   const float tail = e * rcp_in_range(1.0f + e);
   const uint32_t sign = bits_of(logit) & 0x80000000u;
-  // -0 where the logit is negative, else -1: as bits, since ptxas 13.0 takes a choice between the two for one between
-  // the integers 0 and -1, and loses the sign of 0.
+  // -0 where the logit is negative, else -1. The sign is set by bits: ptxas 13.0 takes a choice between -0 and -1 for a
+  // choice between the integers 0 and -1, and loses the sign of 0.
   const float nearest = static_cast<int32_t>(bits_of(logit)) < 0 ? 0.0f : 1.0f;
   const float minus_nearest = float_of(bits_of(nearest) | 0x80000000u);
   return {fmadd(x_scale, x, minus_nearest) + float_of(bits_of(tail) | sign), tail};
 }
 
-// The decoder's output is the logit: -log p = max(l, 0) - x l + log(1 + exp(-|l|)).
+// The Bernoulli likelihood of a logit l: -log p = max(l, 0) - x l + log(1 + exp(-|l|)).
 struct BernoulliLogits {
   static constexpr bool kProduct = true, kHeavy = false;
   static constexpr int kParams = 1;
   float x_scale;
 
   AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float x, float logit, float) const {
-    // max(l, 0) - x l is l times what x lacks of 1 where l > 0, and of 0 elsewhere: no inf - inf where l is infinite.
+    // max(l, 0) - x l as l (1 - x) where l > 0, and as l (0 - x) elsewhere: no inf - inf where l is infinite.
     const float nearest = logit > 0.0f ? 1.0f : 0.0f;
     return {fmadd(fmadd(-x_scale, x, nearest), logit, sum), exp_minus(abs_of(logit))};
   }
@@ -38,7 +39,7 @@ struct BernoulliLogits {
   }
 };
 
-// The decoder's output is the probability, as in F.binary_cross_entropy: each logarithm is clamped at -100.
+// The Bernoulli likelihood of a probability, as F.binary_cross_entropy: each logarithm is clamped at -100.
 struct BernoulliProbs {
   static constexpr bool kProduct = false, kHeavy = true;
   static constexpr int kParams = 1;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elementary functions as one fixed sequence of IEEE-754 operations: the same bits from every compiler and device.
+// Elementary functions as fixed sequences of IEEE-754 operations: the same bits from every compiler and device.
 //
-// Only + - * fma, integer operations, comparisons, rcp_in_range and sqrt_in_range are used; no libm. Every function is
+// They use + - * fma, integer operations, comparisons, rcp_in_range and sqrt_in_range, and no libm. Every function is
 // branch-free, so that a loop over it vectorises, and passes NaN through. The polynomials come from tools/minimax.py.
 #pragma once
 #include <cstdint>
@@ -48,8 +48,8 @@ AEVB_FORMULA float fmadd(float a, float b, float c) {
 #endif
 }
 
-// 1 / x, correctly rounded, for 2^-60 <= x <= 2^60. On a GPU these are the instructions of nvcc's own division and
-// square root, without the branch to a slow path that other operands need.
+// 1 / x, correctly rounded, for 2^-60 <= x <= 2^60. On a GPU, this function and sqrt_in_range are the instructions of
+// nvcc's own division and square root. They lack nvcc's branch to a slow path, which other operands need.
 AEVB_FORMULA float rcp_in_range(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -72,7 +72,7 @@ AEVB_FORMULA float sqrt_in_range(float x) {
 #endif
 }
 
-// The smaller and the larger of x and a bound; NaN where x is NaN.
+// The smaller of x and a bound (at_most), and the larger (at_least). NaN where x is NaN.
 AEVB_FORMULA float at_most(float x, float bound) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float y;
@@ -100,7 +100,8 @@ AEVB_FORMULA float quiet_nan() { return float_of(0x7fc00000u); }
 
 // ---- exponentials ---------------------------------------------------------------------------------------------------
 
-// x = n ln 2 + r with |r| <= ln(2) / 2 and e^r = 1 + r + r^2 q(r), for |x| <= 110. NaN gives r = NaN, n arbitrary.
+// Reduction of e^x for |x| <= 110: x = n ln 2 + r with |r| <= ln(2) / 2, and e^r = 1 + r + r^2 q(r). For NaN, r is NaN
+// and n arbitrary.
 struct ExpReduction {
   uint32_t n_bits;  // 0x4b400000 + n: the low 23 bits hold n in two's complement
   float r, q;
@@ -119,8 +120,8 @@ AEVB_FORMULA ExpReduction reduce_exp(float x) {
   return {bits_of(shifted), r, q};
 }
 
-// 2^n for n in [-150, 128], of which the ends are not floats: two factors, to be multiplied one after the other, so
-// that a product with them rounds only once.
+// 2^n for n in [-150, 128], as two factors, since the ends are not floats. Multiplied one after the other, they round a
+// product only once.
 struct PowerOf2 {
   float first, second;
 };
@@ -143,21 +144,22 @@ AEVB_FORMULA float exp_of(float x) {
   return fmadd(fmadd(e.q, e.r, 1.0f), e.r, 1.0f) * s.first * s.second;
 }
 
-// e^-a for a >= 0 (or NaN): cheaper than exp_of, since only one end can leave the range of float.
+// e^-a for a >= 0 (or NaN). It is cheaper than exp_of, since only one end can leave the range of float.
 AEVB_FORMULA float exp_minus(float a) {
   const ExpReduction e = reduce_exp(-at_most(a, 104.0f));
   const float scale = float_of((e.n_bits << 23) + (191u << 23));  // 2^(n + 64); the shift drops the constant in n_bits
   return fmadd(fmadd(e.q, e.r, 1.0f), e.r, 1.0f) * scale * 0x1p-64f;
 }
 
-// Which arguments a function is for: every float, or only those for which it is short. The bits are the same.
+// Arguments that a function accepts: every float, or a moderate range for which the function is shorter. The bits are
+// the same.
 enum class Range { any, moderate };
 template <Range kRange>
 struct RangeConstant {
   static constexpr Range value = kRange;
 };
 
-// e^x, e^x - 1 and e^x - 1 - x; the differences to full relative accuracy, however small they are. Range::moderate is
+// e^x, e^x - 1 and e^x - 1 - x. The differences have full relative accuracy, however small they are. Range::moderate is
 // for |x| <= 22.
 struct ExpDifferences {
   float exp, expm1, expm1_minus_x;
@@ -172,17 +174,17 @@ AEVB_FORMULA ExpDifferences exp_differences(float x) {
   const float w = e.q * (e.r * e.r);
   const float expm1_r = e.r + w;
   const float exp = (1.0f + expm1_r) * power.first * power.second;
-  // e^x - 1 = s (e^r - 1) + (s - 1), and e^x - 1 - x = s w + (s r + (s - 1) - x): where n = 0, r is x, and the bracket
-  // 0.
+  // e^x - 1 = s (e^r - 1) + (s - 1), and e^x - 1 - x = s w + (s r + (s - 1) - x). Where n = 0, r is x, and the bracket
+  // is 0.
   const float expm1 = fmadd(expm1_r, s, t), expm1_minus_x = fmadd(w, s, fmadd(e.r, s, t) - x);
   if constexpr (!kAny) return {exp, expm1, expm1_minus_x};
-  const bool large = x > 22.0f;  // the rest is lost in rounding; and inf - inf does not come up
+  const bool large = x > 22.0f;  // -1 and -x are lost in rounding, and inf - inf is avoided
   return {exp, large ? exp : expm1, large ? exp : expm1_minus_x};
 }
 
 // tanh x = -m / (2 + m) with m = e^(-2 |x|) - 1, for every float.
 AEVB_FORMULA float tanh_of(float x) {
-  const float a = at_most(abs_of(x), 20.0f);  // beyond 9.02 it is 1
+  const float a = at_most(abs_of(x), 20.0f);  // beyond 9.02 tanh is 1
   const ExpReduction e = reduce_exp(-2.0f * a);
   const float s = pow2_of(e.n_bits);
   const float m = fmadd(fmadd(e.q, e.r * e.r, e.r), s, s - 1.0f);
@@ -208,7 +210,7 @@ AEVB_FORMULA float log_of_parts(float n, float f) {
   return fmadd(n, 0.693359375f, f + tail);
 }
 
-// The exponent n of positive normal x = 2^n m, m in [sqrt(1/2), sqrt(2)), and m.
+// The exponent n and the mantissa m of positive normal x = 2^n m, with m in [sqrt(1/2), sqrt(2)).
 AEVB_FORMULA int32_t log_exponent(float x) { return static_cast<int32_t>(bits_of(x) - 0x3f3504f3u) >> 23; }
 AEVB_FORMULA float log_mantissa(float x, int32_t n) { return float_of(bits_of(x) - (static_cast<uint32_t>(n) << 23)); }
 
@@ -230,7 +232,7 @@ AEVB_FORMULA float log_of(float x) {
 // log(1 + s) for 0 <= s <= 2^60 (or NaN), to full relative accuracy.
 AEVB_FORMULA float log1p_nonnegative(float s) {
   const float u = 1.0f + s;
-  const float lost = s < 1.0f ? s - (u - 1.0f) : 1.0f - (u - s);  // what the rounding of u lost, exactly
+  const float lost = s < 1.0f ? s - (u - 1.0f) : 1.0f - (u - s);  // the rounding error of u, exactly
   const float y = fmadd(lost, rcp_in_range(u), log_normal(u));
   return s == s ? y : s;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The diagonal Gaussian posterior q(z|x) = N(mu, exp(logvar)) against the prior N(0, I), one dimension at a time.
 //
-// Several of these called on the same logvar cost one exponential: the compiler merges the common part. Where every
-// |logvar| is at most kModerateLogvar, Range::moderate gives the same bits for less.
+// Several of these functions called on the same logvar cost one exponential: the compiler merges the common part. Where
+// every |logvar| is at most kModerateLogvar, Range::moderate gives the same bits for less.
 #pragma once
 #include "elementary.h"
 
@@ -11,7 +11,7 @@ namespace {
 
 constexpr float kModerateLogvar = 44.0f;
 
-// The standard deviation.
+// The standard deviation, exp(logvar / 2).
 template <Range kRange = Range::any>
 AEVB_FORMULA float gaussian_sd(float logvar) {
   return exp_differences<kRange>(0.5f * logvar).exp;
@@ -28,36 +28,37 @@ AEVB_FORMULA float gaussian_two_kl(float mu, float logvar) {
   return fmadd(mu, mu, fmadd(e.expm1, e.expm1, e.expm1_minus_x + e.expm1_minus_x));
 }
 
-// d KL / d logvar = (exp(logvar) - 1) / 2.  d KL / d mu is mu.
+// d KL / d logvar = (exp(logvar) - 1) / 2. (d KL / d mu is mu.)
 template <Range kRange = Range::any>
 AEVB_FORMULA float gaussian_kl_grad_logvar(float logvar) {
   const ExpDifferences e = exp_differences<kRange>(0.5f * logvar);
   return 0.5f * (e.expm1 * (e.expm1 + 2.0f));
 }
 
-// The gradient of logvar through the samples, sd / 2 sum_l grad_z[l] eps[l], from that sum. That of mu is
-// sum_l grad_z[l].
+// The gradient of logvar through the samples, sd / 2 times grad_z_eps = sum_l grad_z[l] eps[l]. (The gradient of mu is
+// sum_l grad_z[l].)
 template <Range kRange = Range::any>
 AEVB_FORMULA float gaussian_sample_grad_logvar(float logvar, float grad_z_eps) {
   return 0.5f * (gaussian_sd<kRange>(logvar) * grad_z_eps);
 }
 
 // 2 (log q(z|x) - log p(z)) = z^2 - eps^2 - logvar.  AEVB eq. 6.
-// As (z - eps) (z + eps) with z - eps = mu + (sd - 1) eps: nothing cancels where the posterior is close to the prior.
+// Computed as (z - eps) (z + eps) - logvar with z - eps = mu + (sd - 1) eps: nothing cancels where the posterior is
+// close to the prior.
 AEVB_FORMULA float gaussian_two_log_ratio(float mu, float logvar, float sd_less_1, float eps) {
   const float difference = fmadd(sd_less_1, eps, mu);
   return fmadd(difference, fmadd(2.0f, eps, difference), -logvar);
 }
 
-// d (log q(z|x) - log p(z)) / dz is mu + slope eps: z - eps / sd where q's own mu and logvar count as constants (the
-// path derivative; Roeder et al. 2017, eq. 7), and z with what they add by themselves.
+// The slope in d (log q(z|x) - log p(z)) / dz = mu + slope eps. The path derivative, where q's own mu and logvar count
+// as constants, is z - eps / sd (Roeder et al. 2017, eq. 7). With the gradients through q's own mu and logvar it is z.
 AEVB_FORMULA float gaussian_ratio_slope(float logvar, bool path_only) {
   const ExpDifferences e = exp_differences(0.5f * logvar);
   return path_only ? e.expm1 - exp_differences(-0.5f * logvar).expm1 : e.exp;  // sd - 1 / sd, or sd
 }
 
-// Of one sample, from the gradients g_z of z and g of the log ratio: that of z, whose sum over samples is mu's; and
-// twice its part of logvar's.
+// Gradients of one sample, from the upstream gradients g_z of z and g of the log ratio. The sum of `z` over samples is
+// the gradient of mu, and the sum of `two_logvar` is twice the gradient of logvar.
 struct RatioGradient {
   float z, two_logvar;
 };

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Gaussian likelihood of AEVB appendix C.2, one element at a time: the decoder's output is the mean m, or with
-// kSigmoid its logit (section 5), and
+// The Gaussian likelihood of AEVB appendix C.2, one element at a time:
 //   -log p = ((x_scale x - m)^2 exp(-logvar) + logvar + log(2 pi)) / 2.
-// The residual is divided by the standard deviation before it is squared, so that a square over- or underflows only
-// where -log p does. A logvar that is one number has the bits of a tensor that is full of it.
+// The decoder's output is the mean m, or with kSigmoid the logit of m (section 5). The residual is divided by the
+// standard deviation before it is squared, so that a square over- or underflows only where -log p does. A logvar that
+// is one number gives the bits of a tensor filled with it.
 #pragma once
 #include "bernoulli.h"
 
 namespace aevb {
 namespace {
 
-// exp(-logvar / 2). A standard deviation below e^-88 counts as that: an element that is met exactly, as the black
-// border of a picture is, then costs logvar alone and not 0 times infinity.
+// exp(-logvar / 2). A standard deviation below e^-88 counts as e^-88. So an element that the mean meets exactly, such
+// as the black border of a picture, costs logvar alone and not 0 times infinity.
 AEVB_FORMULA float gaussian_inverse_sd(float logvar) { return exp_of(at_most(-0.5f * logvar, 88.0f)); }
 
 // (logvar + log(2 pi)) / 2.
@@ -38,11 +38,11 @@ template <bool kSigmoid>
 AEVB_FORMULA LikelihoodGradient gaussian_gradient(float output, float x, float x_scale, float inverse_sd) {
   const GaussianResidual r = gaussian_residual<kSigmoid>(output, x, x_scale);
   const float standard = r.value * inverse_sd;
-  // The small factor first: no 0 times infinity.
+  // The small factor multiplies first, to avoid 0 times infinity.
   return {standard * (r.slope * inverse_sd), fmadd(0.5f * standard, standard, -0.5f)};
 }
 
-// Its scalar is the logvar of all elements.
+// The Gaussian likelihood with one logvar, its scalar, for all elements.
 template <bool kSigmoid>
 struct FixedGaussian {
   static constexpr bool kProduct = false, kHeavy = false;
@@ -61,7 +61,7 @@ struct FixedGaussian {
   }
 };
 
-// A logvar for each element.
+// The Gaussian likelihood with a logvar for each element.
 template <bool kSigmoid>
 struct Gaussian {
   static constexpr bool kProduct = false, kHeavy = false;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// bfloat16 and float16 to float and back, by integer arithmetic: the same bits from every instruction set, whatever it
-// has of its own. Rounding is to nearest even, and a NaN stays a NaN. (A GPU's own conversions give the same.)
+// Conversion of bfloat16 and float16 to float and back, by integer arithmetic: the same bits from every instruction
+// set, whatever conversions it has. Rounding is to nearest even, and a NaN stays a NaN. (A GPU's own conversions give
+// the same.)
 #pragma once
 #include "elementary.h"
 

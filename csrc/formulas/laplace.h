@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Laplace likelihood of mean m and log-scale s: -log p = |x_scale x - m| exp(-s) + s + log 2.
+// The Laplace likelihood with mean m and log-scale s: -log p = |x_scale x - m| exp(-s) + s + log 2.
 #pragma once
 #include "likelihood.h"
 
@@ -11,7 +11,8 @@ struct Laplace {
   static constexpr int kParams = 2;
   float x_scale;
 
-  // A scale below e^-88 counts as that, so that an element that is met exactly costs s alone and not 0 times infinity.
+  // A scale below e^-88 counts as e^-88, so that an element that the mean meets exactly costs s alone and not 0 times
+  // infinity.
   static AEVB_FORMULA float inverse_scale(float log_scale) { return exp_of(at_most(-log_scale, 88.0f)); }
 
   AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float x, float mean, float log_scale) const {
@@ -20,7 +21,7 @@ struct Laplace {
   }
   AEVB_FORMULA LikelihoodGradient grad(float x, float mean, float log_scale) const {
     const float residual = fmadd(x_scale, x, -mean), inverse = inverse_scale(log_scale);
-    const float sign = residual > 0.0f ? 1.0f : (residual < 0.0f ? -1.0f : residual);  // 0 at the mean, NaN of a NaN
+    const float sign = residual > 0.0f ? 1.0f : (residual < 0.0f ? -1.0f : residual);  // 0 at the mean, NaN for a NaN
     return {sign * inverse, fmadd(abs_of(residual), inverse, -1.0f)};
   }
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The likelihoods: X(name, struct of formulas/, its parameters' names). From this list are generated the enum of
-// args.h, the names that ops take, the CPU's switch, the GPU's kernels and what picks among them.
+// The list of likelihoods, each as X(name, struct of formulas/, its parameters' names). It generates the enum of
+// args.h, the names that ops take, the CPU's switch, and the GPU's kernels and their dispatch.
 #pragma once
 
 #define AEVB_LIKELIHOODS(X)                              \

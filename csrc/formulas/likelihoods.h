@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The structs of likelihood_list.h, by name.
+// The structs of likelihood_list.h, by the likelihoods' names.
 #pragma once
 #include "../args.h"
 #include "bernoulli.h"
@@ -21,7 +21,7 @@ struct LikelihoodNamed;
 AEVB_LIKELIHOODS(AEVB_NAMED)
 #undef AEVB_NAMED
 
-// A likelihood with its numbers: `with_scalar`, where it has one of its own.
+// Constructs a likelihood from its numbers: by with_scalar, if the likelihood has that.
 template <class L>
 AEVB_FORMULA auto made(float x_scale, float scalar, int) -> decltype(L::with_scalar(x_scale, scalar)) {
   return L::with_scalar(x_scale, scalar);

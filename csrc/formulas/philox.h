@@ -12,14 +12,15 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;  // multipl
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;  // key increments
 constexpr int kPhiloxRounds = 10;
 
-// The third word of a counter: what its block is for. So no block serves twice, whatever seeds a caller gives to what.
+// The third word of a counter, which says what its block is for. So no block serves twice, whatever seeds a caller
+// gives.
 constexpr uint32_t kForNormals = 0u, kForSeeds = 1u, kForPixels = 2u;
 
 struct Philox {
   uint32_t word[4];
 };
 
-// The keys of the rounds: the same for every counter of a seed.
+// The keys of the rounds, which all counters of a seed share.
 struct PhiloxKeys {
   uint32_t key0[kPhiloxRounds], key1[kPhiloxRounds];
 };
@@ -37,7 +38,7 @@ AEVB_FORMULA PhiloxKeys philox_keys(uint64_t seed) {
   return philox_keys(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
 }
 
-// The low half of the product, and the high half.
+// Returns the low half of the product a * b, and sets `high` to the high half.
 AEVB_FORMULA uint32_t wide_product(uint32_t a, uint32_t b, uint32_t& high) {
 #ifdef __CUDA_ARCH__
   uint32_t low;  // one instruction, which nvcc does not find by itself
@@ -64,26 +65,26 @@ AEVB_FORMULA Philox philox(Philox counter, const PhiloxKeys& keys) {
   return {{c0, c1, c2, c3}};
 }
 
-// The four words behind elements 4 * index .. 4 * index + 3.
+// The four words of elements 4 * index .. 4 * index + 3.
 AEVB_FORMULA Philox noise_words(const PhiloxKeys& keys, uint64_t index, uint32_t purpose = kForNormals) {
   return philox({{static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), purpose, 0u}}, keys);
 }
 
-// An independent seed for each index.
+// An independent seed for each index, from one seed.
 AEVB_FORMULA uint64_t mix_seed(uint64_t seed, uint64_t index) {
   const Philox w = noise_words(philox_keys(seed), index, kForSeeds);
   return (static_cast<uint64_t>(w.word[1]) << 32) | w.word[0];
 }
 
-// Whether a grey value is set: with the probability value / max_value, to 6e-8, and without fail at the ends, from
-// max_value up. step is grey_step(max_value).
+// Whether a pixel with a grey value is set. The probability is value / max_value, to 6e-8. It is exact at the ends: 0
+// never is set, and max_value and more always are. step is grey_step(max_value).
 AEVB_FORMULA uint32_t grey_step(uint32_t max_value) { return static_cast<uint32_t>((uint64_t{1} << 32) / max_value); }
 AEVB_FORMULA bool is_set(uint32_t word, uint32_t value, uint32_t max_value, uint32_t step) {
   return (word < value * step) | (static_cast<int32_t>(value) >= static_cast<int32_t>(max_value));
 }
 
-// log((u + 1/2) / 2^32), to full relative accuracy at both ends: all 32 bits count, so that the tails of the normal
-// reach 6.7 sigma and small radii are not grainy.
+// log((u + 1/2) / 2^32), to full relative accuracy at both ends. All 32 bits count, so that the normal's tails
+// reach 6.7 sigma, and small radii are not grainy.
 AEVB_FORMULA float log_unit_interval(uint32_t u) {
   const float offset = fmadd(static_cast<float>(static_cast<int32_t>(u)), 0x1p-32f, 0x1p-33f);
   const bool upper = offset < 0.0f;  // u >= 2^31 reads as u - 2^32, so that offset is the distance to 1
@@ -97,10 +98,10 @@ struct NormalPair {
   float first, second;
 };
 
-// sqrt(-2 log u), from a word.
+// The radius sqrt(-2 log u), where a word gives u in (0, 1).
 AEVB_FORMULA float box_muller_radius(uint32_t word) { return sqrt_in_range(-2.0f * log_unit_interval(word)); }
 
-// The radius at the angle 2 pi v, from a word.
+// The pair radius (cos a, sin a) at the angle a = 2 pi v, where a word gives v in [0, 1).
 AEVB_FORMULA NormalPair box_muller_at(float radius, uint32_t angle_word) {
   // The angle is quadrant * pi/2 + y * pi/2 with y in [-1/2, 1/2), split exactly in integers: the quadrant is in the
   // top two bits of `turned`, and a shift drops it from the rest.
@@ -120,7 +121,7 @@ AEVB_FORMULA NormalPair box_muller_at(float radius, uint32_t angle_word) {
   return {radius * float_of(c ^ swap ^ cosine_sign), radius * float_of(s ^ swap ^ sine_sign)};
 }
 
-// Two independent N(0, 1) from two words.
+// Two independent samples of N(0, 1), from two words.
 AEVB_FORMULA NormalPair box_muller(uint32_t radius_word, uint32_t angle_word) {
   return box_muller_at(box_muller_radius(radius_word), angle_word);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Half the squared error, (x_scale x - m)^2 / 2: a Gaussian's -log p of variance 1 without its constant.
+// Half the squared error, (x_scale x - m)^2 / 2: -log p of a Gaussian with mean m and variance 1, without its constant.
 #pragma once
 #include "likelihood.h"
 

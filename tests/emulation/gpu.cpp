@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The size of the GPU that the emulated ops take themselves to be on: it decides how work is cut.
-#include "../../csrc/cuda/launch.h"
+#include "../../csrc/cuda/launchers.h"
 
 namespace {
 int count = 132;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernels with a bug each, and the same without it (kRight), for tests/test_cuda_shim.py. The tests load this as a
+// Kernels with a bug each, and the same without it (kRight), for tests/ops/test_cuda_shim.py. The tests load this as a
 // library; with -DAEVB_PROGRAM it is a program, to be run under sanitizers: planted_bugs <name> <n> right|wrong ...
 #include <algorithm>
 #include <iostream>

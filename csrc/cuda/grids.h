@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the launchers share: grids, dtypes as types, and CUDA's errors.
+// Shared code of the launchers: grids, dtypes as types, and CUDA's errors.
 #pragma once
-#include "launch.h"
+#include "launchers.h"
 #include "platform.h"
 #include "vectors.cuh"
 
 namespace aevb::cuda {
 
-// The grid that covers `work` with so much of it a block.
+// The number of blocks that covers `work` where a block does `a_block` of it.
 inline unsigned blocks(int64_t work, int64_t a_block) { return static_cast<unsigned>((work + a_block - 1) / a_block); }
 
-// What is wrong with the launch just made, or null.
+// The error of the last launch, or null.
 inline const char* status() {
   const cudaError_t error = cudaGetLastError();
   switch (error) {
@@ -31,7 +31,7 @@ struct Constant {
   static constexpr int value = kValue;
 };
 
-// use(T{}) for the element type of a floating dtype.
+// Calls use(T{}) with the element type T of a floating dtype.
 template <class Use>
 const char* with_dtype(Dtype dtype, const Use& use) {
   switch (dtype) {
@@ -42,7 +42,7 @@ const char* with_dtype(Dtype dtype, const Use& use) {
   }
 }
 
-// use(Constant<true or false>{})
+// Calls use(Constant<value>{}).
 template <class Use>
 void with_bool(bool value, const Use& use) {
   if (value)

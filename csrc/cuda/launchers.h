@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launchers, torch-free: nvcc never sees a torch header, and g++ no kernel. Each puts its work on the stream and
-// returns null, or what CUDA says went wrong; none waits for the GPU.
+// The launchers, without torch: nvcc never sees a torch header, and g++ never sees a kernel. A launcher puts its work
+// on the stream, does not wait for the GPU, and returns null or CUDA's error message.
 #pragma once
 #include "../args.h"
 
 namespace aevb::cuda {
 
-// Floats of scratch memory, for the sums of parts of rows: 0 where no row is cut.
+// Floats of scratch memory that a launcher needs, for the sums of parts of rows: 0 where no row is cut.
 int64_t gaussian_scratch(const GaussianArgs& a, int multiprocessors);
 int64_t gaussian_log_ratio_scratch(const GaussianArgs& a, int multiprocessors);
 int64_t likelihood_scratch(const LikelihoodArgs& a, int multiprocessors);
@@ -30,9 +30,10 @@ const char* split_bfloat16(const SplitArgs& a, void* stream);
 const char* terms(const TermsArgs& a, void* stream);
 const char* adam(AdamArgs& a, void* stream);
 
-// out[row] = factor * the sum of the row whose parts, [rows, parts], are nodes of its tree.
+// out[row] = factor * the sum of partial[row], [rows, parts], whose elements are nodes of the row's tree of sums.
 const char* join(const float* partial, int64_t rows, int64_t parts, float factor, float* out, void* stream);
 
-int multiprocessors(int device);  // of a GPU: how much work it takes to fill it; 0 where it does not answer
+// Number of multiprocessors of a GPU, which says how much work fills it; 0 if the GPU does not answer.
+int multiprocessors(int device);
 
 }  // namespace aevb::cuda
