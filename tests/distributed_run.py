@@ -1,5 +1,8 @@
-"""A process of a run of several, for tests/test_distributed.py: python distributed_run.py OUT OPTIONS [RANK STEP], with
-options as JSON. The process of that rank is killed after that step."""
+"""A process of a run of several, for tests/training/test_distributed.py.
+
+python distributed_run.py OUT OPTIONS [RANK STEP], with options as JSON. The process of that rank is killed after that
+step.
+"""
 
 import dataclasses
 import json

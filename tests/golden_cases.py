@@ -16,7 +16,7 @@ from torch import Tensor
 
 import aevb
 from aevb import _C
-from aevb.losses.elbo import ESTIMATORS
+from aevb.checks.choices import ESTIMATORS
 
 # Rows around the widths of vectors, the 32 lanes, groups of 512, and chunks of 32768.
 LENGTHS = (1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 511, 512, 513, 784, 32_769)

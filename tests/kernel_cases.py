@@ -139,7 +139,7 @@ def _pixels() -> Iterator[Case]:
         yield Case("not aligned", "binarize", (views(images)["not aligned"], index, torch.tensor(7), 1))
 
 
-def _latents(dtype) -> Iterator[Case]:
+def _latents(dtype) -> Iterator[Case]:  # noqa: C901  a list of cases
     def sample(name, mu, logvar, seed, num_samples):
         z = mu.shape if num_samples is None else (num_samples, *mu.shape)
         args = (mu, logvar, seed, num_samples)
@@ -179,7 +179,7 @@ def _latents(dtype) -> Iterator[Case]:
             yield Case(f"grad_z {name}", "sample_gaussian_backward", args)
 
 
-def _log_ratios(dtype) -> Iterator[Case]:
+def _log_ratios(dtype) -> Iterator[Case]:  # noqa: C901  a list of cases
     gradients = (i % 3 for i in itertools.count(DTYPES.index(dtype)))
 
     def sample(name, mu, logvar, seed, num_samples, layout=lambda grad_z: grad_z, edges=False):

@@ -1,4 +1,4 @@
-"""A run that takes the place of another, and is killed meanwhile: for tests/test_overwrite.py."""
+"""A run that takes the place of another, and is killed meanwhile: for tests/training/test_overwrite.py."""
 
 from __future__ import annotations
 

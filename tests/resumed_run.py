@@ -1,4 +1,4 @@
-"""A run to be killed, in a process of its own: for tests/test_resume.py."""
+"""A run to be killed, in a process of its own: for tests/training/test_resume.py."""
 
 from __future__ import annotations
 

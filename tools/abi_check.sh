@@ -37,7 +37,7 @@ built = _C.build_info()["cuda"]
 has = torch._C._dispatch_has_kernel_for_dispatch_key("aevb::gaussian_kl_forward", "CUDA")
 assert has == built.startswith("built for"), (has, built)
 print("torch", torch.__version__, "imports it; CUDA kernels", built)' >"$folder/line" || return
-  python -m pytest -q -p no:cacheprovider tests/test_{accuracy,contract,drop_in,linear,estimators}.py >"$folder/tests"
+  python -m pytest -q -p no:cacheprovider tests/ops/test_{accuracy,contract,linear}.py tests/losses/test_{drop_in,estimators}.py >"$folder/tests"
   local status=$?
   cat "$folder/tests"
   cd "$folder/tree" && python setup.py build_ext --build-lib "$folder/compiled" || return

@@ -39,8 +39,10 @@ export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$PWD/build/inductor}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/build/jax} JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 # What has a test for a GPU. Not `tests`: others' imports may be missing on a machine that is bare but for torch.
-tests=(tests/test_cuda.py tests/test_cuda_training.py)
-for name in accuracy binarize estimators gpu_layers linear noise optimizers shapes steps; do tests+=("tests/test_$name.py"); done
+tests=(tests/ops/test_cuda.py tests/training/test_cuda_training.py)
+for name in ops/{accuracy,binarize,gpu_layers,linear,noise,shapes} losses/estimators training/{optimizers,steps}; do
+  tests+=("tests/${name%/*}/test_${name#*/}.py")
+done
 
 summary=()
 failures=0
@@ -194,7 +196,7 @@ on_a_gpu() {
     --durations=10 -p no:cacheprovider $(parallel) "${tests[@]}"
   find "$out/results" -name '*.json' -exec cp {} benchmarks/results/ ';'
   step large 60 env AEVB_NEED_CUDA=1 AEVB_SLOW_TESTS=1 "$python" -m pytest -m cuda -q --tb=short -rs \
-    -p no:cacheprovider -k 2_31 tests/test_cuda.py
+    -p no:cacheprovider -k 2_31 tests/ops/test_cuda.py
   sanitize memcheck
   sanitize racecheck
   local results

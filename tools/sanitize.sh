@@ -30,7 +30,8 @@ export LD_PRELOAD
 
 if [ $# = 0 ]; then  # test_bits.py runs every op on every instruction set, test_shapes.py views at every offset
   # test_emulation.py: the CUDA kernels. Left out is what is slow, and what needs the cache.
-  set -- tests/test_{bits,elementary,noise,errors,shapes,accuracy,ahead,binarize,layers,gaussian_loss,emulation}.py
+  set -- tests/ops/test_{bits,elementary,noise,shapes,accuracy,ahead,binarize,layers,emulation}.py tests/checks/test_errors.py \
+    tests/losses/test_gaussian_loss.py
   set -- -n auto "$@" -k "not 2_31 and not cached and not kolmogorov and not moments and not correlation and not compile"
 fi
 exec "$python" -m pytest --capture=sys -p no:cacheprovider "$@"

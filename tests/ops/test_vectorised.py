@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIKELIHOODS = re.findall(
     r"^ *X\((\w+), ([\w<>]+)", (ROOT / "csrc/formulas/likelihood_list.h").read_text(), re.MULTILINE
 )

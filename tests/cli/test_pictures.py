@@ -11,6 +11,7 @@ from PIL import Image
 import aevb
 from aevb.cli import main
 from aevb.cli.images import grey_pixels
+from aevb.cli.options import DenoiseOptions, ImputeOptions
 from aevb.cli.restore import denoised, imputed
 from aevb.training import pictures
 
@@ -73,7 +74,7 @@ def test_images_are_shown_as_they_are_or_inverted(shape, value, shown, inverted)
     images = torch.tensor(value).float().view(-1, 1, 1).expand(len(value), 4, 5).flatten().expand(2, -1)
     missing = {"": (torch.arange(images.shape[1]) % 20 < 5).expand(2, -1)}
     for invert, colour in ((False, shown), (True, inverted)):
-        look = pictures.Look(shape, invert)
+        look = pictures.ImageStyle(shape, invert)
         image = pixels_of(pictures.mosaic("a title", {"": images}, look, missing=missing))
         assert count(image, colour) > 1000
         assert count(image, np.multiply(255, pictures.MISSING)) > 300, "missing pixels have their colour in both"
@@ -145,7 +146,8 @@ def test_clean_images_are_the_grey_ones_and_errors_say_of_which(answer, binarize
     trainer = aevb.Trainer.load(runs / binarize)
     if answer is denoised and binarize == "none":
         pytest.skip("grey values under a Bernoulli likelihood have no noise that is known")
-    found = answer(trainer, **FAST, **({"flip": 0.2} if answer is denoised else {}))
+    options = DenoiseOptions(**FAST, flip=0.2) if answer is denoised else ImputeOptions(**FAST)
+    found = answer(trainer, options)
     found.figure()
     (_, rows, _), text = drawn[0], str(found)
     index = pictures.examples(trainer.dataset, 6)
@@ -168,7 +170,7 @@ def test_images_that_are_bits_are_shown_once(tmp_path, drawn):
     bits = torch.randint(0, 2, (40, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     data = aevb.data.Dataset("bits", (4, 4), 1, bits, bits[:9])
     trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,), latent_dim=2), dataset=data)
-    found = imputed(trainer, **FAST)
+    found = imputed(trainer, ImputeOptions(**FAST))
     found.figure()
     assert list(drawn[0][1]) == ["clean", "masked", "one pass", "restored"]
     assert "both against the clean images" in str(found)

@@ -10,7 +10,7 @@ import torch
 
 from aevb.data import Dataset, load
 
-MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 
 
 def idx(values, shape, magic):

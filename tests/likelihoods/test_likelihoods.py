@@ -10,10 +10,12 @@ from conftest import DEVICES, DTYPES, rand, randn
 from torch.library import opcheck
 
 import aevb
-from aevb import _C, likelihoods, ops
+from aevb import _C, likelihoods
+from aevb.cli.options import DenoiseOptions
 from aevb.cli.restore import denoised
 from aevb.likelihoods import REGISTRY
 from aevb.ops import chunking as chunks
+from aevb.ops import likelihood
 from aevb.training import pictures
 
 D = 33
@@ -45,7 +47,7 @@ def as_recon(params):
 
 
 def test_every_kernel_has_its_formula():
-    assert set(ops.FORMULAS) == set(_C.likelihoods())
+    assert set(likelihood.FORMULAS) == set(_C.likelihoods())
     assert {cls.name for cls in REGISTRY.values()} == set(REGISTRY)
 
 
@@ -342,7 +344,10 @@ def test_a_model_is_trained_and_asked(name, architecture, tmp_path, monkeypatch)
         assert found.mean.isfinite().all()
         assert torch.equal(found.mean[observed], x[observed])
     if "sigma" not in model.family.noise:
-        for denoise in (lambda: model.denoise(x, sigma=0.1), lambda: denoised(trainer, sigma=0.1, images=2)):
+        for denoise in (
+            lambda: model.denoise(x, sigma=0.1),
+            lambda: denoised(trainer, DenoiseOptions(sigma=0.1, images=2)),
+        ):
             with pytest.raises(ValueError, match=f"likelihood='{name}' .* no closed form"):
                 denoise()
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import aevb
+from aevb.checks.choices import ESTIMATORS
 from aevb.data import BINARIZATIONS, load
 from aevb.likelihoods import REGISTRY
-from aevb.losses.elbo import ESTIMATORS
 from aevb.training.config import _choices
 from aevb.training.optimizers import OPTIMIZERS, schedule_factor
 from aevb.training.trainer import HeldOut

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+TEXT = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 

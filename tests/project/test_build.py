@@ -11,7 +11,7 @@ import pytest
 
 from aevb import _C
 
-TOOLS = str(Path(__file__).parent.parent / "tools")
+TOOLS = str(Path(__file__).parents[2] / "tools")
 ALL = "75 80 86 87 89 90 100 120"
 
 NVCC = """#!/bin/sh

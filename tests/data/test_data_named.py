@@ -16,7 +16,7 @@ from aevb.cli import main
 from aevb.data import NAMED, load
 from aevb.data.download import Named
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets in ../shared/data")
 
 pytest.importorskip("pooch")

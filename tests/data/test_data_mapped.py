@@ -12,7 +12,7 @@ import torch
 
 import aevb
 from aevb.data import Dataset, MappedImages, Targets, batches, epoch_order, load
-from aevb.data.epoch_order import _Reader
+from aevb.data.order import _Reader
 
 SEED = torch.tensor(11)
 
@@ -21,8 +21,8 @@ SEED = torch.tensor(11)
 def mapped(monkeypatch):
     """All files are mapped; blocks are of 400 bytes, and windows of 4."""
     monkeypatch.setattr("aevb.data.arrays.MAPPED_ABOVE", 0)
-    monkeypatch.setattr("aevb.data.epoch_order.BLOCK_BYTES", 400)
-    monkeypatch.setattr("aevb.data.epoch_order.WINDOW_BLOCKS", 4)
+    monkeypatch.setattr("aevb.data.order.BLOCK_BYTES", 400)
+    monkeypatch.setattr("aevb.data.order.WINDOW_BLOCKS", 4)
 
 
 def numbers(*size, seed=0):
@@ -206,7 +206,7 @@ def test_each_byte_is_read_once_and_ahead(tmp_path, mapped, monkeypatch):
     np.save(tmp_path / "some.npy", numbers(1000, 20).astype(np.uint8))
     images = load(tmp_path / "some.npy").train_images
     read, preadv = [], os.preadv
-    monkeypatch.setattr("aevb.data.epoch_order._GAP_BYTES", 0)
+    monkeypatch.setattr("aevb.data.order._GAP_BYTES", 0)
 
     def recorded(descriptor, buffers, start):
         count = preadv(descriptor, buffers, start)
@@ -258,8 +258,8 @@ def test_a_file_that_was_shortened(tmp_path, mapped):
 def test_memory_is_given_back(tmp_path, monkeypatch):
     """An epoch of 96 MB in windows of 8 MB holds less than 24 MB of the file, on the mean; without `batches`, all. (On
     a busy machine the system may map more around what is read, for a moment.)"""
-    monkeypatch.setattr("aevb.data.epoch_order.BLOCK_BYTES", 1 << 20)
-    monkeypatch.setattr("aevb.data.epoch_order.WINDOW_BLOCKS", 8)
+    monkeypatch.setattr("aevb.data.order.BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr("aevb.data.order.WINDOW_BLOCKS", 8)
     np.save(tmp_path / "some.npy", np.zeros((96_000, 1000), np.uint8))
     images = MappedImages(tmp_path / "some.npy")
     order = epoch_order(images, 1)

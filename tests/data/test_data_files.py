@@ -15,7 +15,7 @@ from PIL import Image
 import aevb
 from aevb.data import Targets, load
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def numbers(*size, high=256, seed=0):

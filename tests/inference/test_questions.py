@@ -12,7 +12,7 @@ from torch import nn
 import aevb
 from aevb.inference.imputation import refine
 from aevb.inference.methods import InferenceMethods
-from aevb.inference.noise_models import NoisyValues, Seen, add_gaussian, flip_bits, random_mask
+from aevb.inference.noise_models import GaussianNoise, MaskedObservation, add_gaussian, flip_bits, random_mask
 
 METHODS = ["gradient", "gibbs"]
 
@@ -226,7 +226,7 @@ def test_a_datapoint_does_not_depend_on_its_neighbours(method, monkeypatch):
 
 def test_refinement_raises_the_bound_and_leaves_the_model_alone():
     model, x = small_vae(), (rand(5, 4, 9) < 0.5).float()
-    observation = Seen(model, x, torch.arange(9).expand(4, 9) < 5, 0.5)
+    observation = MaskedObservation(model, x, torch.arange(9).expand(4, 9) < 5, 0.5)
     before = copy.deepcopy(model.state_dict())
     seeds = torch.arange(4)
 
@@ -386,7 +386,7 @@ def test_little_noise_leaves_little_variance(sigma):
     y = model.sample(4, generator=torch.Generator().manual_seed(1))
     z = randn(1, 3, 4, model.latent_dim)
     observed = torch.ones_like(y, dtype=torch.bool)
-    noisy = NoisyValues(model, y, observed, 0.5, sigma)
+    noisy = GaussianNoise(model, y, observed, 0.5, sigma)
     mean, variance = noisy.clean(z)
     v, noise = model.sigma**2, sigma**2
     torch.testing.assert_close(variance, torch.full_like(variance, v * noise / (v + noise)), rtol=1e-6, atol=0)

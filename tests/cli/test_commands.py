@@ -18,6 +18,7 @@ import aevb
 from aevb.cli import main
 from aevb.cli.images import asked_images, mask_of, pixels, training_moments
 from aevb.cli.latent import interpolated
+from aevb.cli.options import InterpolateOptions
 from aevb.data import MappedImages
 from aevb.training import pictures
 from aevb.training.run_dir import RunFolder, RunFolderError, write_answer
@@ -463,12 +464,12 @@ def test_as_many_pairs_as_there_are():
         few = dataclasses.replace(digits, test_images=digits.test_images[:count], test_labels=None)
         trainer = aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=few)
         if pairs:
-            assert len(interpolated(trainer)[0]) == pairs
+            assert len(interpolated(trainer, InterpolateOptions())[0]) == pairs
             with pytest.raises(ValueError, match="pairs is 3; expected at most 2"):
-                interpolated(trainer, pairs=3)
+                interpolated(trainer, InterpolateOptions(pairs=3))
         else:
             with pytest.raises(ValueError, match="digits has one test image; expected at least 2, a pair"):
-                interpolated(trainer)
+                interpolated(trainer, InterpolateOptions())
 
 
 def colours(count, *size):
@@ -525,7 +526,7 @@ def test_moments_of_the_training_images(tmp_path):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("shape", [(1, 64), (2, 300), (8, 8), (300, 2)])
 def test_names_of_rows_do_not_overlap(shape):
-    look, x = pictures.Look(shape), rand(1, 4, math.prod(shape))
+    look, x = pictures.ImageStyle(shape), rand(1, 4, math.prod(shape))
     rows = {"image": x, "reconstruction": x}
     names = [f"z{j}: 0.12 nats" for j in range(4)]
     figures = [

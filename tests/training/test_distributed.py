@@ -11,7 +11,7 @@ import torch
 
 from aevb.training.distributed import ProcessGroup, SingleProcess, is_launched
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 def launch(processes, *args):

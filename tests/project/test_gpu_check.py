@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STEPS = ("machine", "small", "benchmarks", "tests", "memcheck")
 
 
@@ -50,7 +50,7 @@ def test_dry_run(tmp_path, gpu):
         ways = [name.partition(" ")[0] for name in timing["peers"]]
         assert ways[0] == "aevb"
         assert {*ways[1:]} == {"eager", "compile"}
-    assert results["steps"][0]["providers"].keys() == {
+    assert results["steps"][0]["providers"].keys() - {"jax"} == {  # which a machine may have
         *("eager", "compile", "aevb", "aevb, trainer", "aevb, trainer, with autograd", "aevb, trainer, bf16")
     }
     unmeasured = [v["target"] for v in results["targets"] if v["measured"] is None]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from aevb.cli import main
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
 SETS = {
     "mnist": (DATA / "mnist", ["--hidden-dims", "64"], (10_000, 784)),
     "freyfaces": (DATA / "frey" / "frey_rawface.mat", ["--likelihood", "gaussian", "--hidden-dims", "64"], (197, 560)),

@@ -16,7 +16,7 @@ import torch
 
 import aevb
 from aevb.checks.arguments import converted, takes_plain_values
-from aevb.cli import answers, evaluation, main
+from aevb.cli import latent, main, options, restore
 from aevb.data import Dataset, load
 from aevb.inference import ais, latent_space
 from aevb.inference import imputation as restoration
@@ -185,7 +185,7 @@ WHOLE = {
     observations.random_mask: ["seed"],
     restoration.restore: ["steps", "num_samples", "seed"],
     restoration.refine: ["steps"],
-    evaluation.evaluate: ["num_samples", "images", "seed"],
+    options.EvaluateOptions: ["num_samples", "images", "seed"],
     aevb.VAE.embed: ["num_samples", "seed"],
     aevb.VAE.impute: ["steps", "num_samples", "seed"],
     aevb.VAE.denoise: ["steps", "num_samples", "seed"],
@@ -196,14 +196,19 @@ WHOLE = {
     aevb.Trainer.order: ["epoch"],
     aevb.Trainer.noise_seeds: ["epoch"],
     aevb.data.load: ["split_seed"],
+    aevb.data.from_torch: ["split_seed"],
     aevb.data.epoch_order: ["seed"],
     aevb.data.batches: ["batch_size"],
-    answers.reconstruct: ["images"],
-    answers.sample: ["num", "seed"],
-    answers.embed: ["num_samples", "seed"],
-    answers.manifold: ["num"],
-    answers.traverse: ["num_dims", "steps"],
-    answers.report: ["seed"],
+    options.ResumeOptions: ["epochs", "patience", "threads"],
+    options.ReconstructOptions: ["images"],
+    options.SampleOptions: ["num", "seed"],
+    options.EmbedOptions: ["num_samples", "seed"],
+    options.ImputeOptions: ["images", "steps", "num_samples", "seed"],
+    options.DenoiseOptions: ["images", "steps", "num_samples", "seed"],
+    options.ManifoldOptions: ["num"],
+    options.TraverseOptions: ["image", "num_dims", "steps"],
+    options.InterpolateOptions: ["pairs", "steps", "seed"],
+    options.ReportOptions: ["seed"],
 }
 
 
@@ -224,7 +229,7 @@ def test_no_argument_is_cut_to_a_whole_number(function, name):
             function(**others, **{name: value})
 
 
-@pytest.mark.parametrize("module", [ais, latent_space, observations, restoration, evaluation, answers, aevb.data])
+@pytest.mark.parametrize("module", [ais, latent_space, observations, restoration, aevb.data])
 def test_every_public_function_is_among_them(module):
     names = getattr(module, "__all__", [name for name in vars(module) if name[0] != "_"])
     for function in (getattr(module, name) for name in names):
@@ -235,26 +240,38 @@ def test_every_public_function_is_among_them(module):
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
+    ("given", "name"),
     [
         *(({"images": 2.5}, "images"), ({"steps": 1.5}, "steps"), ({"num_samples": "a"}, "num_samples")),
         *(({"seed": 0.1}, "seed"), ({"missing": "half"}, "missing")),
     ],
     ids=str,
 )
-def test_the_options_that_answers_hand_on(run, options, name):
+def test_the_options_of_commands(given, name):
     with pytest.raises(ValueError, match=rf"^{name} is .*; expected a"):
-        answers.impute(run, **options)
+        options.ImputeOptions(**given)
+
+
+def test_every_command_has_its_whole_numbers_among_them():
+    for group in vars(options).values():
+        if dataclasses.is_dataclass(group) and not group.__subclasses__():
+            whole = {field.name for field in dataclasses.fields(group) if field.type in ("int", "int | None")}
+            assert whole <= set(WHOLE.get(group, ())), group.__name__
 
 
 def test_answers_take_what_scripts_give(run, tmp_path):
     np.save(tmp_path / "some.npy", load("digits").test_images[:3].numpy())
-    found = answers.embed(run, tmp_path / "out", data=tmp_path / "some.npy", num_samples=np.int64(2), seed="3")
+    model, some = options.ModelOptions(run), tmp_path / "some.npy"
+    asked = options.EmbedOptions(data=some, num_samples=np.int64(2), seed="3", out=tmp_path / "out")
+    found = latent.embed(asked, model)
     assert [path.name for path in found.files] == ["latent.npz", "latent.png"]
     assert np.load(found.files[0])["z"].shape == (2, 3, 2)
-    few = {"steps": np.int64(2), "num_samples": 4.0, "mask": "lower", "save_array": "false"}
-    answers.impute(run, tmp_path / "out", data=tmp_path / "some.npy", **few)
-    answers.reconstruct(run, tmp_path / "r.npy", part=np.str_("test"), images=np.uint8(3), best=np.bool_(False))
+    output = options.OutputOptions(out=tmp_path / "out", save_array="false")
+    few = options.ImputeOptions(data=some, steps=np.int64(2), num_samples=4.0, mask="lower")
+    restore.impute(few, output, model)
+    asked = options.ReconstructOptions(part=np.str_("test"), images=np.uint8(3))
+    model = options.ModelOptions(run, best=np.bool_(False))
+    latent.reconstruct(asked, options.OutputOptions(out=tmp_path / "r.npy"), model)
     assert np.load(tmp_path / "r.npy").shape == (297, 64)
 
 
