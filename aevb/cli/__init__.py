@@ -1,4 +1,4 @@
-"""The command line: `aevb train`, and what a trained run can be asked."""
+"""The command line: `aevb train`, and the questions to a trained run."""
 
 from .app import main
 

@@ -1,24 +1,30 @@
-"""What a trained run is worth, in numbers: the table of `aevb evaluate`."""
+"""The command `aevb evaluate`: a trained run in numbers."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..checks.arguments import takes_plain_values
 from ..inference.latent_space import PosteriorCollapse, posterior_collapse
 from ..inference.marginal_likelihood import log_marginal_likelihood
+from ..training.run_dir import EVALUATION
 from ..training.trainer import Trainer
+from .options import EvaluateOptions, Flat, ModelOptions
 
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """The numbers, for evaluation.json, and as a table by `str`."""
+    """Evaluation of a run; `str` gives its table.
+
+    Attributes:
+        numbers: Values of evaluation.json: averages per test image, in nats.
+        posterior: The diagnostics of posterior collapse.
+    """
 
     numbers: dict[str, Any]
-    """Averages per test image, in nats."""
     posterior: PosteriorCollapse
 
     def __str__(self) -> str:
@@ -37,27 +43,38 @@ class RunEvaluation:
         return "\n".join([*lines, "", str(self.posterior)])
 
 
-@takes_plain_values
-def evaluate(
-    trainer: Trainer, num_samples: int = 5000, images: int | None = None, seed: int = 0, progress: bool = False
-) -> RunEvaluation:
-    """ELBO, log p(x) by importance sampling, and diagnostics of the posterior, on the run's test images.
+def evaluate(options: Flat[EvaluateOptions], model: Flat[ModelOptions]) -> str:
+    """Evaluate a run on its test images.
+
+    The numbers are the ELBO, log p(x), and the use of the latent dimensions by the posterior. Leaves evaluation.json in
+    the run folder.
+
+    Example: aevb evaluate runs/digits
+    """
+    trainer = model.load()
+    found = evaluated(trainer, options)
+    trainer.folder.write(EVALUATION, json.dumps(found.numbers, indent=2).encode() + b"\n")
+    return f"{found}\n\nall of it  {trainer.folder.path / EVALUATION}"
+
+
+def evaluated(trainer: Trainer, options: EvaluateOptions) -> RunEvaluation:
+    """Evaluate a trainer's weights: ELBO, log p(x), diagnostics of the posterior.
 
     Args:
-        trainer: a run's, from `Trainer.load`; its `epoch` and `step` are noted, as those of the weights.
-        num_samples: of `log_marginal_likelihood`.
-        images: only the first so many.
-        seed: of the noise of log p(x) and of the diagnostics; the ELBO's noise is the run's own.
-        progress: show a progress bar.
+        trainer: The run; its `epoch` and `step` are noted, as the weights' own.
+        options: The number of samples and images. The seed is of the noise of log p(x) and of the diagnostics; the
+            ELBO's noise is the run's own.
 
-    Raises ValueError for numbers below 1.
+    Raises:
+        ValueError: A number is below 1.
     """
+    images, num_samples, seed = options.images, options.num_samples, options.seed
     if images is not None and images < 1:
         raise ValueError(f"images is {images}; expected at least 1")
     elbo = trainer.evaluate(images)
     held_out = trainer.held_out["test"]
     x = held_out.x(torch.arange(held_out.count, device=trainer.device)[:images])
-    marginal = log_marginal_likelihood(trainer.model, x, num_samples, seed=seed, progress=progress)
+    marginal = log_marginal_likelihood(trainer.model, x, num_samples, seed=seed, progress=options.progress)
     posterior = posterior_collapse(trainer.model, x, seed=seed)
     information = posterior.information
     family = trainer.model.family

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Dataset, MappedImages, load
+from ..data import Dataset, LoadedImages, MappedImages, load
 from ..data.shapes import image_shape
 from ..data.targets import above_half, encoder_input
 from ..inference.noise_models import random_mask
@@ -28,30 +28,31 @@ BATCH = 1000  # images that are floats at a time
 
 
 def pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
-    """What the encoder is given of a data set's images, (N, data_dim), float32, on the trainer's device."""
+    """Returns images as input of the encoder, (N, data_dim), float32."""
     dataset = dataset or trainer.dataset
     return encoder_input(images, dataset.max_value, trainer.config.binarize).to(trainer.device)
 
 
 def grey_pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
-    """Images as they are, grey: (N, data_dim), float32 in [0, 1]."""
+    """Returns images as they are, grey: (N, data_dim), float32 in [0, 1]."""
     return encoder_input(images, (dataset or trainer.dataset).max_value, "none").to(trainer.device)
 
 
 def if_another(x: Tensor, grey: Tensor) -> Tensor | None:
-    """What a model is given, where that is not the grey images."""
+    """Returns the model's input, or None where it is the grey images."""
     return None if torch.equal(x, grey) else x
 
 
 def has_bits(trainer: Trainer) -> bool:
-    """Whether the run's images are bits, as they are or since it makes them so."""
+    """Whether the run's images are bits, by themselves or binarized."""
     dataset = trainer.dataset
     return trainer.config.binarize != "none" or (dataset.max_value == 1 and dataset.train_images.dtype == torch.uint8)
 
 
 def training_moments(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """The mean and the variance of each pixel over the training images, (data_dim,)."""
+    """Returns mean and variance of each pixel over training images, (data_dim,)."""
     images = trainer.dataset.train_images
+    assert not isinstance(images, LoadedImages)  # a run from the command line has no DataLoader
     total = squares = torch.zeros((), dtype=torch.float64, device=trainer.device)
     for index in _in_order(images):
         x = pixels(trainer, images[index])
@@ -62,7 +63,10 @@ def training_moments(trainer: Trainer) -> tuple[Tensor, Tensor]:
 
 
 def _in_order(images: Tensor | MappedImages) -> Iterator[Tensor]:
-    """The images' numbers, `BATCH` at a time, those of a file in its order, whose memory is given back."""
+    """The images' numbers, `BATCH` at a time.
+
+    Rows of a file come in its order, and their memory is given back.
+    """
     file = images if isinstance(images, MappedImages) else None
     order = torch.arange(len(images)) if file is None else file.file_order()
     for index in order.split(BATCH):
@@ -73,9 +77,18 @@ def _in_order(images: Tensor | MappedImages) -> Iterator[Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Images to ask about.
+    """Images that a run is asked about.
 
-    Rows of them, in [0, 1], by `asked[index]`; as they are, grey, by `asked.grey(index)`.
+    Rows in [0, 1] by `asked[index]`; as they are, grey, by `asked.grey(index)`.
+
+    Attributes:
+        name: Name of the data set or file.
+        what: Name of the images, "test images" say.
+        images: The images as stored.
+        labels: Their labels, if any.
+        label_names: Names of the labels, if any.
+        floats: Makes stored rows the encoder's input.
+        grey_floats: Makes stored rows grey values in [0, 1].
     """
 
     name: str
@@ -93,11 +106,16 @@ class Asked:
         return self.floats(self.images[index])
 
     def grey(self, index: Tensor) -> Tensor:
+        """Returns rows of the images as they are, grey, in [0, 1]."""
         return self.grey_floats(self.images[index])
 
     @torch.no_grad()
     def each(self, answer: Callable[[Tensor], Tensor]) -> Tensor:
-        """The answers to all images, (N, ...), on the CPU, asked some at a time."""
+        """Returns the answers to all images, (N, ...), on the CPU.
+
+        Args:
+            answer: Computes the answers to some images.
+        """
         found = torch.empty(0)
         for index in _in_order(self.images):
             some = answer(self[index]).cpu()
@@ -108,7 +126,16 @@ class Asked:
 
 
 def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked:
-    """The images to ask about: a .npy file's, or a part of a data set, by default "test"."""
+    """Returns the images of a .npy file, or a data set's part.
+
+    Args:
+        trainer: The run.
+        part: "train", "validation" or "test", the default.
+        data: A .npy file, or another data set; None for the run's.
+
+    Raises:
+        ValueError: There is no such part, or the images have another size than the run's.
+    """
     if data is not None and data.endswith(".npy"):
         if part is not None:
             raise ValueError(f"part is {part!r} and data {data!r}, a file without parts; expected one of them")
@@ -138,10 +165,13 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
 
 
 class ImageFile:
-    """Images of a .npy file: bits; whole numbers in 0..max_value, where one is above 1; or numbers in [0, 1], with
-    noise perhaps beyond.
+    """Images of a .npy file.
 
-    Attributes: array, (N, data_dim), as the file has it.
+    They are bits, whole numbers in 0..max_value with one above 1, or numbers in [0, 1], with noise perhaps beyond.
+
+    Attributes:
+        array: The images, (N, data_dim), with the file's values.
+        whole: Whether they are whole numbers in 0..max_value.
     """
 
     def __init__(self, trainer: Trainer, path: str):
@@ -153,18 +183,26 @@ class ImageFile:
         return len(self.array)
 
     def hide(self, observed: Tensor) -> None:
-        """Nothing of what missing pixels hold is used: NaN, or -1."""
+        """Set missing pixels to 0, so that their values are not used.
+
+        Args:
+            observed: Pixels that are observed, bool, (N, data_dim).
+        """
         self.array = np.where(observed.cpu().numpy(), self.array, self.array.dtype.type(0))
         self.whole = self._is_whole()
 
     def _is_whole(self) -> bool:
-        """Whether the values are 0..max_value: whole numbers, of floats too, as of the data that are trained on."""
+        """Whether the values are 0..max_value: whole numbers, also of floats."""
         array = self.array
         whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool((array == np.rint(array)).all()))
         return whole and bool(array.min() >= 0) and bool(array.max() > 1)
 
     def check(self) -> None:
-        """Raises ValueError for what is no clean image."""
+        """Check that the images are clean.
+
+        Raises:
+            ValueError: A value is outside of [0, 1] and 0..max_value.
+        """
         dataset, array = self.trainer.dataset, self.array
         limit = dataset.max_value if array.dtype.kind in "iu" or self.whole else 1
         if not (array.min() >= 0 and array.max() <= limit):  # nor where one is NaN
@@ -175,12 +213,12 @@ class ImageFile:
             )
 
     def clean(self, rows: Tensor) -> Tensor:
-        """Rows of the array as the encoder is given them, float32."""
+        """Returns rows as input of the encoder, float32."""
         x = self.floats(rows)
         return above_half(x, 1).float() if self.trainer.config.binarize == "threshold" else x
 
     def floats(self, rows: Tensor) -> Tensor:
-        """Rows of the array in [0, 1], but for noise, float32, on the trainer's device."""
+        """Returns rows in [0, 1], but for noise, float32."""
         x = rows.to(self.trainer.device, torch.float32)
         return x * self.trainer.dataset.x_scale if self.whole else x
 
@@ -198,7 +236,7 @@ def _loadnpy(path: str) -> np.ndarray:
 
 
 def _flat(array: np.ndarray, dataset: Dataset, path: str) -> np.ndarray:
-    """(N, data_dim), of (N, data_dim), images in a form that `load` knows, or one image."""
+    """Images as (N, data_dim), from this shape, a shape of `load`, or one image."""
     shape, flat, given = tuple(dataset.image_shape), (dataset.data_dim,), array.shape
     one = {shape, flat, *([(*shape[1:], shape[0])] if len(shape) == 3 else [])}
     if array.shape in one:
@@ -211,9 +249,17 @@ def _flat(array: np.ndarray, dataset: Dataset, path: str) -> np.ndarray:
 
 
 def mask_of(trainer: Trainer, mask: str, count: int, missing: float, seed: int) -> Tensor:
-    """Which pixels of `count` images are observed, bool, (count, data_dim), by a name or from a .npy file.
+    """Returns the observed pixels of images, bool, (count, data_dim).
 
-    Raises ValueError for a mask that hides nothing, or everything.
+    Args:
+        trainer: The run.
+        mask: The name of a half, "random", or a .npy file.
+        count: Number of images.
+        missing: The fraction of pixels that "random" hides.
+        seed: Seed of "random".
+
+    Raises:
+        ValueError: The mask is not one of these, or hides nothing, or everything.
     """
     observed = _mask_of(trainer, mask, count, missing, seed)
     if observed.all() or not observed.any():

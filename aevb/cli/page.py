@@ -1,4 +1,4 @@
-"""What stands on a page of HTML that needs nothing else: no file beside it, no network, no script."""
+"""Parts of an HTML page without other files, network or scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ INK = "#010203"  # stands for the page's own colour of text
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with its caption: a PNG as base64, or an SVG; how wide it should be, at least, in rem."""
+    """Picture with its caption.
+
+    Attributes:
+        caption: The text below it.
+        png: A PNG as base64, or nothing.
+        svg: An SVG, or nothing.
+        width: Its least width, in rem.
+    """
 
     caption: str
     png: str = ""
@@ -33,7 +40,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Names and values: `columns` are the values' names, where there is more than one; numbers stand at the right."""
+    """Table of names and their values.
+
+    Attributes:
+        rows: Values by name.
+        columns: Names of the values, where a row has more than one.
+        numbers: Whether the values are numbers, which stand at the right.
+        caption: The text above it.
+    """
 
     rows: Mapping[str, Sequence[str]]
     columns: Sequence[str] = ()
@@ -43,6 +57,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
+    """Section of a page, with its paragraphs, pictures and tables."""
+
     title: str
     text: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
@@ -51,7 +67,7 @@ class Section:
 
 
 def page(title: str, name: str, what: str, summary: str, sections: Sequence[Section]) -> bytes:
-    """The page, from report.html.jinja."""
+    """Returns the page, from report.html.jinja."""
     template = _environment().get_template("report.html.jinja")
     return template.render(title=title, name=name, what=what, summary=summary, sections=sections).encode()
 
@@ -71,20 +87,20 @@ def _environment() -> Environment:
 
 
 def image(figure: Figure, width: int = 24) -> Picture:
-    """A bare figure of images, as a PNG; its text is the caption."""
+    """Returns a bare figure as a PNG; its text is the caption."""
     return Picture(pictures.caption(figure), png=base64.b64encode(pictures.png(figure)).decode(), width=width)
 
 
 @contextlib.contextmanager
 def ink() -> Iterator[None]:
-    """Figures that are made within are drawn in the page's own colour, to be read on light and dark."""
+    """Style of figures in the page's own colour, for light and dark."""
     names: list[Any] = ["text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color"]
     with style(**{**dict.fromkeys([*names, "ytick.color"], INK), "svg.fonttype": "none", "svg.hashsalt": "aevb"}):
         yield
 
 
 def svg(figure: Figure, caption: str, width: int = 22) -> Picture:
-    """A figure of lines and text made within `ink`, as SVG, its text as text."""
+    """Returns a figure made within `ink` as SVG, its text as text."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, dpi=2 * pictures.DPI, metadata={"Date": None})
     text = file.getvalue()

@@ -1,4 +1,4 @@
-"""`aevb report`: all that there is to see of a run, on one page."""
+"""The command `aevb report`: a run on one page."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checks.arguments import takes_plain_values
 from ..inference.latent_space import active_units, kl_per_dimension
 from ..plotting import printable
 from ..training import pictures
 from ..training.run_dir import EVALUATION, METRICS, RunFolder
 from ..training.trainer import Trainer
-from .files import Answer, Out, Run
+from .files import Answer, Out
 from .images import grey_pixels, if_another, pixels
 from .latent import interpolated, traversed
+from .options import (
+    DenoiseOptions,
+    Flat,
+    ImputeOptions,
+    InterpolateOptions,
+    ModelOptions,
+    ReportOptions,
+    TraverseOptions,
+)
 from .page import Section, Table, image, ink, page, svg
 from .restore import Restored, denoised, imputed, knows_noise
 
@@ -43,11 +51,17 @@ EVALUATED = {
 }
 
 
-@takes_plain_values
-def report(run: Run, out: str | None = None, *, seed: int = 0, invert: bool = False, best: bool = False) -> Answer:
-    """One page of HTML: options, curves, images, the posterior, numbers, restoration."""
-    trainer = Trainer.load(run, best=best)
-    target = Out(trainer, "report", out, (".html",), [".html"])
+def report(options: Flat[ReportOptions], model: Flat[ModelOptions]) -> Answer:
+    """Write one page about a run.
+
+    It has the run's options, training curves, images, the posterior and numbers. Leaves report.html in the run folder.
+
+    The page needs nothing else, and can be sent as it is. With `aevb evaluate` before, it has log p(x) too.
+
+    Example: aevb report runs/digits
+    """
+    trainer, seed, invert = model.load(), options.seed, options.invert
+    target = Out(trainer, "report", options.out, (".html",), [".html"])
     history = _history(trainer.folder)
     sections = [
         *([_curves(history)] if history else []),
@@ -84,7 +98,10 @@ def _what(trainer: Trainer) -> str:
 
 
 def _summary(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> str:
-    """The test ELBO and its terms, of the weights that are loaded, which need not be the last."""
+    """The test ELBO and its terms, of the weights that are loaded.
+
+    These need not be the last.
+    """
     if not history:
         return ""
     last = next((line for line in history if line.get("epoch") == trainer.epoch), history[-1])
@@ -100,7 +117,7 @@ def _summary(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> Section:
-    """The ELBO and its two terms over the epochs, each on axes of its own."""
+    """The ELBO and its two terms over the epochs, on three axes."""
     panels = {
         "ELBO": {"train_elbo": "training, as the weights move", "test_elbo": "test"},
         "test log-likelihood": {"test_log_likelihood": ""},
@@ -127,7 +144,11 @@ def _axes(x: str, y: str, size: tuple[float, float] = (4.6, 3.2)) -> tuple[Figur
 
 
 def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> bool:
-    """Draws the series by key, with a legend where they have labels; whether the history has any."""
+    """Draw the series by key, with a legend where they have labels.
+
+    Returns:
+        Whether the history has any.
+    """
     from matplotlib.ticker import MaxNLocator
 
     for key, label in names.items():
@@ -145,7 +166,7 @@ def _images(trainer: Trainer, seed: int, invert: bool) -> Section:
     chosen = pictures.examples(dataset, 2 * pictures.COLUMNS)
     x, grey = (of(trainer, dataset.test_images[chosen]) for of in (pixels, grey_pixels))
     drawn = model.sample(5 * pictures.COLUMNS, generator=torch.Generator(trainer.device).manual_seed(seed))
-    look = pictures.Look(dataset.image_shape, invert, bare=True)
+    look = pictures.ImageStyle(dataset.image_shape, invert, bare=True)
     reconstructions = pictures.reconstructions(
         dataset.name, look, grey, model.reconstruct(x), binarized=if_another(x, grey)
     )
@@ -188,27 +209,27 @@ def _bars(kl: Tensor, active: Tensor) -> Figure:
 
 
 def _latent_space(trainer: Trainer, seed: int, invert: bool) -> Section:
-    """The manifold where it is a plane, else what single dimensions do; and interpolations."""
+    """The manifold where it is a plane, else latent traversals; and interpolations."""
     dataset, shown = trainer.dataset, []
     if trainer.model.latent_dim == 2:
         title = f"{dataset.name}: the learned manifold, z over the prior's quantiles"
-        look = pictures.Look(dataset.image_shape, invert, bare=True)
+        look = pictures.ImageStyle(dataset.image_shape, invert, bare=True)
         shown.append(image(pictures.manifold(title, trainer.model.manifold(15), look)))
     else:
-        shown.append(image(traversed(trainer, num_dims=8, steps=9, invert=invert, bare=True).figure()))
+        shown.append(image(traversed(trainer, TraverseOptions(num_dims=8, steps=9), invert, bare=True).figure()))
     pairs = min(6, len(dataset.test_images) // 2)
     if pairs:
-        _, figure = interpolated(trainer, pairs=pairs, steps=7, seed=seed, invert=invert, bare=True)
+        _, figure = interpolated(trainer, InterpolateOptions(pairs=pairs, steps=7, seed=seed), invert, bare=True)
         shown.append(image(figure()))
     return Section("The latent space", pictures=shown)
 
 
 def _restoration(trainer: Trainer, seed: int, invert: bool) -> Section:
     """Missing pixels, and noise."""
-    found: list[Restored] = [imputed(trainer, images=RESTORED, seed=seed)]
+    found: list[Restored] = [imputed(trainer, ImputeOptions(images=RESTORED, seed=seed))]
     if knows_noise(trainer):
         noise: dict[str, Any] = {"flip": FLIP} if "flip" in trainer.model.family.noise else {"sigma": SIGMA}
-        found.append(denoised(trainer, images=RESTORED, seed=seed, **noise))
+        found.append(denoised(trainer, DenoiseOptions(images=RESTORED, seed=seed, **noise)))
     return Section(
         "Restoration",
         [
@@ -223,7 +244,7 @@ def _restoration(trainer: Trainer, seed: int, invert: bool) -> Section:
 
 
 def _evaluation(trainer: Trainer) -> Section:
-    """evaluation.json's numbers, or those that take no time."""
+    """The numbers of evaluation.json, or of an evaluation that takes no time."""
     numbers = _evaluated(trainer)
     if numbers is not None:
         note = "Averages per test image, in nats, by `aevb evaluate`."
@@ -240,7 +261,10 @@ def _evaluation(trainer: Trainer) -> Section:
 
 
 def _evaluated(trainer: Trainer) -> dict[str, Any] | None:
-    """What evaluation.json holds, where it is of these weights: the run may have gone on since."""
+    """The numbers of evaluation.json, if they are of these weights.
+
+    The run may have gone on since.
+    """
     path = trainer.folder.path / EVALUATION
     if not path.is_file():
         return None

@@ -1,6 +1,6 @@
-"""Answers of images with noise or missing pixels: `aevb impute` and `aevb denoise`.
+"""Commands for damaged images: `aevb impute` and `aevb denoise`.
 
-Test images are the bits that the run is evaluated on, since these are what its likelihood is of.
+Test images are the bits that the run is evaluated on, since its likelihood is of these.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks.arguments import takes_plain_values
-from ..inference.imputation import Method, Restoration
+from ..inference.imputation import Restoration
 from ..inference.noise_models import add_gaussian, flip_bits
 from ..ops import mix_seed
 from ..training import pictures
 from ..training.trainer import Trainer
-from .files import Answer, Out, Run, at_least_1, forms, npy, png
+from .files import Answer, Out, at_least_1, npy, png
 from .images import ImageFile, grey_pixels, has_bits, if_another, mask_of, training_moments
+from .options import DenoiseOptions, Flat, ImputeOptions, ModelOptions, OutputOptions, RestorationOptions
 from .page import Table
 
 if TYPE_CHECKING:
@@ -35,61 +35,52 @@ _BINARIZED = {
 PICTURED = 20  # restored images in a picture
 
 
-@takes_plain_values
-def impute(
-    run: Run,
-    out: str | None = None,
-    *,
-    data: str | None = None,
-    invert: bool = False,
-    best: bool = False,
-    save_array: bool = False,
-    **options: Any,
-) -> Answer:
-    """Missing pixels from the others: `aevb impute`. `options` are those of `imputed`."""
-    trainer = Trainer.load(run, best=best)
-    target = _out(trainer, "impute", out, data, save_array, options.get("mask"))
-    return _written(target, imputed(trainer, data=data, **options), invert)
+def impute(options: Flat[ImputeOptions], output: Flat[OutputOptions], model: Flat[ModelOptions]) -> Answer:
+    """Restore missing pixels from the others, by the posterior given these.
+
+    Leaves impute.png in the run folder. With --data or --save-array also impute.npy, the restored images, (N, pixels).
+
+    The command hides pixels of test images itself, and prints the errors of their restoration. These are against the
+    binarized images where the run binarizes grey ones.
+
+    Example: aevb impute runs/digits --mask random --missing 0.7
+    """
+    trainer = model.load()
+    target = _out(trainer, "impute", options.data, options.mask, output)
+    return _written(target, imputed(trainer, options), output.invert)
 
 
-@takes_plain_values
-def denoise(
-    run: Run,
-    out: str | None = None,
-    *,
-    data: str | None = None,
-    invert: bool = False,
-    best: bool = False,
-    save_array: bool = False,
-    **options: Any,
-) -> Answer:
-    """Clean images from noisy ones: `aevb denoise`. `options` are those of `denoised`."""
-    trainer = Trainer.load(run, best=best)
-    target = _out(trainer, "denoise", out, data, save_array, options.get("mask"))
-    return _written(target, denoised(trainer, data=data, **options), invert)
+def denoise(options: Flat[DenoiseOptions], output: Flat[OutputOptions], model: Flat[ModelOptions]) -> Answer:
+    """Restore clean images from noisy ones, by the clean image's posterior.
+
+    Leaves denoise.png in the run folder. With --data or --save-array also denoise.npy, the clean images, (N, pixels).
+
+    The noise must be known: --flip or --sigma. The command adds it to test images itself, and prints the errors of
+    their restoration. These are against the binarized images where the run binarizes grey ones.
+
+    Example: aevb denoise runs/digits --flip 0.2
+    """
+    trainer = model.load()
+    target = _out(trainer, "denoise", options.data, options.mask, output)
+    return _written(target, denoised(trainer, options), output.invert)
 
 
-@takes_plain_values
-def imputed(
-    trainer: Trainer,
-    *,
-    data: str | None = None,
-    mask: str = "lower",
-    missing: float = 0.5,
-    images: int = 100,
-    method: Method = "gradient",
-    steps: int = 50,
-    num_samples: int = 500,
-    seed: int = 0,
-) -> Restored:
-    """Images of a file with their missing pixels restored, or test images whose pixels are hidden here."""
-    at_least_1(images=images)
-    given = _to_restore(trainer, data, images, lambda n: mask_of(trainer, mask, n, missing, seed), True)
-    x, observed, clean, grey = given
+def imputed(trainer: Trainer, options: ImputeOptions) -> Restored:
+    """Restore missing pixels of a file's images, or of test images.
+
+    Args:
+        trainer: The run.
+        options: The images, the mask and the method. Pixels of test images are hidden here.
+    """
+    at_least_1(images=options.images)
+    mask, data = options.mask, options.data
+
+    def observe(count: int) -> Tensor:
+        return mask_of(trainer, mask, count, options.missing, options.seed)
+
+    x, observed, clean, grey = _to_restore(trainer, data, options.images, observe, given_clean=True)
     fill, spread = training_moments(trainer)
-    found = trainer.model.impute(
-        x, observed, method=method, steps=steps, num_samples=num_samples, seed=seed, fill=fill, clean=clean
-    )
+    found = trainer.model.impute(x, observed, **_method(options), fill=fill, clean=clean)
     scores = None
     if clean is not None:
         scores = _Scores(trainer, clean, ~observed, grey)
@@ -100,22 +91,18 @@ def imputed(
     return Restored(trainer, _name(trainer, data), what, "masked", x, observed, found, scores, grey)
 
 
-@takes_plain_values
-def denoised(
-    trainer: Trainer,
-    *,
-    data: str | None = None,
-    mask: str | None = None,
-    flip: float | None = None,
-    sigma: float | None = None,
-    images: int = 100,
-    method: Method = "gradient",
-    steps: int = 50,
-    num_samples: int = 500,
-    seed: int = 0,
-) -> Restored:
-    """Noisy images of a file, cleaned, or test images to which the noise is added here."""
-    at_least_1(images=images)
+def denoised(trainer: Trainer, options: DenoiseOptions) -> Restored:
+    """Restore a file's noisy images, or test images with noise.
+
+    Args:
+        trainer: The run.
+        options: The images, the noise, the mask and the method. The noise of test images is added here.
+
+    Raises:
+        ValueError: The run's likelihood says nothing of such noise.
+    """
+    at_least_1(images=options.images)
+    data, mask, flip, sigma, seed = options.data, options.mask, options.flip, options.sigma, options.seed
     if sigma is not None and "sigma" in trainer.model.family.noise and not knows_noise(trainer):
         raise ValueError(
             f"sigma is {sigma:g}, and the run's images are grey values under a Bernoulli likelihood, which says "
@@ -127,21 +114,12 @@ def denoised(
             return torch.ones(count, trainer.dataset.data_dim, dtype=torch.bool, device=trainer.device)
         return mask_of(trainer, mask, count, 0.5, seed)
 
-    x, observed, clean, grey = _to_restore(trainer, data, images, observe, given_clean=False)
+    x, observed, clean, grey = _to_restore(trainer, data, options.images, observe, given_clean=False)
     if clean is not None:
         x = _noisy(clean, flip, sigma, int(mix_seed(seed, 1)))
     fill, spread = training_moments(trainer)
     found = trainer.model.denoise(
-        x,
-        flip=flip,
-        sigma=sigma,
-        observed=observed,
-        method=method,
-        steps=steps,
-        num_samples=num_samples,
-        seed=seed,
-        fill=fill,
-        clean=clean,
+        x, flip=flip, sigma=sigma, observed=observed, **_method(options), fill=fill, clean=clean
     )
     scores = None
     if clean is not None:
@@ -158,26 +136,36 @@ def denoised(
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """Images before and after: the numbers, a text, a picture."""
+    """Restored images, with their errors and a picture.
+
+    Attributes:
+        trainer: The run.
+        name: Name of the data set or file.
+        what: A phrase for the images and their damage, for titles.
+        given: The damage in a word, "masked" or "noisy".
+        x: Images as the model is given them, (N, data_dim).
+        observed: Pixels that are observed, bool, (N, data_dim).
+        found: The posterior's answer.
+        scores: Errors, where the clean images are known.
+        grey: Images as they are, without noise where that is known.
+    """
 
     trainer: Trainer
     name: str
     what: str
     given: str
-    """What the images were, in a word."""
     x: Tensor
     observed: Tensor
     found: Restoration
     scores: _Scores | None
     grey: Tensor
-    """The images as they are, without noise where that is known."""
 
     def __str__(self) -> str:
         lines = [f"{len(self.x)} {self.what}", *([str(self.scores)] if self.scores is not None else [])]
         return "\n".join([*lines, *self.notes()])
 
     def notes(self) -> list[str]:
-        """What there is to say of the samples."""
+        """Returns sentences about the samples of z."""
         lines = []
         effective, accepted = self.found.effective_sample_size, self.found.acceptance_rate
         if effective is not None:
@@ -188,17 +176,23 @@ class Restored:
 
     @property
     def against(self) -> str:
-        """Of which images the errors are."""
+        """Name of the images that the errors are against."""
         return f"against {self.scores.against}" if self.scores is not None else ""
 
     def table(self) -> Table:
-        """The numbers, for a page."""
+        """Returns the errors as a table, for a page."""
         rows = {} if self.scores is None else self.scores.rows
         cells = {name: [f"{error:.4f}", f"{log_prob:.4f}"] for name, (error, log_prob) in rows.items()}
         return Table(cells, ("squared error", "log-likelihood (nats)"), True, "; ".join([self.what, *self.notes()]))
 
     def figure(self, count: int = PICTURED, invert: bool = False, bare: bool = False) -> Figure:
-        """Rows of images as they are, binarized, as given, and restored."""
+        """Draw rows of images: clean, binarized, damaged, and restored.
+
+        Args:
+            count: Number of images at most.
+            invert: Show them inverted.
+            bare: Draw no text, which is to stand beside the picture.
+        """
         given, grey, missing = self.x[:count].nan_to_num(), self.grey[:count].nan_to_num(), ~self.observed[:count]
         hidden = {self.given: missing}
         if self.scores is None:
@@ -211,14 +205,17 @@ class Restored:
                 rows["binarized"] = binarized
             rows |= {self.given: given, "one pass": self.scores.one_pass[:count]}
         rows["restored"] = self.found.mean[:count]
-        look = pictures.Look(self.trainer.dataset.image_shape, invert, bare)
+        look = pictures.ImageStyle(self.trainer.dataset.image_shape, invert, bare)
         return pictures.mosaic(f"{self.name}: {self.what}", rows, look, missing=hidden)
 
 
-def _out(
-    trainer: Trainer, name: str, out: str | None, data: str | None, save_array: bool, mask: str | None = None
-) -> Out:
-    return Out(trainer, name, out, (".png", ".npy"), forms(save_array or data is not None), [data, mask])
+def _out(trainer: Trainer, name: str, data: str | None, mask: str | None, output: OutputOptions) -> Out:
+    return Out.of_images(trainer, name, output, inputs=[data, mask], array=data is not None)
+
+
+def _method(options: RestorationOptions) -> dict[str, Any]:
+    """The options of `VAE.impute` and `VAE.denoise` that are the method's."""
+    return {name: getattr(options, name) for name in ("method", "steps", "num_samples", "seed")}
 
 
 def _to_restore(
@@ -245,7 +242,7 @@ def _to_restore(
 
 
 def knows_noise(trainer: Trainer) -> bool:
-    """Whether the likelihood is of what noise can be added to: Gaussian values, or bits."""
+    """Whether noise has a model under the likelihood: Gaussian values, or bits."""
     family = trainer.model.family
     return "sigma" in family.noise and (has_bits(trainer) or not family.of_bits)
 
@@ -266,10 +263,11 @@ def _written(target: Out, restored: Restored, invert: bool) -> Answer:
 
 
 class _Scores:
-    """Mean squared error and log-likelihood of the pixels that were missing or noisy, averages per pixel, by method.
+    """Errors of the pixels that were missing or noisy, by method.
 
-    The log-likelihood is that of each pixel by itself, log p(x_i), under what a method says of it. Both are of the
-    images that the run is evaluated on, `clean`, which may be the binarized `grey` ones.
+    They are the mean squared error and the log-likelihood, averages per pixel. The log-likelihood is of each pixel by
+    itself, log p(x_i), under a method's prediction. Both are of the images that the run is evaluated on, `clean`, which
+    may be the binarized `grey` ones.
     """
 
     one_pass: Tensor
@@ -288,18 +286,19 @@ class _Scores:
         return "\n".join([*lines, f"both against {self.against}"])
 
     def add_restored(self, found: Restoration) -> None:
+        """Add the restoration."""
         assert found.log_prob is not None
         self._add("restored", found.mean, found.log_prob)
 
     @torch.no_grad()
     def add_one_pass(self, start: Tensor) -> None:
-        """What the decoder makes of the encoder's mean, without more ado."""
+        """Add the decoder's mean at the encoder's, one pass."""
         z, _ = self.model.encode(start.clamp(0, 1) if self.of_bits else start)
         self.one_pass = self.model.mean(z)
         self._add("one encode-decode pass", self.one_pass, self.model.pixel_log_prob(self.clean, z))
 
     def add_mean_image(self, mean: Tensor, variance: Tensor) -> None:
-        """The mean of the training images, with their variance."""
+        """Add the mean of the training images, with their variance."""
         n = self.training_images
         p = (mean * n + 1) / (n + 2)  # so that no pixel is impossible
         if self.of_bits:
@@ -309,7 +308,7 @@ class _Scores:
         self._add("the mean training image", mean.expand_as(self.clean), log_prob)
 
     def add_noisy(self, noisy: Tensor, flip: float | None, sigma: float | None) -> None:
-        """The noisy image itself: what it says without any model, every clean value being as likely."""
+        """Add the noisy image, with every clean value as likely."""
         if self.of_bits:
             strength = math.log1p(-flip) - math.log(flip) if flip is not None else 0.5 / (sigma or 1) ** 2
             log_prob = F.logsigmoid((2 * self.clean - 1) * (2 * noisy - 1) * strength)
