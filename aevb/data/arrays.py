@@ -1,4 +1,4 @@
-"""Files of arrays: numpy's .npy and .npz, and MATLAB's .mat."""
+"""Readers of array files: numpy's .npy and .npz, and MATLAB's .mat."""
 
 from __future__ import annotations
 
@@ -18,33 +18,38 @@ from .raw import Part, Source, name_of, need
 from .sentences import damaged
 from .shapes import CHANNELS, image_shape
 
-MAPPED_ABOVE = 1 << 30  # bytes; a smaller file is read as a whole
+MAPPED_ABOVE = 1 << 30  # bytes; smaller files are read whole
 
 FREY_SHAPE = (28, 20)
 _FREY_DIM = 28 * 20
 _FREY_KEY = "ff"
 _SHOWN = IMAGES[:4]  # the usual names of images
-_MATRIX, _COMPRESSED = 14, 15  # types of elements of MATLAB 5's format
+_MATRIX, _COMPRESSED = 14, 15  # element types of MATLAB 5
 _MAT_TYPES = frozenset((*range(1, 8), 9, *range(12, 19)))
 
 
 def npy(path: Path) -> Source:
+    """Returns the source of a .npy file: a training part."""
     return Source(name_of(path), {"train": npy_part(path, is_large(path))})
 
 
 def is_large(path: Path) -> bool:
-    """Whether an array is to stay on the disk."""
+    """Whether an array is mapped instead of read into memory."""
     return open_npy(path).nbytes > MAPPED_ABOVE
 
 
 def npy_part(path: Path, mapped: bool) -> Part:
+    """Returns the images of a .npy file, mapped or read, without labels."""
     array = open_npy(path)
     image_shape(array.shape, str(path))
     return Part(MappedImages(path) if mapped else np.array(array), None, str(path))
 
 
 def npz(path: Path, only: str | None = None) -> Source:
-    """The parts of a file, or the one that its name says."""
+    """Returns the parts of a .npz file, or `only` that part.
+
+    `only` is the part that the file's own name says.
+    """
     arrays = _Npz(path)
     chosen = _chosen(list(arrays), path, only)
     parts = {
@@ -56,7 +61,7 @@ def npz(path: Path, only: str | None = None) -> Source:
 
 
 class _Npz(Mapping[str, np.ndarray]):
-    """The arrays of a .npz file, read when asked for, never unpickled."""
+    """Arrays of a .npz file, read on access and never unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -83,7 +88,7 @@ class _Npz(Mapping[str, np.ndarray]):
 
 
 def mat(path: Path, only: str | None = None) -> Source:
-    """As `npz`."""
+    """Returns the parts of a .mat file, or `only`, as `npz`."""
     arrays = _mat_arrays(path)
     chosen = _chosen(list(arrays), path, only, _FREY_KEY)
     for names in chosen.values():
@@ -116,15 +121,20 @@ def _mat_arrays(path: Path) -> dict[str, Any]:
 
 
 def _check_elements(path: Path) -> None:
-    """Raises ValueError for an element of a type that MATLAB 5's format has not, or a matrix that lacks elements:
-    SciPy's reader would die of them."""
+    """Checks the element headers of a MATLAB 5 file.
+
+    SciPy's reader would crash on wrong headers.
+
+    Raises:
+        ValueError: An element of a type that the format does not have, or a matrix that lacks elements.
+    """
     with open(path, "rb") as file:
         header = file.read(128)
         little = header[126:] == b"IM"
-        if len(header) < 128 or 0 in header[:4] or header[125 if little else 124] != 1:  # not of MATLAB 5
+        if len(header) < 128 or 0 in header[:4] or header[125 if little else 124] != 1:  # not MATLAB 5
             return
         tag = struct.Struct("<II" if little else ">II")
-        # What is being read, the file and matrices in it: where it ends, and how many elements it still needs.
+        # Stacks for the file and its nested matrices: end offset, and number of elements still needed.
         ends, needed = [path.stat().st_size], [0]
         while ends:
             start = file.tell()
@@ -134,7 +144,7 @@ def _check_elements(path: Path) -> None:
                 file.seek(ends.pop())
                 continue
             kind, size = tag.unpack(file.read(tag.size))
-            if kind >> 16:  # a small element, whose data are where the size would be
+            if kind >> 16:  # small element: its data take the place of the size
                 kind, size = kind & 0xFFFF, 0
             if kind not in _MAT_TYPES:
                 raise ValueError(f"an element of type {kind} at byte {start}")
@@ -149,7 +159,12 @@ def _check_elements(path: Path) -> None:
 
 
 def _check_compressed(file: BinaryIO, size: int) -> None:
-    """Reads `size` bytes of a zlib stream; raises zlib.error where its checksum is not that of what it holds."""
+    """Reads `size` bytes of a zlib stream.
+
+    Raises:
+        ValueError: The stream is not complete.
+        zlib.error: The stream's checksum does not fit its content.
+    """
     stream = zlib.decompressobj()
     while size > 0 and (data := file.read(min(size, 1 << 20))):
         size -= len(data)
@@ -162,16 +177,19 @@ def _check_compressed(file: BinaryIO, size: int) -> None:
 
 
 def _elements_of(start: bytes, tag: struct.Struct) -> int:
-    """How many elements a matrix has that begins so: flags, dimensions, name, numbers; 0 of a cell or a structure."""
+    """Returns the number of elements of a matrix from its first bytes.
+
+    The elements are flags, dimensions, name and numbers. A cell or structure, and too few bytes, count as 0.
+    """
     if len(start) < 2 * tag.size:
         return 0
     flags, _ = tag.unpack(start[tag.size :])
     kind, is_complex = flags & 0xFF, bool(flags & 0x800)
-    return 0 if kind in (1, 2, 3) else 4 + is_complex + 2 * (kind == 5)  # 5: sparse, with indices of both dimensions
+    return 0 if kind in (1, 2, 3) else 4 + is_complex + 2 * (kind == 5)  # 5 is sparse: indices of 2 dimensions
 
 
 def labels_alone(path: Path) -> np.ndarray:
-    """The labels of a file that has nothing else."""
+    """Returns the labels of a file that has nothing else."""
     if path.suffix.lower() == ".npy":
         return np.array(open_npy(path))
     arrays = _Npz(path) if path.suffix.lower() == ".npz" else _mat_arrays(path)
@@ -189,9 +207,9 @@ def _check_numbers(array: Any, where: str, expected: str = "images") -> None:
 
 
 def _chosen(names: Sequence[str], path: Path, only: str | None, *more: str) -> dict[str, Chosen]:
-    """The names of each part's images and labels, without parts as "train".
+    """Returns the names of each part's images and labels, "train" without parts.
 
-    `more`: names that images have as well.
+    `more` are further names for images.
     """
     if parts := choose(names, str(path), only):
         return parts
@@ -210,7 +228,7 @@ def _chosen(names: Sequence[str], path: Path, only: str | None, *more: str) -> d
 
 
 def note_on_training(chosen: Mapping[str, Chosen]) -> str:
-    """What the training part is, where its name does not say so."""
+    """Returns a note on a training part not named as such."""
     if len(chosen) == 1 or read(chosen["train"].images).parts:
         return ""
     return f"{chosen['train'].images} is the training part"
@@ -230,9 +248,9 @@ def _shape_of(arrays: Mapping[str, Any], name: str | None) -> tuple[int, ...]:
 
 
 def _datapoints_are_last(shapes: Sequence[tuple[int, ...]], labels: Sequence[tuple[int, ...]]) -> bool:
-    """Whether the last dimension counts the images, as MATLAB's often does.
+    """Whether the last dimension counts the images, as often in MATLAB.
 
-    As the labels count them, or where the parts differ in one dimension; or by the first part's shape.
+    It is decided by the number of labels, or by the dimension in which the parts differ, or by the first part's shape.
     """
     for last, count, other in ((False, 0, -1), (True, -1, 0)):
         counted = [s[count] in y and s[other] not in y for s, y in zip(shapes, labels, strict=True) if y]

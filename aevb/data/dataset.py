@@ -1,4 +1,4 @@
-"""`Dataset`: the parts of a data set, their images and labels."""
+"""The parts of a data set: `Dataset`, its images and labels."""
 
 from __future__ import annotations
 
@@ -10,28 +10,39 @@ import torch
 from torch import Tensor
 
 from ..checks.arguments import converted
+from .loaded import LoadedImages
 from .memmap import MappedImages
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images, split into a training, a test and perhaps a validation part.
+    """Images, split into a training, a test and optionally a validation part.
 
-    Images are (N, data_dim), flattened in the order of `image_shape`: uint8, their values 0..max_value, so that value *
-    x_scale is in [0, 1]; or float32 in [0, 1], and max_value is 1. Tensors, or what stays on the disk (`MappedImages`).
-    Labels are int64, (N,), or None.
+    Images are (N, data_dim), flattened in the order of `image_shape`. They are tensors, or `MappedImages` on the disk;
+    the training images may be `LoadedImages` of a DataLoader. Their dtype is uint8 with values 0..max_value, so that
+    value * x_scale is in [0, 1]. Or it is float32 in [0, 1] with max_value 1. Labels are int64, (N,), or None.
 
-    Attributes: note, what `load` found worth saying about the source; label_names, what the labels 0, 1, ... are
-    called, as the subfolders of a folder of images.
+    Attributes:
+        name: Name of the data set.
+        image_shape: (H, W) or (C, H, W).
+        max_value: Largest value of a pixel.
+        train_images: Images of the training part.
+        test_images: Images of the test part.
+        train_labels: Labels of the training part.
+        test_labels: Labels of the test part.
+        validation_images: Images of the validation part, or None.
+        validation_labels: Labels of the validation part.
+        note: Remark of `load` on the source.
+        label_names: Names of the labels 0, 1, ..., as from the subfolders of a folder of images.
 
     Raises:
-        ValueError: images or labels of another type, shape or range; an empty part; a NaN.
+        ValueError: Images or labels of another type, shape or range; an empty part; a NaN.
     """
 
     name: str
-    image_shape: tuple[int, ...]  # H, W, or C, H, W
+    image_shape: tuple[int, ...]
     max_value: int
-    train_images: Tensor | MappedImages
+    train_images: Tensor | MappedImages | LoadedImages
     test_images: Tensor | MappedImages
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
@@ -69,7 +80,7 @@ class Dataset:
         if self.validation_images is not None:
             yield "validation", self.validation_images, self.validation_labels
 
-    def _check_images(self, name: str, images: Tensor | MappedImages) -> None:
+    def _check_images(self, name: str, images: Tensor | MappedImages | LoadedImages) -> None:
         shape = tuple(images.shape)
         known = images.dtype == torch.uint8 or (images.dtype == torch.float32 and self.max_value == 1)
         if not known or len(shape) != 2 or shape[1] != self.data_dim:
@@ -79,7 +90,9 @@ class Dataset:
             )
         if shape[0] == 0:
             raise ValueError(f"{name} is empty; expected at least one image")
-        if isinstance(images, MappedImages):  # it checks what it reads
+        if isinstance(images, LoadedImages):  # it checks its batches
+            return
+        if isinstance(images, MappedImages):  # checks values when read
             if images.max_value != self.max_value:
                 raise ValueError(f"max_value is {self.max_value}; expected {images.max_value}, that of {images.path}")
             return
@@ -90,25 +103,29 @@ class Dataset:
 
     @property
     def data_dim(self) -> int:
+        """Number of pixels times channels of an image."""
         return math.prod(self.image_shape)
 
     @property
     def x_scale(self) -> float:
+        """Factor that maps values to [0, 1]: 1 / max_value."""
         return 1 / self.max_value
 
     @property
     def values(self) -> str:
-        """What the values of pixels are, in words."""
+        """Description of the pixels' values."""
         if self.train_images.dtype != torch.uint8:
             return "values in [0, 1]"
         return "bits" if self.max_value == 1 else f"values 0..{self.max_value}"
 
     @property
     def description(self) -> str:
-        """The data set in a line: sizes, shape, values, and what `load` has to say about the source."""
+        """One line on the data set: sizes, shape, values, and the note."""
         counts = [f"{len(images):,} {part.replace('train', 'training')}" for part, images, _ in self._parts()]
         size = "x".join(map(str, self.image_shape))
         text = f"{self.name}: {', '.join(counts)} images of {size}, {self.values}"
         if isinstance(self.train_images, MappedImages):
             text += f", read from {self.train_images.path} as they are used"
+        if isinstance(self.train_images, LoadedImages):
+            text += ", the training images from a DataLoader"
         return f"{text}; {self.note}" if self.note else text

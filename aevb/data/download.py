@@ -1,4 +1,4 @@
-"""Data sets that are downloaded: where from, what they must be, and where they are kept."""
+"""Downloaded data sets: addresses, SHA-256 of their files, and their folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ _TIMEOUT = 30  # seconds without an answer
 
 @dataclass(frozen=True)
 class Named:
-    """urls are folders, each of which has all files; files maps their names to SHA-256."""
+    """A data set that is downloaded by name.
+
+    Attributes:
+        urls: Addresses of folders, each of which has all files.
+        files: SHA-256 of each file, by its name.
+        read: Function of the folder and the name that returns the source.
+    """
 
     urls: tuple[str, ...]
     files: dict[str, str]
@@ -78,10 +84,15 @@ NAMED = {
 
 
 def open_named(name: str) -> Source:
-    """The source of a name in NAMED, downloaded where it is not there yet.
+    """Returns the source of a name in NAMED, downloaded if absent.
 
-    Raises FileNotFoundError where it cannot be downloaded, ValueError where what came is not what was expected, and
-    ImportError where pooch is missing: sentences with what to do.
+    Every error is a sentence that says how to go on.
+
+    Raises:
+        FileNotFoundError: A file could not be downloaded.
+        ValueError: A downloaded file is not the expected one, or the mirror is no http(s) address.
+        ImportError: pooch is missing.
+        OSError: The folder cannot be written to.
     """
     named = NAMED[name]
     folder = _folder(name)
@@ -109,8 +120,11 @@ def _is(path: Path, sha256: str) -> bool:
 
 
 def _download(name: str, file: str, folder: Path) -> None:
-    """Takes a file from the first place that has it. It is in the folder only when it is whole and right; one that was
-    interrupted starts anew, and those that are there already stay."""
+    """Downloads a file from the first address that has it.
+
+    The file is in the folder only when it is whole and its SHA-256 is right. An interrupted download starts anew. Files
+    that are there already stay.
+    """
     pooch = need("pooch", "pooch", "data", f"{name}, which is downloaded,")
     import requests
 
@@ -122,7 +136,7 @@ def _download(name: str, file: str, folder: Path) -> None:
             raise ValueError(
                 f"{MIRROR} is {mirror!r}; expected the http(s) address of a folder, or pass a path as the data"
             )
-        # A server that calls a .gz file a compressed text would have it unpacked on the way.
+        # A server that declares a .gz file as compressed text would have it unpacked in transit.
         downloader = pooch.HTTPDownloader(timeout=_TIMEOUT, headers={"Accept-Encoding": "identity"})
         try:
             pooch.retrieve(url, f"sha256:{sha256}", file, folder, downloader=downloader)

@@ -1,4 +1,4 @@
-"""A path to a source: which reader is for what is there."""
+"""Dispatch from a path to the reader of its format."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ _READERS = {".npy": (npy, b"\x93NUMPY"), ".npz": (npz, b"PK"), ".mat": (mat, b"M
 
 
 def open_path(path: Path) -> Source:
+    """Returns the source at a path: a directory or a file.
+
+    Raises:
+        FileNotFoundError: Nothing is there, or no data.
+        ValueError: A file of another kind.
+    """
     if path.is_dir():
         return _directory(path)
     if path.is_file():
@@ -35,7 +41,10 @@ def open_path(path: Path) -> Source:
 
 
 def _directory(path: Path) -> Source:
-    """Files whose names say parts; else images; else such files in subfolders."""
+    """Returns the source of a directory.
+
+    It is tried in this order: files whose names say parts, then images, then such files in subfolders.
+    """
     files, folders = _below(path)
     images = [file for file in files if is_image(file)]
     arrays = [file for file in files if not is_image(file) and form(path / file)]
@@ -65,11 +74,11 @@ def _directory(path: Path) -> Source:
 
 
 def _below(root: Path) -> tuple[list[PurePath], list[PurePath]]:
-    """The files and folders in a folder, however deep, none hidden."""
+    """Returns the files and folders below `root`, however deep, without hidden ones."""
     files, folders, seen = [], [], set()
     for path, inner, names in os.walk(root, followlinks=True):
         inner[:] = [name for name in inner if not name.startswith(".")]
-        if (real := os.path.realpath(path)) in seen:  # by a link
+        if (real := os.path.realpath(path)) in seen:  # a link back
             inner.clear()
             continue
         seen.add(real)
@@ -94,7 +103,7 @@ def _file(path: Path) -> Source:
     return reader(path)
 
 
-# How what is not read becomes what is.
+# Conversions of unsupported formats to supported ones.
 _CONVERTED = {
     **dict.fromkeys(
         (".csv", ".tsv", ".txt"), "numpy.save('images.npy', numpy.loadtxt(FILE, delimiter=',', skiprows=1))"
@@ -110,7 +119,11 @@ _CONVERTED = {
 
 
 def _check_form(path: Path) -> None:
-    """Raises ValueError for a file by whose suffix it is of another kind than those that are read."""
+    """Refuses a file whose suffix is of an unreadable kind.
+
+    Raises:
+        ValueError: Another kind of file; the message says how to convert it.
+    """
     suffix = path.suffix.lower()
     if suffix == ".gz" and path.stem.endswith(".tar"):
         suffix = ".tar"
@@ -124,6 +137,7 @@ def _check_form(path: Path) -> None:
 
 
 def digits() -> Source:
+    """Returns the source of UCI's optical digits, shipped with the package."""
     file = importlib.resources.files("aevb") / "datasets" / "digits.csv.gz"
     text = gzip.decompress(file.read_bytes()).decode()
     rows = np.array([[int(value) for value in line.split(",")] for line in text.splitlines()])

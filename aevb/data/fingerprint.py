@@ -1,4 +1,4 @@
-"""What tells that a run's data are the images that it began with."""
+"""Fingerprint of a run's images, to detect that they have changed."""
 
 from __future__ import annotations
 
@@ -10,36 +10,53 @@ import torch
 from torch import Tensor
 
 from . import Dataset, MappedImages
+from .loaded import LoadedImages
 
-SOME = 1000  # images of a part that are read, evenly spread, where not all are
+SOME = 1000  # evenly spread images of a part that are hashed
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """What a run notes of its images, as JSON holds it: of each part the number and a SHA-256 of some; of images in
-    memory a SHA-256 of all."""
+    """Returns the fingerprint of a data set's images, as JSON holds it.
+
+    It has the number and shape of the images and, for each part, a SHA-256 of some. Images of a DataLoader have none. A
+    data set in memory also has a SHA-256 of all images.
+    """
     parts = {"train": dataset.train_images, "test": dataset.test_images, "validation": dataset.validation_images}
     present = {name: images for name, images in parts.items() if images is not None}
+    of_some = {name: _some(images) for name, images in present.items() if not isinstance(images, LoadedImages)}
     found: dict[str, Any] = {
         "images": len(dataset.train_images),
         "data_dim": dataset.data_dim,
-        "sha256_of_some": _some(dataset.train_images),
+        **({"sha256_of_some": of_some["train"]} if "train" in of_some else {}),
         "image_shape": list(dataset.image_shape),
         "max_value": dataset.max_value,
         **{f"{name}_images": len(images) for name, images in present.items() if name != "train"},
-        **{f"sha256_of_some_{name}": _some(images) for name, images in present.items() if name != "train"},
+        **{f"sha256_of_some_{name}": digest for name, digest in of_some.items() if name != "train"},
     }
-    if not any(isinstance(images, MappedImages) for images in present.values()):
-        found["sha256"] = _digest(*present.values())
+    in_memory = [images for images in present.values() if isinstance(images, Tensor)]
+    if len(in_memory) == len(present):
+        found["sha256"] = _digest(*in_memory)
     return found
 
 
 def check_same_data(noted: Mapping[str, Any] | None, dataset: Dataset, now: Mapping[str, Any] | None = None) -> None:
-    """Raises ValueError where the images are others than those of which a run noted `noted`: a version before this one
-    noted less, and one that noted nothing is believed. `now` is the data set's fingerprint, where it is known."""
+    """Checks that the images have the fingerprint that a run noted.
+
+    Only keys that both fingerprints have are compared, since an older version noted less. Without a noted fingerprint
+    nothing is checked.
+
+    Args:
+        noted: Fingerprint from the run.
+        dataset: The data set now.
+        now: Its fingerprint, if known.
+
+    Raises:
+        ValueError: The images differ.
+    """
     if not noted:
         return
     now = fingerprint(dataset) if now is None else now
-    # Not what only one of them has: a version noted less, or a file is read from the disk that was in memory.
+    # Only common keys: an older version noted less, and images on the disk have no SHA-256 of all.
     other = {key: value for key, value in noted.items() if key in now and now[key] != value}
     if other:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A folder of image files."""
+"""Reader of a folder of image files."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ from .sentences import damaged
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm")
 _NUMBER = re.compile(r"\d{3,}")
-_FOR_IMAGES = ("images", "image", "imgs", "img")  # folders that are no labels
+_FOR_IMAGES = ("images", "image", "imgs", "img")  # names that are no labels
 _GREY_MODES, _COLOUR_MODES = ("1", "L", "LA"), ("RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV", "LAB", "PA", "RGBX", "RGBa")
 _ORIENTATION = 0x112  # EXIF's tag
-_TURNS = {  # what makes an image of each orientation upright
+_TURNS = {  # transposition to upright, by EXIF orientation
     **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270"},
     **{7: "TRANSVERSE", 8: "ROTATE_90"},
 }
 
 Placed = dict[str, dict[PurePath, tuple[str, ...]]]
-"""The files of each part, and the folders that each is in, but for those that say the part."""
+"""Files of each part, and their folders without the part's own folder."""
 
 
 def is_image(file: PurePath) -> bool:
+    """Whether a file's suffix is of an image format."""
     return file.suffix.lower() in SUFFIXES
 
 
 def image_folder(root: Path, files: Sequence[PurePath], folders: Sequence[PurePath], note: str = "") -> Source:
-    """The parts of a folder of images, with labels.
+    """Returns the parts of a folder of images, with labels.
 
-    `files` are its images and `folders` its folders, however deep: paths within `root`.
+    Folders whose names say parts are the parts, above the labels' folders or below them. Else the files' names give the
+    parts, where they name several, as train_1.png and test_1.png do. Of the other folders the highest are labels. A
+    folder that holds all images is no label where others lie in it, or where it is called images.
 
-    Folders whose names say parts are these, above those of the labels or below. Else the files' names say them, where
-    they say several, as train_1.png and test_1.png do. Of the other folders the highest are labels; one that holds all
-    images is none where there are others in it, or where it is called images.
+    Args:
+        root: The folder.
+        files: Its images, however deep: paths within `root`.
+        folders: Its folders, likewise.
+        note: Note to add to the source's.
 
-    Raises ValueError where a part is beside what is none, or where it is unclear for another reason.
+    Raises:
+        ValueError: A part beside images without one, or parts that are unclear for another reason.
     """
     parts = _placed_by_folders(root, files, folders) or _placed_by_names(root, files)
     parts = parts or {"train": {file: file.parent.parts for file in files}}
@@ -63,7 +69,7 @@ def image_folder(root: Path, files: Sequence[PurePath], folders: Sequence[PurePa
 
 
 def _placed_by_folders(root: Path, files: Sequence[PurePath], folders: Sequence[PurePath]) -> Placed:
-    """The parts that folders say; {} where they say none."""
+    """Returns the parts that folder names say, or {}."""
     said = _folders_of_parts(root, files, folders)
     if not said:
         return {}
@@ -76,7 +82,7 @@ def _placed_by_folders(root: Path, files: Sequence[PurePath], folders: Sequence[
         names = [folder.name for folder in reversed(file.parents) if folder not in said and folder.name]
         depth = len(above[0].parts) - 1
         below = names[depth:]
-        while below and read(below[0]).words == read(above[-1].name).words:  # seg_train/seg_train/
+        while below and read(below[0]).words == read(above[-1].name).words:  # such as seg_train/seg_train/
             del below[0]
         placed.setdefault(said[above[0]], {})[file] = (names[:depth], below)
     outer = {tuple(above) for of_part in placed.values() for above, _ in of_part.values()}
@@ -87,7 +93,7 @@ def _placed_by_folders(root: Path, files: Sequence[PurePath], folders: Sequence[
 
 
 def _folders_of_parts(root: Path, files: Sequence[PurePath], folders: Sequence[PurePath]) -> dict[PurePath, str]:
-    """The folders with images that say parts, and which."""
+    """Returns the part of each folder with images whose name says one."""
     holding = {folder for file in files for folder in file.parents}
     inner: dict[PurePath, list[PurePath]] = {}
     for folder in sorted(folders):
@@ -105,9 +111,17 @@ def _folders_of_parts(root: Path, files: Sequence[PurePath], folders: Sequence[P
 def _parts_beside_each_other(
     root: Path, outer: PurePath, inner: Sequence[PurePath], holding: set[PurePath], own: PurePath | None
 ) -> dict[str, str]:
-    """The names of the folders in `outer` that say parts.
+    """Returns the parts that folders in `outer` say, by their names.
 
-    `holding`: all folders with images; `own`: an image in `outer` itself.
+    Args:
+        root: The folder of the data set.
+        outer: The folder to look in.
+        inner: Folders in `outer`.
+        holding: All folders with images.
+        own: An image in `outer` itself, or None.
+
+    Raises:
+        ValueError: Folders that name parts unclearly, or a part without images.
     """
     where = str(root / outer)
     names = [folder.name for folder in inner if folder in holding]
@@ -130,7 +144,7 @@ def _parts_beside_each_other(
 
 
 def _check_parts(where: str, names: Sequence[str], named: dict[str, str]) -> None:
-    """That each folder says one part, and another than the rest."""
+    """Checks that each folder says one part, and no two the same."""
     for name in names:
         if len(said := read(name).parts) > 1 and not read(name).qualifiers:
             raise two_parts(where, f"{name}/", said)
@@ -153,8 +167,8 @@ def _unclear(root: Path, file: PurePath, said: dict[PurePath, str], other: PureP
 
 
 def _placed_by_names(root: Path, files: Sequence[PurePath]) -> Placed:
-    """The parts that the files' names say; {} where not several."""
-    alike = {file.stem: _NUMBER.sub("000", file.stem) for file in files}  # as many images only differ in their number
+    """Returns the parts that file names say, or {} without several."""
+    alike = {file.stem: _NUMBER.sub("000", file.stem) for file in files}  # many images differ in their number alone
     of_alike = named_parts(sorted(set(alike.values())))
     named = {stem: of_alike[name] for stem, name in alike.items() if name in of_alike}
     if len(set(named.values())) < 2:
@@ -172,7 +186,7 @@ def _placed_by_names(root: Path, files: Sequence[PurePath]) -> Placed:
 
 
 def _labelled(root: Path, parts: Placed) -> tuple[dict[str, tuple[list[PurePath], np.ndarray | None]], tuple[str, ...]]:
-    """The files of each part, in order, and their labels; and what these are called."""
+    """Returns each part's sorted files and labels, and the label names."""
     names = _label_names(parts)
     classes: dict[str, list[str]] = {}
     for part, of_part in names.items():
@@ -201,7 +215,10 @@ def _labelled(root: Path, parts: Placed) -> tuple[dict[str, tuple[list[PurePath]
 
 
 def _label_names(parts: Placed) -> dict[str, dict[PurePath, str | None]]:
-    """Each file's label: its highest folder that does not hold all."""
+    """Returns each file's label, or None.
+
+    It is the name of the file's highest folder that does not hold all files.
+    """
     parts = {part: _without_images(of_part) for part, of_part in parts.items()}
     inner = [folders for of_part in parts.values() for folders in of_part.values()]
     depth = 0
@@ -216,7 +233,7 @@ def _label_names(parts: Placed) -> dict[str, dict[PurePath, str | None]]:
 
 
 def _without_images(of_part: dict[PurePath, tuple[str, ...]]) -> dict[PurePath, tuple[str, ...]]:
-    """The folders of a part's files, without a common one called images."""
+    """Returns the folders of a part's files without a common images folder."""
     while len(first := {folders[:1] for folders in of_part.values()}) == 1 and any(names := first.pop()):
         said = read(names[0])
         if said.role != "images" or said.qualifiers:
@@ -226,7 +243,7 @@ def _without_images(of_part: dict[PurePath, tuple[str, ...]]) -> dict[PurePath, 
 
 
 def _common(root: Path, files: Sequence[PurePath] | dict[PurePath, str | None]) -> Path:
-    """The folder that has all of the files."""
+    """Returns the folder that holds all of the files."""
     return root / os.path.commonpath([file.parent for file in files])
 
 
@@ -234,7 +251,7 @@ def _common(root: Path, files: Sequence[PurePath] | dict[PurePath, str | None]) 
 
 
 class _Seen:
-    """An image that was read: file, pixels, whether it was turned."""
+    """An image that was read: file, pixels, and whether it was turned."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -246,9 +263,9 @@ class _Seen:
 
 
 def _pixels(files: list[Path], first: list[_Seen]) -> np.ndarray:
-    """The images' pixels, uint8, (N, H, W) or (N, 3, H, W).
+    """Returns the pixels, uint8, (N, H, W) or (N, 3, H, W).
 
-    `first` is the first image of all parts, once it is known.
+    `first` holds the first image of all parts, once it is known.
     """
     pixels = None
     for i, file in enumerate(files):
@@ -269,10 +286,13 @@ def _pixels(files: list[Path], first: list[_Seen]) -> np.ndarray:
 
 
 def _read(file: Path) -> tuple[np.ndarray, bool]:
-    """Pixels, (H, W) or (3, H, W), upright; whether they were turned."""
+    """Returns upright pixels and whether they were turned.
+
+    The pixels are (H, W) or (3, H, W).
+    """
     pillow = need("PIL.Image", "pillow", "images", f"{file}, an image,")
     try:
-        # Of a path, Pillow maps some TIFFs into memory, with height and width in the wrong order where they are turned.
+        # Given a path, Pillow maps some TIFFs into memory, and swaps height and width of turned ones.
         with file.open("rb") as content, pillow.open(content) as image:
             if image.mode not in (*_GREY_MODES, *_COLOUR_MODES):
                 raise ValueError(
@@ -280,7 +300,7 @@ def _read(file: Path) -> tuple[np.ndarray, bool]:
                 )
             grey = image.mode in _GREY_MODES
             size = image.size
-            image.load()  # which turns a TIFF
+            image.load()  # turns a TIFF upright
             turn = _turn(pillow, image)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
@@ -296,10 +316,10 @@ def _read(file: Path) -> tuple[np.ndarray, bool]:
 
 
 def _turn(pillow: ModuleType, image: Any) -> Any:
-    """What makes an image upright, as its EXIF says; or None."""
+    """Returns Pillow's transposition to the upright image by EXIF, or None."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # of many kinds, where EXIF is damaged: viewers show such an image as it is
+    except Exception:  # damaged EXIF raises many kinds; viewers ignore it
         return None
     name = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return None if name is None else pillow.Transpose[name]

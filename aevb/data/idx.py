@@ -1,4 +1,4 @@
-"""MNIST's IDX files."""
+"""Reader of MNIST's IDX files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ import numpy as np
 
 from .raw import Part, Source, check_labels, name_of
 
-_IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801  # uint8 in 3 dimensions, in 1
+_IMAGES_MAGIC, _LABELS_MAGIC = 0x803, 0x801  # uint8 in 3 dimensions and in 1
 FILES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 _NAME = re.compile(r"(idx\d?([-._]?(ubyte|byte|int))?|ubyte)(\.gz)?$", re.IGNORECASE)
 _IMAGES = re.compile(r"images([-._]?)idx3", re.IGNORECASE)
 
 
 def is_idx(path: Path) -> bool:
-    """Whether a file is an IDX file, by its name, or without suffix."""
+    """Whether a file is an IDX file, by name or content.
+
+    The start is read where the file has no suffix but .gz.
+    """
     if _NAME.search(path.name):
         return True
     if path.suffix not in ("", ".gz"):
@@ -35,18 +38,22 @@ def is_idx(path: Path) -> bool:
 
 
 def check_idx(parts: Collection[str], where: Path) -> None:
-    """That the files of a folder are those of MNIST."""
+    """Checks that the parts in a folder are complete for MNIST.
+
+    Raises:
+        FileNotFoundError: A part is missing.
+    """
     if missing := [f"{name}[.gz]" for part, name in FILES.items() if part not in parts]:
         raise FileNotFoundError(f"{str(where)!r} has no {' and no '.join(missing)}; expected MNIST's IDX files there")
 
 
 def idx_file(path: Path) -> Source:
-    """A file of images, with the labels of the file beside it."""
+    """Returns an IDX file's images, with the labels from beside it."""
     return Source(name_of(path), {"train": idx_part(path, _labels_beside(path))}, max_value=255)
 
 
 def _labels_beside(path: Path) -> Path | None:
-    """The file whose name says "labels-idx1" where this says "images-idx3"."""
+    """Returns the file named "labels-idx1" beside an "images-idx3" file, or None."""
     name = path.name.removesuffix(".gz")
     if (said := _IMAGES.search(name)) is None:
         return None
@@ -59,6 +66,11 @@ def _labels_beside(path: Path) -> Path | None:
 
 
 def idx_part(path: Path, labels_path: Path | None) -> Part:
+    """Returns the images of an IDX file, with labels of another.
+
+    Raises:
+        ValueError: A damaged file, or labels of another number.
+    """
     images = _read_idx(path, _IMAGES_MAGIC)
     labels = None if labels_path is None else idx_labels(labels_path)
     if labels is not None:
@@ -67,11 +79,15 @@ def idx_part(path: Path, labels_path: Path | None) -> Part:
 
 
 def idx_labels(path: Path) -> np.ndarray:
+    """Returns the labels of an IDX file, uint8, (N,)."""
     return _read_idx(path, _LABELS_MAGIC)
 
 
 def _read_idx(path: Path, magic: int) -> np.ndarray:
-    """The uint8 values of an IDX file: magic number, sizes (big-endian int32), values."""
+    """Returns the uint8 values of an IDX file, gzipped or not.
+
+    The format is a magic number, sizes (big-endian int32), values.
+    """
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
         try:

@@ -1,4 +1,4 @@
-"""Images that stay on the disk: `MappedImages`, of a .npy file that may be larger than memory."""
+"""Memory-mapped images of a .npy file that may be larger than memory."""
 
 from __future__ import annotations
 
@@ -16,25 +16,31 @@ from .sentences import damaged
 from .shapes import image_shape
 from .value_ranges import KINDS, check_rows, readings
 
-_MAPPED_AROUND = 1 << 21  # bytes on each side of a page that come with it, at most: a huge page
-_SAMPLE_BYTES = 1 << 24  # of the start, the middle and the end: what tells bits, bytes and [0, 1] apart
+_MAPPED_AROUND = 1 << 21  # most bytes on each side of a page that are mapped with it: a huge page
+_SAMPLE_BYTES = 1 << 24  # bytes at start, middle and end, to tell bits, bytes and [0, 1] apart
 
 
 class MappedImages:
-    """Images, (N, D), of a .npy file, which is mapped into memory and read when rows are gathered.
+    """Memory-mapped images, (N, D), of a .npy file, read when gathered.
 
-    ``images[index]``, for an int64 tensor or a slice, is a tensor: uint8, or float32 in [0, 1] where the file has
-    anything but bytes or bits. What is gathered is checked first, but for bytes, which may have any value, so that no
-    NaN and nothing out of range gets into training.
+    ``images[index]``, for an int64 tensor or a slice, is a tensor. It is uint8, or float32 in [0, 1] where the file's
+    dtype is neither uint8 nor bool. Gathered values are checked first, so that no NaN and nothing out of range gets
+    into training. Only bytes are not checked: they may have any value.
 
-    Attributes: path; shape; dtype; max_value, as in `Dataset`; rows, (N,) int64, the file's rows that these images
-    are, or None for all of them: the parts of a split share one mapping; image_shape, (H, W) or (C, H, W).
+    Attributes:
+        path: The file.
+        shape: (N, D).
+        dtype: Of gathered images.
+        max_value: As in `Dataset`.
+        rows: (N,), int64, the file's rows of these images, or None for all; parts of a split share one mapping.
+        image_shape: (H, W) or (C, H, W).
+        kind: Kind of the values, of `KINDS`.
 
     Args:
-        path: a .npy file of numbers in C order: (N, D), (N, H, W), (N, C, H, W) or (N, H, W, C).
+        path: A .npy file of numbers in C order: (N, D), (N, H, W), (N, C, H, W) or (N, H, W, C).
 
     Raises:
-        ValueError: not such a file; with the place, a value out of range.
+        ValueError: A file of another kind or order; or, with the place, a value out of range.
     """
 
     def __init__(self, path: Path):
@@ -54,7 +60,7 @@ class MappedImages:
         self._mapped_from = array.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         self._channels = array.shape[-1] if channels_last else 1
         self.kind = self._look()
-        # Bytes are gathered and binarized in one pass, in the mapping itself.
+        # Bytes are gathered and binarized in one pass, from the mapping.
         is_bytes = array.dtype in (np.bool_, np.uint8)
         self._bytes = torch.from_numpy(self._array.view(np.uint8)) if is_bytes else None
         self.dtype = torch.uint8 if is_bytes else torch.float32
@@ -62,7 +68,10 @@ class MappedImages:
         self._file_order: Tensor | None = None
 
     def _look(self) -> str:
-        """The kind of the values, from some of them: a file of [0, 1] may have a part that is all 0 and 1."""
+        """Returns the kind of the values, judged from samples of the file.
+
+        A file of [0, 1] may have a part that is all 0 and 1.
+        """
         array, found = self._array, set(KINDS)
         if array.dtype.kind == "f":
             found -= {"bits", "fractions"}
@@ -75,10 +84,12 @@ class MappedImages:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(N, D) of the images."""
         return len(self), self._array.shape[1]
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of an image in the file."""
         return self._array[0].nbytes
 
     def __len__(self) -> int:
@@ -89,13 +100,16 @@ class MappedImages:
         return self._channels_first(self._gathered(rows))
 
     def part(self, index: Tensor) -> MappedImages:
-        """The images `index`, (M,), of these, from the same mapping."""
+        """Returns the images `index`, (M,), as a part of the same mapping."""
         part = object.__new__(MappedImages)
         vars(part).update(vars(self), rows=self.file_rows(index), _file_order=None)
         return part
 
     def binarized(self, index: Tensor, seed: Tensor | int) -> Tensor:
-        """`aevb.binarize` of images `index`, (B,), with the noise of their rows in the file."""
+        """Returns `aevb.binarize` of images `index`, (B,).
+
+        The noise belongs to their rows in the file.
+        """
         rows = self.file_rows(index)
         if self._bytes is None:
             return bernoulli_bits(self[index], rows, seed)
@@ -104,25 +118,28 @@ class MappedImages:
         return self._channels_first(binarize(self._bytes, rows, seed=seed, max_value=self.max_value))
 
     def file_rows(self, index: Tensor | slice) -> Tensor:
-        """Which rows of the file the images `index` are, on the CPU."""
+        """Returns the file's rows of images `index`, on the CPU."""
         if isinstance(index, slice):
             index = torch.arange(*index.indices(len(self)))
         index = index.cpu()
         return index if self.rows is None else self.rows[index]
 
     def file_order(self) -> Tensor:
-        """The images' numbers, (N,), in the order that they have in the file."""
+        """Returns the images' indices, (N,), in the order of the file."""
         if self._file_order is None:
             self._file_order = torch.arange(len(self)) if self.rows is None else self.rows.argsort()
         return self._file_order
 
     def byte_range(self, first_row: int, last_row: int) -> tuple[int, int]:
-        """Where these rows of the file, and those between them, start and end in it."""
+        """Returns the bytes' start and end of the rows first_row..last_row."""
         return self._start + first_row * self.row_bytes, self._start + (last_row + 1) * self.row_bytes
 
     def release(self, start: int, end: int) -> None:
-        """Gives the memory of these bytes of the file back, and what the system mapped around them. They can be read
-        again, and the system may have cached them."""
+        """Gives the memory of the file's bytes start:end back.
+
+        So is the memory that the system mapped around them. The bytes can be read again, and the system may have cached
+        them.
+        """
         start = max(0, start - self._mapped_from - _MAPPED_AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
         end = min(len(self._mapping), end - self._mapped_from + _MAPPED_AROUND)
         self._mapping.madvise(mmap.MADV_DONTNEED, start, end - start)
@@ -135,7 +152,7 @@ class MappedImages:
 
     def _gathered(self, rows: Tensor) -> Tensor:
         if self._bytes is not None:
-            values = self._bytes.index_select(0, rows)  # which is 8 times faster than [rows]
+            values = self._bytes.index_select(0, rows)  # 8 times faster than [rows]
             if self.kind == "bits":
                 check_rows(values.numpy(), rows.numpy(), self.kind, str(self.path))
             return values
@@ -151,9 +168,12 @@ class MappedImages:
 
 
 def open_npy(path: Path) -> np.memmap:
-    """The array of a .npy file, mapped: what is written to it does not reach the file.
+    """Returns the array of a .npy file, mapped copy-on-write.
 
-    Raises ValueError for a file that is truncated, damaged, or holds Python objects, which are never unpickled.
+    Writes to it do not reach the file. Python objects are never unpickled.
+
+    Raises:
+        ValueError: A file that is truncated, damaged, or holds Python objects.
     """
     try:
         array = np.lib.format.open_memmap(path, mode="c")

@@ -1,4 +1,4 @@
-"""`aevb.binarize` for images that are not bytes."""
+"""Dynamic binarization of images that are not bytes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from .. import reference
 from ..ops.autograd import on_reference
 from ..ops.random import mix_seed
 
-# Where mix_seed(seed, index) is the seed of an image, samples of z have the indices from 0 up.
+# Below 0: under an image's seed, mix_seed(seed, index), samples of z have the indices from 0 up.
 _STREAM = -1
-_LARGEST = 1 - 2**-24  # below 1, to which float32 would round
+_LARGEST = 1 - 2**-24  # largest float32 below 1
 
 
 def bernoulli_bits(x: Tensor, index: Tensor, seed: Tensor | int) -> Tensor:
-    """Bits, (B, D), each set with the probability x, float32 in [0, 1], (B, D): dynamic binarization.
+    """Returns bits, (B, D), each set with probability x: dynamic binarization.
 
-    ``u < x``, u = Phi(e) with the normals e of the seed ``mix_seed(mix_seed(seed, index[b]), -1)``: as for
-    `aevb.binarize` the noise belongs to the image, index (B,), and to the seed. Probabilities are exact to 1e-7; 0 is
-    never set, and 1 always.
+    They are ``u < x`` with u = Phi(e), where e are the normals of the seed ``mix_seed(mix_seed(seed, index[b]), -1)``.
+    As for `aevb.binarize` the noise belongs to the image and to the seed. Probabilities are exact to 1e-7; 0 is never
+    set, and 1 always.
+
+    Args:
+        x: (B, D), float32 in [0, 1].
+        index: (B,), the images' indices.
+        seed: An int or an int64 tensor.
     """
     seeds = mix_seed(mix_seed(seed, index), _STREAM)
     on_kernel = torch.ops.aevb.normal.default

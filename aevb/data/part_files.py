@@ -1,6 +1,6 @@
-"""A folder of files of arrays that are parts.
+"""Reader of a folder of array files that are parts.
 
-train.npy and test.npy, MNIST's four IDX files, binarized MNIST's three .amat files.
+Examples are train.npy and test.npy, MNIST's four IDX files, and binarized MNIST's three .amat files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .text import amat_part, check_amat, is_amat
 
 
 def form(path: Path) -> str | None:
-    """What a file is: ".npy", ".npz", ".mat", ".amat", "IDX", or None."""
+    """Returns a file's form: ".npy", ".npz", ".mat", ".amat", "IDX", or None."""
     if is_amat(path):
         return ".amat"
     if path.suffix.lower() in (".npy", ".npz", ".mat"):
@@ -28,9 +28,11 @@ def form(path: Path) -> str | None:
 
 
 def part_files(root: Path, files: Sequence[PurePath]) -> Source | None:
-    """The parts of a folder's `files`, or None where names say none.
+    """Returns the parts of a folder's `files`, or None without any.
 
-    Raises ValueError, as `choose`; FileNotFoundError where one of MNIST's IDX files or of three .amat files is missing.
+    Raises:
+        ValueError: As `choose`.
+        FileNotFoundError: One of MNIST's IDX files or of three .amat files is missing.
     """
     forms = {file: str(form(root / file)) for file in files}
     kept = _without_copies(forms)
@@ -63,9 +65,10 @@ def part_files(root: Path, files: Sequence[PurePath]) -> Source | None:
 
 
 def _without_copies(forms: dict[PurePath, str]) -> list[PurePath]:
-    """Of an IDX or .amat file that is there twice, one.
+    """Returns the files without second copies of IDX or .amat files.
 
-    Of one packed and unpacked, or in a folder of its own as well, the one that is highest, and unpacked.
+    An IDX or .amat file may be packed and unpacked, or in a folder of its own as well. The highest, unpacked one is
+    kept.
     """
     kept: dict[tuple, PurePath] = {}
     for file in sorted(forms, key=lambda file: (len(file.parts), file.suffix == ".gz", file)):
@@ -83,7 +86,7 @@ def _check_complete(root: Path, files: Sequence[PurePath], forms: dict[PurePath,
 
 
 def _source(root: Path, part: str, names: Chosen, forms: dict[PurePath, str], mapped: bool) -> Source:
-    """A source that has the one part."""
+    """Returns a source with a single part."""
     path = root / names.images
     readers: dict[str, Callable[[], Source | Part]] = {
         ".npy": lambda: npy_part(path, mapped),

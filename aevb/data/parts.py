@@ -1,10 +1,10 @@
-"""What names say: of which part they are, images or labels.
+"""Reading of names: their part, images or labels.
 
-One table for folders, arrays and files.
+One table serves folders, arrays and files.
 
 A name is read word by word: ``X_train``, ``trainX``, ``images/train`` and ``mnist-train-images`` name the training
-part. Upper and lower case, separators, digits and sizes such as 32x32 do not matter. A word that is in no table,
-``mnist``, is a qualifier: names with qualifiers are parts where they differ in nothing but the word for the part.
+part. Upper and lower case, separators, digits and sizes such as 32x32 do not matter. A word that is in no table, such
+as ``mnist``, is a qualifier. Names with qualifiers are parts where they differ in nothing but the word for the part.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
 }
 ABBREVIATED = {"tr": "train", "te": "test", "va": "validation"}  # only beside x or y: "trX", "y_te"
-# The first are taken first, where a file has several and no parts.
+# In order of preference, for a file with several names and no parts.
 IMAGES = (
     *("x", "images", "data", "arr_0", "image", "imgs", "img", "inputs", "input", "pixels", "patterns", "samples"),
     *("dataset", "datasets", "pictures", "photos", "features", "feats", "fea"),
 )
 LABELS = ("y", "labels", "label", "targets", "target", "classes", "class", "lbls", "lbl", "gnd")
-NEUTRAL = (  # what does not make another data set of it
+NEUTRAL = (  # words that do not name another data set
     *("set", "sets", "split", "splits", "part", "parts", "subset", "raw"),
     *("npy", "npz", "mat", "amat", "gz", "idx", "ubyte", "byte", "int"),
 )
@@ -46,14 +46,17 @@ _CASED = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 
 
 class NoTrainingPartError(ValueError):
-    """Names say other parts, and none the training part."""
+    """Names say other parts, and no training part."""
 
 
 class Name(NamedTuple):
-    """What a name says.
+    """Meaning of a name.
 
-    The parts, of which there should be one; "images", "labels" or neither; its qualifiers; and its words and numbers,
-    once each, without those that say nothing.
+    Attributes:
+        parts: The parts that it says; there should be one.
+        role: "images", "labels" or "".
+        qualifiers: Words that are in no table.
+        words: Words and numbers, once each, without words of no meaning.
     """
 
     parts: tuple[str, ...]
@@ -63,7 +66,7 @@ class Name(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The names of a part's images and labels."""
+    """Names of a part's images and labels."""
 
     images: str
     labels: str | None
@@ -71,7 +74,7 @@ class Chosen(NamedTuple):
 
 @lru_cache(1 << 12)
 def read(name: str) -> Name:
-    """What a name says."""
+    """Returns the meaning of a name."""
     words = _words(name)
     spelled = {**_SPELLED, **ABBREVIATED} if {"x", "y"} & set(words) else _SPELLED
     said = {spelled.get(word) for word in words}
@@ -95,7 +98,10 @@ def _words(name: str) -> list[str]:
 
 
 def _joined(text: str) -> list[str]:
-    """The known words that a text, "testdata", is made of; or []."""
+    """Returns the known words that make up a text, or [].
+
+    For example "testdata" is made of two.
+    """
     if text in _KNOWN:
         return [text]
     if text[:1] in ("x", "y") and text[1:] in ABBREVIATED:
@@ -109,9 +115,12 @@ def _joined(text: str) -> list[str]:
 
 
 def named_parts(names: Sequence[str]) -> dict[str, str]:
-    """The parts that names side by side say, each one.
+    """Returns the part of each name that says one.
 
-    By themselves, "Train", "val2017"; or since they differ in nothing but the part, "seg_train" and "seg_test".
+    The names lie side by side.
+
+    A name says it by itself, as "Train" and "val2017" do. Or it differs from others in nothing but the part, as
+    "seg_train" and "seg_test" do.
     """
     said = {name: read(name) for name in names}
     single = {name: n for name, n in said.items() if len(n.parts) == 1}
@@ -120,7 +129,7 @@ def named_parts(names: Sequence[str]) -> dict[str, str]:
 
 
 def _families(said: Mapping[str, Name]) -> dict[tuple[str, ...], set[str]]:
-    """The parts that there are of each list of qualifiers."""
+    """Returns the parts that occur with each list of qualifiers."""
     families: dict[tuple[str, ...], set[str]] = {}
     for name in said.values():
         families.setdefault(name.qualifiers, set()).update(name.parts)
@@ -132,13 +141,20 @@ def _is_family(parts: set[str]) -> bool:
 
 
 def choose(names: Iterable[str], where: str, only: str | None = None) -> dict[str, Chosen]:
-    """The names of each part's images and labels, of arrays or files.
+    """Returns the names of each part's images and labels.
 
-    {} where no names say parts. `only`: the one part that there may be, since the file's own name says so. Images
-    without a part, beside a test part, are the training part: "data" and "testdata".
+    The result is {} where no names say parts. Images without a part, beside a test part, are the training part: "data"
+    and "testdata".
 
-    Raises ValueError where a name says two parts, or two names the same one; where images without a part stand beside a
-    training part; where a part has labels alone. NoTrainingPartError where there is none.
+    Args:
+        names: Names of arrays or files.
+        where: Their file or folder, for errors.
+        only: The one part that there may be, where the file's own name says so.
+
+    Raises:
+        ValueError: A name that says two parts, or two names that say the same. Images without a part beside a training
+            part, or a part with labels alone.
+        NoTrainingPartError: There is no training part.
     """
     said = {name: read(name) for name in names}
     images = _images(said, where)
@@ -182,14 +198,14 @@ def _only(part: str, images: Mapping[str, str], said: Mapping[str, Name], where:
 
 
 def _images(said: Mapping[str, Name], where: str) -> dict[str, str]:
-    """The images of each part that names say."""
+    """Returns the images of each part that names say."""
     images = {name: s for name, s in said.items() if s.parts and s.role != "labels"}
     for name, s in images.items():
         if len(s.parts) > 1 and (s.role or not s.qualifiers):
             raise two_parts(where, name, s.parts)
     images = {name: s for name, s in images.items() if len(s.parts) == 1}
     sure = {name: s for name, s in images.items() if s.role or not s.qualifiers}
-    if not sure:  # such as mnist_train and mnist_test; but not names_train beside x
+    if not sure:  # such as mnist_train and mnist_test; not names_train beside x
         families = [q for q, parts in _families(images).items() if _is_family(parts)]
         sure = {name: s for name, s in images.items() if s.qualifiers in families}
         for name, s in sure.items():
@@ -210,7 +226,10 @@ def _images(said: Mapping[str, Name], where: str) -> dict[str, str]:
 
 
 def _labels_of(images: str, labels: Mapping[str, Name], part: str, where: str) -> str | None:
-    """The images' labels: of the same qualifiers, or none, or any."""
+    """Returns the labels of `images`, or None.
+
+    Labels with the same qualifiers go first, then without qualifiers, then any.
+    """
     for qualifiers in (read(images).qualifiers, (), None):
         chosen = [name for name, s in labels.items() if qualifiers is None or s.qualifiers == qualifiers]
         if len(chosen) > 1:
@@ -221,17 +240,19 @@ def _labels_of(images: str, labels: Mapping[str, Name], part: str, where: str) -
 
 
 def not_read(names: Iterable[object]) -> str:
-    """What is left out of a file or folder, for the description."""
+    """Returns the note on files or arrays left out, or ""."""
     left = list(map(str, names))
     more = f" and {len(left) - _NOT_READ} more" if len(left) > _NOT_READ else ""
     return f"not read: {', '.join(left[:_NOT_READ])}{more}" if left else ""
 
 
 def in_words(part: str) -> str:
+    """Returns the part's name in a sentence: "training" for "train"."""
     return "training" if part == "train" else part
 
 
 def two_names(where: str, names: Sequence[str], part: str, what: str = "") -> ValueError:
+    """Returns the error for two names of one part."""
     return ValueError(
         f"{where} has {names[0]} and {names[1]}, which both name {what or 'the '}{in_words(part)} part; expected one "
         "of them"
@@ -239,6 +260,7 @@ def two_names(where: str, names: Sequence[str], part: str, what: str = "") -> Va
 
 
 def more_than_the_part(where: str, names: Sequence[str], such_as: str) -> ValueError:
+    """Returns the error for names that differ in more than the part."""
     return ValueError(
         f"{where} has {names[0]} and {names[1]}, which differ in more than the part; expected names that differ in "
         f"nothing else, such as {such_as}"
@@ -246,6 +268,7 @@ def more_than_the_part(where: str, names: Sequence[str], such_as: str) -> ValueE
 
 
 def two_parts(where: str, name: str, parts: Iterable[str]) -> ValueError:
+    """Returns the error for a name that says two parts."""
     return ValueError(
         f"{where} has {name}, which names the {' and the '.join(map(in_words, parts))} part; expected one part "
         "in a name"
@@ -253,5 +276,6 @@ def two_parts(where: str, name: str, parts: Iterable[str]) -> ValueError:
 
 
 def no_training_part(where: str, named: Mapping[str, str]) -> NoTrainingPartError:
+    """Returns the error for names without a training part."""
     shown = ", ".join(f"{name} (the {in_words(part)} part)" for part, name in named.items())
     return NoTrainingPartError(f"{where} has {shown}, and no training part; expected it too, with 'train' in its name")

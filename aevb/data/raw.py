@@ -1,4 +1,4 @@
-"""What a reader of files gives, before it is split and converted."""
+"""Raw output of a file reader, before splitting and conversion."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from .memmap import MappedImages
 
 
 def name_of(path: Path) -> str:
-    """What a data set is called, and its run's folder: never nothing, which would be the folder of all runs."""
+    """Returns the name for a data set and its run's folder.
+
+    It is never empty: an empty name would be the folder of all runs.
+    """
     return path.name.strip(".").split(".")[0] or "data"
 
 
 class Part(NamedTuple):
-    """Arrays as a file has them: images (N, ...), labels (N,) or None; and the file, for errors."""
+    """Arrays of a part as a file has them.
+
+    Attributes:
+        images: (N, ...).
+        labels: (N,), or None.
+        where: The file, for errors.
+    """
 
     images: np.ndarray | MappedImages
     labels: np.ndarray | None
@@ -28,14 +37,23 @@ class Part(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the images as in the file."""
         return self.images.file_shape if isinstance(self.images, MappedImages) else self.images.shape
 
 
 @dataclass(frozen=True)
 class Source:
-    """The parts that a source has: "train", perhaps "test" and "validation". max_value is None where it is to be found
-    from the values; num_test, of a source without a test part, how many to hold out, or None for a tenth;
-    label_names, what the labels 0, 1, ... are called, where a source says it."""
+    """A data set as read: its parts, before they are split.
+
+    Attributes:
+        name: Name of the data set.
+        parts: "train", and optionally "test" and "validation".
+        max_value: Largest value of a pixel, or None to find it from the values.
+        image_shape: (H, W) or (C, H, W), or None to find it from the array's shape.
+        num_test: Images to hold out as the test part, or None for a tenth. It counts for a source without a test part.
+        note: Remark for the data set's description.
+        label_names: Names of the labels 0, 1, ..., where a source says them.
+    """
 
     name: str
     parts: Mapping[str, Part]
@@ -47,13 +65,27 @@ class Source:
 
 
 def check_labels(labels: np.ndarray, labels_where: object, count: int, where: object) -> None:
-    """That a file has a label for each image of another."""
+    """Checks that a file has a label for each image of another.
+
+    Raises:
+        ValueError: Another number of labels.
+    """
     if labels.ndim < 2 and labels.size != count:
         raise ValueError(f"{labels_where} has {labels.size} labels; expected {count}, one an image of {where}")
 
 
 def need(module: str, package: str, extra: str, what: str) -> ModuleType:
-    """An optional module. Raises ImportError, a sentence with what to install, where it is missing."""
+    """Returns an optional module.
+
+    Args:
+        module: Name of the module.
+        package: Name of the package that has it.
+        extra: Name of the extra of aevb that installs it.
+        what: Subject of the error, such as a file.
+
+    Raises:
+        ImportError: The module is missing; the message says how to install it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

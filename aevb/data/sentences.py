@@ -1,4 +1,4 @@
-"""How what is wrong with a file is said."""
+"""Errors and numbers in messages about files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ import numpy as np
 
 
 def number(value: np.generic) -> str:
-    """A number of an array, with as many digits as tell it from others: 255.00002 is not 255."""
+    """Returns a number as text, with enough digits to tell it apart.
+
+    255.00002 is not shown as 255.
+    """
     short = f"{value:g}"
     return short if value != value or value.dtype.type(short) == value else str(value)
 
 
 def damaged(path: Path, error: BaseException, what: str = "truncated or damaged") -> ValueError:
-    """What to raise where a reader raised `error`, of whatever kind: readers of damaged files raise many."""
+    """Returns the ValueError for a reader's error of any kind.
+
+    Readers of damaged files raise many.
+
+    Args:
+        path: The file.
+        error: Error that its reader raised.
+        what: Description of the damage.
+    """
     if isinstance(error, ValueError) and ("allow_pickle" in str(error) or "Python objects" in str(error)):
         return ValueError(f"{path} holds Python objects, which are not loaded; expected arrays of numbers")
     said = " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What the dimensions of an array of images are."""
+"""Meaning of the dimensions of an array of images."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ CHANNELS = (1, 3, 4)
 
 
 def image_shape(shape: tuple[int, ...], where: str) -> tuple[tuple[int, ...], bool, str]:
-    """Of an array's shape: the images' (H, W) or (C, H, W), whether the array has the channels last, and a note.
+    """Returns the images' shape, whether channels are last, and a note.
 
-    Raises ValueError for what is no array of images.
+    Args:
+        shape: Shape of the array.
+        where: The file, for errors.
+
+    Returns:
+        The shape (H, W) or (C, H, W), whether the array has the channels last, and a note or "".
+
+    Raises:
+        ValueError: A shape that is not one of images.
     """
     if len(shape) < 2 or len(shape) > 4 or (len(shape) == 4 and not {shape[1], shape[3]} & {*CHANNELS}):
         raise ValueError(

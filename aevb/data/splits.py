@@ -1,4 +1,4 @@
-"""A source's parts to a `Dataset`: shapes, kinds of values, and what is held out."""
+"""Split and conversion of a source into a `Dataset`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .sentences import number
 from .shapes import image_shape
 from .value_ranges import KINDS, agreed, converted
 
-FILE_TEST_FRACTION = 10  # of a source without a test part, one image in so many is held out for the test
+FILE_TEST_FRACTION = 10  # one image in 10 is the test part of a source without one
 
 Images = Tensor | MappedImages
 Labelled = tuple[Images, Tensor | None]
@@ -24,7 +24,11 @@ Labelled = tuple[Images, Tensor | None]
 
 @takes_plain_values
 def dataset(source: Source, validation: float, split_seed: int) -> Dataset:
-    """The data set of a source, split by the rule that `load` states."""
+    """Returns a source's data set, split by the rule of `load`.
+
+    Raises:
+        ValueError: As `load`.
+    """
     if not 0 <= validation < 1:
         raise ValueError(f"validation is {validation}; expected the fraction to hold out, from 0 up and below 1")
     if not 0 <= split_seed < 2**32:
@@ -38,7 +42,7 @@ def dataset(source: Source, validation: float, split_seed: int) -> Dataset:
                 f"{source.parts['train'].where} holds one image; expected at least 2, one of them for the test"
             )
         num_test = source.num_test or math.ceil(len(train[0]) / FILE_TEST_FRACTION)
-        # RandomState's stream is frozen by numpy's compatibility policy: the split is the same for everyone, for ever.
+        # numpy's compatibility policy freezes RandomState's stream, so that the split never changes.
         test, train = _split(train, np.random.RandomState(split_seed).permutation(len(train[0])), num_test)
     if held_out is None and validation > 0:
         count = math.ceil(validation * len(train[0]))
@@ -65,7 +69,7 @@ def dataset(source: Source, validation: float, split_seed: int) -> Dataset:
 
 
 def _split(part: Labelled, permutation: np.ndarray, count: int) -> tuple[Labelled, Labelled]:
-    """The first `count` of a permutation, and the rest."""
+    """Returns the first `count` of a permutation, and the rest."""
     order = torch.from_numpy(permutation)
     first, rest = order[:count], order[count:]
     return _rows(part, first), _rows(part, rest)
@@ -78,7 +82,7 @@ def _rows(part: Labelled, index: Tensor) -> Labelled:
 
 
 def _shape_and_kind(source: Source) -> tuple[tuple[int, ...], str, str]:
-    """The images' shape, the kind of their values (see KINDS), and the notes on both."""
+    """Returns the images' shape, the kind in KINDS, and notes."""
     shapes, notes = {}, [source.note] if source.note else []
     for part in source.parts.values():
         shape, _, note = image_shape(part.shape, part.where)
@@ -105,7 +109,7 @@ def _shape_and_kind(source: Source) -> tuple[tuple[int, ...], str, str]:
 
 
 def _check_mapped(parts: list[Part], train: MappedImages) -> None:
-    """That parts on the disk have one kind of values."""
+    """Checks that parts on the disk share value kind and dtype."""
     for images, where in ((part.images, part.where) for part in parts):
         if not isinstance(images, MappedImages) or (images.kind, images.dtype) != (train.kind, train.dtype):
             raise ValueError(
@@ -144,7 +148,7 @@ def _labels(part: Part) -> Tensor | None:
 
 
 def _classes(labels: np.ndarray, count: int) -> np.ndarray:
-    """The classes of one-hot labels; others as they are."""
+    """Returns the classes of one-hot labels; other labels as they are."""
     if labels.ndim != 2 or count not in labels.shape or labels.dtype.kind not in "buif":
         return labels
     rows = labels if len(labels) == count else labels.T

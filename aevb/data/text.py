@@ -1,4 +1,7 @@
-"""Images as text: .amat, as the binarized MNIST of Larochelle & Murray (2011) is kept."""
+"""Reader of .amat text files.
+
+It is the format of the binarized MNIST of Larochelle & Murray (2011).
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,21 @@ _ENDINGS = {"train": "train", "validation": "valid", "test": "test"}
 
 
 def is_amat(path: Path) -> bool:
+    """Whether a file's name ends in .amat or .amat.gz."""
     return path.name.lower().removesuffix(".gz").endswith(".amat")
 
 
 def amat_file(path: Path) -> Source:
+    """Returns the source of an .amat file, as a training part."""
     return Source(name_of(path), {"train": amat_part(path)})
 
 
 def check_amat(parts: Collection[str], files: Sequence[Path], where: Path) -> None:
-    """That the files of a folder are the three of binarized MNIST."""
+    """Checks that a folder has the three files of binarized MNIST.
+
+    Raises:
+        FileNotFoundError: A part is missing.
+    """
     if missing := [ending for part, ending in _ENDINGS.items() if part not in parts]:
         raise FileNotFoundError(
             f"{str(where)!r} has {', '.join(file.name for file in files)}; expected files ending in _train.amat, "
@@ -32,6 +41,11 @@ def check_amat(parts: Collection[str], files: Sequence[Path], where: Path) -> No
 
 
 def amat_part(path: Path) -> Part:
+    """Returns the images of an .amat file, without labels.
+
+    Raises:
+        ValueError: A file that is truncated, damaged, or not of numbers.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             text = file.read()
@@ -42,7 +56,10 @@ def amat_part(path: Path) -> Part:
 
 
 def _digits(text: bytes) -> np.ndarray | None:
-    """Lines of 0 and 1 with a space after each, all of one length: 20 times faster than numbers. Else None."""
+    """Returns bits of fixed-length lines of 0 and 1, or None.
+
+    It is 20 times faster than `_numbers`. Lines have a space after each digit and one length.
+    """
     length = text.find(b"\n") + 1
     if length < 2 or len(text) % length:
         return None

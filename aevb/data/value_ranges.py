@@ -1,4 +1,4 @@
-"""What the numbers of an array are: bits, bytes, or values in [0, 1]; and which numbers are none of these."""
+"""Kinds of pixel values (bits, bytes, [0, 1]) and range checks."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from torch import Tensor
 from .sentences import number
 
 CHUNK_BYTES = 1 << 26
-# x / 255 in float32, or x * (1 / 255), is off by less than half of this.
+# The rounding of x / 255 or x * (1 / 255) in float32, times 255, is less than half of this.
 _FRACTION_TOLERANCE = 5e-5
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A reading of numbers, and how they are kept."""
+    """Kind of pixel values, with the range in which they are kept.
+
+    Attributes:
+        max_value: Largest value.
+        words: Note for the description, or "".
+    """
 
     max_value: int
     words: str
 
 
-# From the most to the least particular: what may be read in several ways is read in the first.
+# From the most to the least particular: the first possible kind is taken.
 KINDS = {
     "bits": Kind(1, ""),
     "fractions": Kind(255, "given as multiples of 1/255 in [0, 1]"),
@@ -34,9 +39,15 @@ KINDS = {
 
 
 def readings(values: np.ndarray, where: str, first_row: int = 0) -> set[str]:
-    """How the numbers, (N, D), may be read: names in KINDS. `where` is the file, for the error.
+    """Returns the possible kinds of the numbers: names in `KINDS`.
 
-    Raises ValueError, with the place and the value, where they cannot.
+    Args:
+        values: (N, D).
+        where: The file, for the error.
+        first_row: Index of the first row in the file.
+
+    Raises:
+        ValueError: Values that fit no kind; the message has the place and the value.
     """
     if values.dtype.kind not in "buif":
         raise ValueError(f"{where} holds {values.dtype}; expected numbers: images in 0..255 or in [0, 1]")
@@ -60,7 +71,7 @@ def _readings_of_chunk(chunk: np.ndarray, where: str, first_row: int) -> set[str
     if chunk.dtype.kind == "b":
         return {"bits"}
     smallest, largest = chunk.min(), chunk.max()
-    if not (smallest >= 0 and largest <= 255):  # nor where they are NaN
+    if not (smallest >= 0 and largest <= 255):  # also False for NaN
         wrong = ~((chunk >= 0) & (chunk <= 255))
         values = (
             f", of values from {number(np.nanmin(chunk))} to {number(np.nanmax(chunk))}"
@@ -85,9 +96,13 @@ def _readings_of_chunk(chunk: np.ndarray, where: str, first_row: int) -> set[str
 
 
 def agreed(arrays: Sequence[tuple[np.ndarray, str]]) -> str:
-    """The reading of several arrays, the parts of one data set: one for all of them.
+    """Returns the kind that all parts of a data set share.
 
-    Raises ValueError, naming them, where there is none.
+    Args:
+        arrays: Each with its file, for the error.
+
+    Raises:
+        ValueError: No kind fits all; the message names the files.
     """
     common = set(KINDS)
     for values, where in arrays:
@@ -99,7 +114,10 @@ def agreed(arrays: Sequence[tuple[np.ndarray, str]]) -> str:
 
 
 def converted(values: np.ndarray, kind: str) -> Tensor:
-    """The numbers, (N, D), as they are kept: uint8 in 0..max_value, or float32 for "unit"."""
+    """Returns the numbers, (N, D), in the dtype of their kind.
+
+    The dtype is uint8 in 0..max_value, or float32 for "unit".
+    """
     out = np.empty(values.shape, np.float32 if kind == "unit" else np.uint8)
     for start, chunk in _chunks(values):
         as_kept = chunk != 0 if kind == "bits" else np.rint(chunk * 255.0) if kind == "fractions" else chunk
@@ -108,8 +126,17 @@ def converted(values: np.ndarray, kind: str) -> Tensor:
 
 
 def check_rows(values: np.ndarray, rows: np.ndarray, kind: str, where: str) -> None:
-    """Raises ValueError, with the place, where gathered numbers, (B, D), of the file's `rows` are not of the kind that
-    the file was seen to have."""
+    """Checks that gathered numbers, (B, D), are of the file's kind.
+
+    Args:
+        values: (B, D), gathered.
+        rows: (B,), their rows in the file.
+        kind: Kind that the file was seen to have.
+        where: The file, for the error.
+
+    Raises:
+        ValueError: A value of another kind, with its place.
+    """
     if values.size == 0:
         return
     if kind == "bytes" and values.dtype.kind == "f":
@@ -130,7 +157,10 @@ def check_rows(values: np.ndarray, rows: np.ndarray, kind: str, where: str) -> N
 
 
 def _clip(chunk: np.ndarray) -> str:
-    """What helps where resizing went beyond the range by less than one step."""
+    """Returns a hint for values beyond 0..255 by less than 1.
+
+    A resize produces them.
+    """
     beyond = chunk.min() > -1 and 255 < chunk.max() < 256 and chunk.dtype.kind == "f"
     return ". After a resize: images.clip(0, 255).round()" if beyond else ""
 

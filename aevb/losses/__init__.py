@@ -1,0 +1,1 @@
+"""The loss of a VAE, and the estimators of its gradient."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import bounds
 from ..checks.arguments import converted
 from ..checks.batch_dims import checked_batch_dims, latents, say_one_datapoint
-from ..checks.choices import REDUCTIONS, unknown
+from ..checks.choices import ESTIMATORS, REDUCTIONS, unknown
 from ..checks.errors import check_dense
 from ..checks.seeds import Generators
 from ..likelihoods import GaussianOutput, LinearLogits, LinearOutput, named
@@ -29,26 +29,12 @@ _is_compiling = torch.compiler.is_compiling
 Recon = Tensor | LinearLogits | LinearOutput | GaussianOutput | tuple[Parameter, ...]
 
 
-class Estimator(NamedTuple):
-    """How a bound and its gradient are estimated from samples."""
-
-    gradient: str | None  # of `sample_gaussian_log_ratio`; None: the KL is computed in closed form instead
-    importance_weighted: bool
-
-
-ESTIMATORS = {
-    "sgvb-b": Estimator(None, False),
-    "sgvb-a": Estimator("total", False),
-    "stl": Estimator("path", False),
-    "iwae": Estimator("total", True),
-    "dreg": Estimator("doubly_reparameterized", True),
-}
-# DReG reads the samples' weights from what flows back into the KL: not nothing, also where a warm-up begins with 0.
+# DReG reads the samples' weights from the upstream gradient of the KL, so beta is above 0 where a warm-up begins too.
 SMALLEST_BETA = 1e-20
 
 
 def _option(name: str, default: Any, doc: str) -> Any:
-    """A property of `FusedELBO` that is an option of its likelihood, which setting it makes anew."""
+    """Returns a property of `FusedELBO` that is an option of its likelihood; setting it makes a new likelihood."""
     return property(
         lambda self: getattr(self.family, name, default), lambda self, value: self._change(**{name: value}), doc=doc
     )
@@ -150,20 +136,7 @@ class FusedELBO(nn.Module):
             raise unknown("reduction", reduction, REDUCTIONS)
         if estimator not in ESTIMATORS:
             raise unknown("estimator", estimator, ESTIMATORS)
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}; expected None or at least 1")
-        if ESTIMATORS[estimator].importance_weighted and num_samples is None:
-            raise ValueError(f"estimator {estimator!r} weighs samples against each other; give it num_samples")
-        if ESTIMATORS[estimator].gradient is not None and (free_bits is not None or capacity is not None):
-            raise ValueError(
-                f"free_bits and capacity need the KL in closed form: estimator 'sgvb-b', not {estimator!r}"
-            )
-        if groups is not None and free_bits is None:
-            raise ValueError(f"groups is {groups}, of free_bits, which are not given")
-        if groups is not None and groups < 1:
-            raise ValueError(f"groups is {groups}; expected at least 1")
-        if free_bits is not None and not free_bits >= 0:
-            raise ValueError(f"free_bits is {free_bits}; expected nats from 0 up")
+        _check_options(estimator, num_samples, free_bits, groups, capacity)
         self.family = named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
         self._set_beta(beta)  # not by the property, which torch 2.11 cannot trace here
         self.reduction = reduction
@@ -183,7 +156,7 @@ class FusedELBO(nn.Module):
 
     @property
     def likelihood(self) -> str:
-        """The likelihood's name; `family` is the likelihood itself, with its options."""
+        """The likelihood's name; `family` is the likelihood object with its options."""
         return self.family.name
 
     @likelihood.setter
@@ -195,7 +168,7 @@ class FusedELBO(nn.Module):
     sigmoid_means = _option("sigmoid_means", False, "Whether a Gaussian's means are the sigmoid of what recon holds.")
 
     def _change(self, likelihood: str | None = None, **options: Any) -> None:
-        """With another likelihood, options that it has not are dropped."""
+        """Sets options of the likelihood, or another likelihood, which drops the options that it lacks."""
         found = named(self.likelihood if likelihood is None else likelihood)
         kept = {name: getattr(self.family, name) for name in found.options.keys() & self.family.options.keys()}
         self.family = named(found.name, **{**kept, **options})
@@ -237,15 +210,22 @@ class FusedELBO(nn.Module):
         seed: Tensor | int | None = None,
         generator: Generators | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`num_samples` samples of the posterior, and what the estimator needs of its KL: (z, kl), to be passed as
-        ``criterion(decoder(z), x, kl=kl)``.
+        """Samples the posterior `num_samples` times, with the KL that the estimator needs.
 
-        z is (*samples, *batch, latent_dim). kl is, in nats and float32,
+        The two go into the loss as ``criterion(decoder(z), x, kl=kl)``.
 
-        * for "sgvb-b" the KL of each datapoint, (*batch,), or with free_bits of each of its groups, (*batch, groups);
-        * else log q(z|x) - log p(z) of each sample, (*samples, *batch), whose expectation is the KL.
+        Args:
+            mu: the posterior's means, (*batch, latent_dim).
+            logvar: the logarithms of its variances, of mu's shape.
+            seed: as in `aevb.sample_gaussian`.
+            generator: as in `aevb.sample_gaussian`.
 
-        `seed` and `generator` are those of `aevb.sample_gaussian`.
+        Returns:
+            z, (*samples, *batch, latent_dim), and kl, in nats and float32:
+
+            * for "sgvb-b" the KL of each datapoint, (*batch,), or with free_bits of each of its groups, (*batch,
+              groups);
+            * else log q(z|x) - log p(z) of each sample, (*samples, *batch), whose expectation is the KL.
         """
         gradient = ESTIMATORS[self.estimator].gradient
         z, kl = sampled(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO")
@@ -262,25 +242,25 @@ class FusedELBO(nn.Module):
         *,
         kl: Tensor | None = None,
     ) -> Tensor:
+        """Returns the loss, float32, in nats: 0-d, or (*batch,) with reduction "none".
+
+        Args:
+            recon: the decoder's output, (*samples, *batch, *datapoint); or a `LinearLogits`, `LinearOutput`,
+                `GaussianOutput`, or a tuple of the likelihood's parameters.
+            x: the data, (*batch, *datapoint).
+            mu: the posterior's means, (*batch, latent_dim).
+            logvar: the logarithms of its variances, of mu's shape.
+            kl: the second result of `sample`, in place of mu and logvar.
+
+        Raises:
+            ValueError: neither or both of (mu, logvar) and kl; values out of range, where they are looked at.
+            RuntimeError: shapes, dtypes or devices that do not fit.
+        """
         if not (type(recon) is Tensor is type(x)) or not self.family.is_whole:
             self._check_given(recon, x, mu, logvar, kl)
-        if kl is None:
-            if mu is None or logvar is None:
-                raise ValueError("FusedELBO needs mu and logvar, or kl=: criterion(recon, x, mu, logvar)")
-            if ESTIMATORS[self.estimator].gradient is not None:
-                raise ValueError(
-                    f"estimator {self.estimator!r} needs the kl of its own samples: z, kl = criterion.sample(mu, "
-                    "logvar); criterion(decoder(z), x, kl=kl)"
-                )
-        elif mu is not None or logvar is not None:
+        posterior = self._posterior(recon, x, mu, logvar) if kl is None else None
+        if kl is not None and (mu is not None or logvar is not None):
             raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
-        if mu is not None and logvar is not None:
-            if not (type(mu) is Tensor is type(logvar)):
-                self._check_given(recon, x, mu, logvar, kl)
-            if mu.dim() == 1 and self.batch_dims is None and x.dim() > 1 and x.shape[0] == mu.shape[0]:
-                say_one_datapoint(mu, x)
-            if self.batch_dims is not None or mu.dim() > 2:
-                mu, logvar = latents(mu, logvar, self.batch_dims, "FusedELBO")
         is_linear = isinstance(recon, LinearOutput) or (isinstance(recon, LinearLogits) and self.family.has_logits)
         params = None if is_linear else self.family.parameters(recon)
         if self.reduction not in REDUCTIONS:
@@ -289,16 +269,43 @@ class FusedELBO(nn.Module):
             self._look(params, x)
         if kl is not None:
             self._check_kl(recon, params, x, kl)
+        return self._of_checked(recon, params, x, posterior, kl)
+
+    def _posterior(self, recon: Recon, x: Tensor, mu: Tensor | None, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns mu and logvar as (*batch, D), where the KL is computed from them."""
+        if mu is None or logvar is None:
+            raise ValueError("FusedELBO needs mu and logvar, or kl=: criterion(recon, x, mu, logvar)")
+        if ESTIMATORS[self.estimator].gradient is not None:
+            raise ValueError(
+                f"estimator {self.estimator!r} needs the kl of its own samples: z, kl = criterion.sample(mu, "
+                "logvar); criterion(decoder(z), x, kl=kl)"
+            )
+        if not (type(mu) is Tensor is type(logvar)):
+            self._check_given(recon, x, mu, logvar, None)
+        if mu.dim() == 1 and self.batch_dims is None and x.dim() > 1 and x.shape[0] == mu.shape[0]:
+            say_one_datapoint(mu, x)
+        if self.batch_dims is not None or mu.dim() > 2:
+            return latents(mu, logvar, self.batch_dims, "FusedELBO")
+        return mu, logvar
+
+    def _of_checked(
+        self,
+        recon: Recon,
+        params: tuple[Parameter, ...] | None,
+        x: Tensor,
+        posterior: tuple[Tensor, Tensor] | None,
+        kl: Tensor | None,
+    ) -> Tensor:
+        """Returns the loss by the kernel that fits: `params` are recon's, None where recon is of a linear layer."""
         if ESTIMATORS[self.estimator].importance_weighted:
             assert kl is not None
             return self._importance_weighted(recon, params, x, kl)
         is_whole = params is not None and self.family.is_whole
-        if kl is None and is_whole and self.free_bits is None and self.capacity is None:
-            return self._loss(recon, x, mu, logvar, None)
         if kl is None:
-            assert mu is not None
-            assert logvar is not None
-            kl = self._closed_form_kl(mu, logvar)
+            assert posterior is not None
+            if is_whole and self.free_bits is None and self.capacity is None:
+                return self._loss(recon, x, *posterior, None)
+            kl = self._closed_form_kl(*posterior)
         kl = self.kl_term(kl)
         if params is None:
             assert isinstance(recon, LinearLogits | LinearOutput)
@@ -306,17 +313,17 @@ class FusedELBO(nn.Module):
         return self._loss(recon, x, None, None, kl) if is_whole else self._of_parameters(params, x, kl)
 
     def _check_given(self, recon, x, mu, logvar, kl) -> None:
-        """That what is given are dense tensors, or of such."""
+        """Raises TypeError for an argument that is no dense tensor, or none made of such."""
         parts = recon if isinstance(recon, tuple) else (recon,)
         given = {"recon": parts[0], "x": x, "mu": mu, "logvar": logvar, "kl": kl}
         check_dense("FusedELBO", **{name: t for name, t in given.items() if t is not None or name in ("recon", "x")})
 
     def _is_wanted(self, x: Tensor) -> bool:
-        """Whether a call with x may be one that is looked at. Not asked in a graph: `_looked` would be a guard."""
+        """Whether a call with x may look at its values. In a graph nobody asks, since `_looked` would be a guard."""
         return self.validate_args is True or (not self._looked and x.is_cpu)
 
     def _look(self, params: tuple[Parameter, ...] | None, x: Tensor) -> None:
-        """At the values, where `validate_args` says so. What was found wrong is looked for again."""
+        """Looks at the values, where `validate_args` says so; after a fault the next call looks again."""
         output = None if params is None else params[0]
         assert output is None or isinstance(output, Tensor)
         if not ranges.look(self.validate_args, self._looked, x, *([] if output is None else [output])):
@@ -328,7 +335,10 @@ class FusedELBO(nn.Module):
         self._looked = True
 
     def _check_kl(self, recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, kl: Tensor) -> None:
-        """That kl is what `sample` gives, and recon of as many samples: where L = B, shapes alone would not tell."""
+        """Raises ValueError unless kl is the one of `sample`, and recon of as many samples.
+
+        Where L = B, shapes alone would not tell.
+        """
         if type(kl) is not Tensor:
             check_dense("FusedELBO", kl=kl)
         per_sample, groups = self._per_sample_kl(), self.free_bits is not None
@@ -365,8 +375,11 @@ class FusedELBO(nn.Module):
             )
 
     def kl_term(self, kl: Tensor) -> Tensor:
-        """What beta multiplies in the loss of each datapoint, (*batch,), given the kl of `sample`: the mean over its
-        samples, with free_bits and capacity applied. Of the estimators of the ELBO; "iwae" and "dreg" have none."""
+        """Returns each datapoint's KL term, (*batch,), which beta multiplies in the loss.
+
+        It is the mean over samples of the kl of `sample`, with free_bits and capacity applied. The estimators "iwae"
+        and "dreg" have no such term.
+        """
         if self._per_sample_kl():
             return kl.mean(0)
         if self.free_bits is not None:
@@ -377,12 +390,12 @@ class FusedELBO(nn.Module):
         return ESTIMATORS[self.estimator].gradient is not None and self.num_samples is not None
 
     def _weight(self) -> Tensor | float:
-        """beta, float32 whatever the module was cast to."""
+        """Returns beta in float32, whatever the module was cast to."""
         beta = self._beta
         return beta.float() if isinstance(beta, Tensor) and beta.dtype != torch.float32 else beta
 
     def ratio_weight(self) -> Tensor | float:
-        """What multiplies the log ratio of "iwae" and "dreg": beta."""
+        """Returns beta as the weight of the log ratio of "iwae" and "dreg"."""
         beta = self._weight()
         if self.estimator != "dreg":
             return beta
@@ -392,6 +405,28 @@ class FusedELBO(nn.Module):
         if self.free_bits is None:
             return latent_kl(mu, logvar)
         return latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
+
+    def of_log_prob(self, log_prob: Tensor, kl: Tensor) -> Tensor:
+        """Returns the loss of a likelihood of one's own.
+
+        Args:
+            log_prob: log p(x|z) of each sample, (*samples, *batch), in nats.
+            kl: the second result of `sample`.
+
+        Raises:
+            ValueError: shapes that do not fit each other.
+        """
+        weighted = ESTIMATORS[self.estimator].importance_weighted
+        term = kl if weighted else self.kl_term(kl)
+        if log_prob.shape[log_prob.dim() - term.dim() :] != term.shape:
+            raise ValueError(
+                f"log_prob has shape {tuple(log_prob.shape)} and the KL term {tuple(term.shape)}; expected log p(x|z) "
+                "of each sample and datapoint, (*samples, *batch)"
+            )
+        if weighted:
+            return self._reduced(-bounds.importance_weighted_bound(log_prob, kl, self.ratio_weight()))
+        samples = log_prob.shape[: log_prob.dim() - term.dim()].numel()
+        return self._reduced(self._weight() * term - log_prob.reshape(samples, *term.shape).mean(0))
 
     def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
         _, _, kernel, _ = self.family.kernel_arguments((recon,))
@@ -459,7 +494,7 @@ class FusedELBO(nn.Module):
         return loss if self.reduction == "none" else loss.mean() if self.reduction == "mean" else loss.sum()
 
     def _rows(self, x: Tensor, batch: torch.Size) -> Tensor:
-        """x with each datapoint flat, for LinearLogits."""
+        """Returns x with each datapoint flat, for a linear last layer."""
         if x.shape[: len(batch)] != batch:
             raise ValueError(
                 f"x has shape {tuple(x.shape)} and kl is of a batch {tuple(batch)}; expected x (*batch, ...)"
@@ -467,6 +502,7 @@ class FusedELBO(nn.Module):
         return x.flatten(len(batch)) if x.dim() > len(batch) else x.unsqueeze(-1)
 
     def extra_repr(self) -> str:
+        """Returns the options that are not the default, as `print(criterion)` shows them."""
         beta = f"tensor({self._beta.item()})" if isinstance(self._beta, Tensor) else self._beta
         text = f"beta={beta}, reduction={self.reduction!r}"
         text += ", from_probs=True" if self.from_probs else ""
@@ -482,10 +518,32 @@ class FusedELBO(nn.Module):
 
 
 def _samples(recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, batch: int) -> int:
-    """How many samples of each datapoint recon has; `batch` is the number of batch dimensions."""
+    """Returns the number of samples of each datapoint in recon, given the number of batch dimensions."""
     if params is None:
         assert isinstance(recon, LinearLogits | LinearOutput)
         return recon.h.shape[: recon.h.dim() - 1 - batch].numel()
     first = params[0]
     assert isinstance(first, Tensor)
     return first.numel() // x.numel() if x.numel() else first.shape[: first.dim() - x.dim()].numel()
+
+
+def _check_options(
+    estimator: str,
+    num_samples: int | None,
+    free_bits: float | None,
+    groups: int | None,
+    capacity: Tensor | float | None,
+) -> None:
+    """Raises ValueError for options of `FusedELBO` that do not go together, or are too small."""
+    if num_samples is not None and num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; expected None or at least 1")
+    if ESTIMATORS[estimator].importance_weighted and num_samples is None:
+        raise ValueError(f"estimator {estimator!r} weighs samples against each other; give it num_samples")
+    if ESTIMATORS[estimator].gradient is not None and (free_bits is not None or capacity is not None):
+        raise ValueError(f"free_bits and capacity need the KL in closed form: estimator 'sgvb-b', not {estimator!r}")
+    if groups is not None and free_bits is None:
+        raise ValueError(f"groups is {groups}, of free_bits, which are not given")
+    if groups is not None and groups < 1:
+        raise ValueError(f"groups is {groups}; expected at least 1")
+    if free_bits is not None and not free_bits >= 0:
+        raise ValueError(f"free_bits is {free_bits}; expected nats from 0 up")

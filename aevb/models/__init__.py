@@ -1,4 +1,4 @@
-"""The models: the paper's, and a convolutional one, each with a decoder of any likelihood."""
+"""VAE models: multilayer perceptrons and convolutions, with decoders of any likelihood."""
 
 from .base import BaseVAE
 from .conv_vae import ConvVAE

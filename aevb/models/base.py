@@ -1,4 +1,4 @@
-"""What every VAE of aevb is: encode, decode, log p(x|z), files, and its questions."""
+"""Base class of all models: encoding, decoding, log p(x|z), files and inference."""
 
 from __future__ import annotations
 
@@ -29,26 +29,36 @@ from ..ops.plain_modules import weight_of
 M = TypeVar("M", bound="BaseVAE")
 
 
-MODELS: dict[str, type[BaseVAE]] = {}  # that a file can hold, by the name of their class
+MODELS: dict[str, type[BaseVAE]] = {}  # classes that a weight file can name
 
 
 class BaseVAE(InferenceMethods, nn.Module):
-    """What the models share: everything but the two networks, `encoder` and `decoder`.
+    """Base class of the models: everything but the networks `encoder` and `decoder`.
 
-    Their decoder's output is the logits of a Bernoulli p(x|z), or a Gaussian's mean before the sigmoid and its logvar
-    (Kingma & Welling 2013, appendix C, and section 5 for the sigmoid), or the parameters of another likelihood.
+    The decoder's output depends on the likelihood p(x|z):
+
+    * Bernoulli: logits.
+    * Gaussian: the mean before the sigmoid, and its logvar (Kingma & Welling 2013, appendix C, and section 5 for the
+      sigmoid).
+    * Another likelihood: its parameters.
 
     Args:
+        data_dim: number of values of a datapoint.
+        latent_dim: number of dimensions of z.
         likelihood: the name of one of `aevb.likelihoods`; the object is the attribute `family`.
         variance: of the Gaussian and the Laplace. "learned": the decoder gives a logvar, or log-scale, for each pixel
             (appendix C.2); "shared": one learned number; or a fixed number.
-        min_variance: which a learned variance approaches and never reaches. By default that of rounding to 8 bits,
-            1 / (12 * 255^2): below it a density says more than the data do, and has no bound where a pixel is constant.
+        min_variance: lower limit of a learned variance, approached and never reached. The default, 1 / (12 * 255^2), is
+            the variance of rounding to 8 bits. Below it a density says more than the data do, and has no bound where a
+            pixel is constant.
+
+    Raises:
+        ValueError: a size below 1, an unknown likelihood, or a variance or min_variance that is no positive number.
     """
 
     encoder: nn.Module
     decoder: nn.Module
-    sigmoid_means = True  # of a Gaussian p(x|z): as `FusedELBO` has it
+    sigmoid_means = True  # of a Gaussian p(x|z), as in `FusedELBO`
 
     @takes_plain_values
     def __init__(
@@ -83,18 +93,18 @@ class BaseVAE(InferenceMethods, nn.Module):
         self.family = likelihoods.for_model(value, self.sigmoid_means)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "family" not in state:  # of before there was one
+        if "family" not in state:  # a state pickled before `family` existed
             state = dict(state)
             state["family"] = likelihoods.for_model(state.pop("likelihood"), self.sigmoid_means)
         super().__setstate__(state)
 
     @property
     def _outputs(self) -> int:
-        """Numbers that the decoder gives for each pixel."""
+        """Number of decoder outputs for each pixel."""
         return len(self.family.params) - (self.family.has_spread and self.variance != "learned")
 
     def options(self) -> dict[str, Any]:
-        """The arguments to make another one of: JSON's."""
+        """Returns the constructor's arguments for an equal model, as JSON values."""
         return {
             "latent_dim": self.latent_dim,
             "likelihood": self.likelihood,
@@ -105,18 +115,33 @@ class BaseVAE(InferenceMethods, nn.Module):
     def forward(
         self, x: Tensor, num_samples: int | None = None, *, seed: Tensor | int | None = None
     ) -> tuple[Tensor | GaussianOutput, Tensor]:
-        """Encodes, samples, decodes.
+        """Encode x, sample z and decode it.
 
-        Returns what `decode` gives, (..., data_dim) or (num_samples, ..., data_dim), and the KL of the posterior from
-        N(0, I), (...,), in nats. `seed` is that of `aevb.sample_gaussian`.
+        Args:
+            x: (..., data_dim), as for `encode`.
+            num_samples: number of samples of z for each datapoint, or None for one without a sample dimension.
+            seed: as for `aevb.sample_gaussian`.
+
+        Returns:
+            The result of `decode`, (..., data_dim) or (num_samples, ..., data_dim); and the KL of the posterior from
+            N(0, I), (...,), in nats.
         """
         mu, logvar = self.encode(x)
         z, kl = sample_gaussian(mu, logvar, num_samples, batch_dims=mu.dim() - 1, seed=seed)
         return self.decode(z), kl
 
     def encode(self, x: Tensor, x_scale: float | None = None) -> tuple[Tensor, Tensor]:
-        """(mu, logvar), each (..., latent_dim), of the posterior q(z|x). x may be floating, bool, or uint8 with
-        x_scale: 1/255 for pixels in 0..255. Bits and pixels are taken as they are where most of them are 0."""
+        """Returns (mu, logvar) of the posterior q(z|x), each (..., latent_dim).
+
+        Bits and pixels of which most are 0 are not converted first.
+
+        Args:
+            x: (..., data_dim), values in [0, 1]: floating, bool, or uint8 with x_scale.
+            x_scale: multiplies x: 1/255 for pixels in 0..255.
+
+        Raises:
+            ValueError: another shape, or integers without x_scale.
+        """
         check_last(self, x, "x", self.data_dim, ": flatten each datapoint, x.flatten(1)")
         if not (x.is_floating_point() or x.dtype == torch.bool or (x.dtype == torch.uint8 and x_scale is not None)):
             raise ValueError(
@@ -128,18 +153,35 @@ class BaseVAE(InferenceMethods, nn.Module):
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor | GaussianOutput:
-        """Of p(x|z) the logits, (..., data_dim); of a Gaussian (mean, logvar): the mean before the sigmoid, and logvar
-        (..., data_dim), 0-d or a number."""
+        """Returns the parameters of p(x|z): logits, a (mean, logvar), or others.
+
+        Args:
+            z: (..., latent_dim).
+
+        Returns:
+            The logits of a Bernoulli, (..., data_dim). Of a Gaussian (mean, logvar): the mean before the sigmoid, and
+            logvar, (..., data_dim), 0-d or a number.
+
+        Raises:
+            ValueError: z of another last dimension.
+        """
         check_last(self, z, "z", self.latent_dim)
         return self._output(self._decoded(z))
 
     def recon(self, z: Tensor) -> Tensor | LinearLogits | LinearOutput | GaussianOutput:
-        """What `FusedELBO` takes as `recon`: `decode(z)`, or what saves its memory, as `VAE`'s does."""
+        """Returns the `recon` argument of `FusedELBO`.
+
+        It is `decode(z)`, or an unevaluated last layer that saves the output's memory, as in `VAE`.
+        """
         return self.decode(z)
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z), in nats, z's leading dimensions: x (..., data_dim), z (..., latent_dim) or (L, ..., latent_dim)
-        for L samples."""
+        """Returns log p(x|z), in nats, of z's leading dimensions.
+
+        Args:
+            x: (..., data_dim).
+            z: (..., latent_dim), or (L, ..., latent_dim) for L samples.
+        """
         check_dense(type(self).__name__, x=x)
         recon, family = self.recon(z), self.family.density
         is_linear = isinstance(recon, LinearLogits | LinearOutput)
@@ -152,28 +194,48 @@ class BaseVAE(InferenceMethods, nn.Module):
         return likelihood_log_prob(family, params, x, None)
 
     def mean(self, z: Tensor) -> Tensor:
-        """E[x|z], (..., data_dim): of bits the probability of each."""
+        """Returns E[x|z], (..., data_dim): for bits the probability of each."""
         return self.family.mean(self.parameters_of(z))
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the variance of each pixel of p(x|z), both (..., data_dim)."""
+        """Returns the mean and variance of p(x_i|z), both (..., data_dim)."""
         params = self.parameters_of(z)
         return self.family.mean(params), self.family.variance_of(params)
 
     def parameters_of(self, z: Tensor) -> tuple[Parameter, ...]:
-        """The parameters of p(x|z), in the order of `family.params`: what `decode` gives, as a tuple."""
+        """Returns the parameters of p(x|z), in the order of `family.params`.
+
+        They are the result of `decode`, as a tuple.
+        """
         return self.family.parameters(self.decode(z))
 
     def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x_i|z) of each pixel, (..., data_dim), in nats: x (..., data_dim), z (..., latent_dim) or (L, ...,
-        latent_dim). For where some pixels count and others do not; their sum is `log_prob`, which is faster."""
+        """Returns log p(x_i|z) of each pixel, (..., data_dim), in nats.
+
+        It is meant for sums over some of the pixels. The sum over all is `log_prob`, which is faster.
+
+        Args:
+            x: (..., data_dim).
+            z: (..., latent_dim), or (L, ..., latent_dim) for L samples.
+        """
         family = self.family.density
         return family.element_log_prob(family.parameters(self.decode(z)), x)
 
     @takes_plain_values
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """The pixel means, (n, data_dim), at n draws of z from the prior; no gradient."""
+        """Returns the pixel means at z drawn from the prior; no gradient.
+
+        Args:
+            n: number of draws.
+            generator: source of z, on the model's device; by default PyTorch's own.
+
+        Returns:
+            (n, data_dim).
+
+        Raises:
+            ValueError: a negative n.
+        """
         if n < 0:
             raise ValueError(f"n is {n}; expected the number of samples")
         weight = weight_of(self)
@@ -182,25 +244,36 @@ class BaseVAE(InferenceMethods, nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The pixel means, (..., data_dim), at the posterior mean of x; no gradient.
+        """Returns the pixel means at the posterior mean of x; no gradient.
 
-        Raises ValueError where x of a Bernoulli model is not of [0, 1].
+        Args:
+            x: (..., data_dim).
+
+        Returns:
+            (..., data_dim).
+
+        Raises:
+            ValueError: x of a Bernoulli model outside [0, 1].
         """
         check_pixels(self, {"x": x})
         return self.mean(self.encode(x)[0])
 
     def metadata(self) -> dict[str, str]:
-        """What says in a file of weights which model they are of."""
+        """Returns a weight file's metadata: the model's class and options."""
         return {"model": json.dumps({"class": type(self).__name__, **self.options()})}
 
     @classmethod
     def load(cls: type[M], path: str | PathLike[str]) -> M:
-        """The model in a run's `model.safetensors`, of the class and sizes that the file says.
+        """Returns the model in a run's `model.safetensors`.
+
+        The file's metadata gives the class and sizes.
 
         Args:
-            path: the file, or the folder that it is in.
+            path: the file, or its folder.
 
-        Raises FileNotFoundError, or ValueError where the file is damaged or holds another model.
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged, or holds another model.
         """
         path = Path(path)
         if path.is_dir():
@@ -212,9 +285,14 @@ class BaseVAE(InferenceMethods, nn.Module):
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  file is no dict
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from error
+        if (own := _own_class(metadata)) is not None:
+            raise ValueError(
+                f"{path} holds a model of your own, {own}; expected aevb.Trainer.load(run, model=...), which puts the "
+                "weights into one"
+            )
         try:
             options = json.loads(metadata["model"]) if "model" in metadata else _options_of(weights)
             kind = MODELS[options.pop("class")]
@@ -228,20 +306,24 @@ class BaseVAE(InferenceMethods, nn.Module):
             raise ValueError(f"{path} holds a {kind.__name__}; expected a {cls.__name__}")
         return model
 
-    # ---- what a model has of its own ----
+    # ---- the networks, defined by each model ----
 
     def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
-        """mu and logvar side by side, (..., 2 latent_dim)."""
+        """Returns mu and logvar side by side, (..., 2 latent_dim)."""
         raise NotImplementedError
 
     def _decoded(self, z: Tensor) -> Tensor:
-        """The decoder's output, (..., _outputs * data_dim)."""
+        """Returns the decoder's output, (..., _outputs * data_dim)."""
         raise NotImplementedError
 
     # ---- the likelihood ----
 
     def beside_the_layer(self) -> tuple[Tensor | float | None, float | None]:
-        """The second parameter, where it does not come from the decoder, and the floor of one that does."""
+        """Returns (shared, floor) of the second parameter, as `LinearOutput` takes them.
+
+        `shared` is the parameter if it does not come from the decoder. `floor` is the lower limit of a parameter that
+        does. Both are None for a likelihood without a parameter of scale.
+        """
         if not self.family.has_spread:
             return None, None
         if not isinstance(self.variance, str):
@@ -260,8 +342,20 @@ class BaseVAE(InferenceMethods, nn.Module):
         return family.output(params[0], family.above(self.min_variance, spread))  # type: ignore[return-value]
 
 
+def _own_class(metadata: Mapping[str, str]) -> str | None:
+    """Returns the name of a user's own class, of whose weights a file is."""
+    try:
+        name = json.loads(metadata["model"])["class"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return name if ":" in name else None
+
+
 def _options_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Of a file that says nothing: a Bernoulli VAE's sizes are those of the weights."""
+    """Returns the options of a Bernoulli VAE, from its weights' shapes.
+
+    Files without metadata hold such a model.
+    """
     layers = sum(name.startswith("encoder.") and name.endswith(".weight") for name in weights)
     return {
         "class": "VAE",
@@ -273,12 +367,25 @@ def _options_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 @torch.no_grad()
 def set_initial_bias(last: nn.Module, values: Sequence[float]) -> None:
+    """Set the last layer's bias, one value for each likelihood parameter."""
     assert isinstance(last.bias, Tensor)
     for part, value in zip(last.bias.chunk(len(values)), values, strict=True):
         part.fill_(value)
 
 
 def check_last(model: nn.Module, t: Tensor, name: str, size: int, hint: str = "") -> None:
+    """Check that t is dense, with a last dimension of `size`.
+
+    Args:
+        model: the model, for the message.
+        t: the tensor.
+        name: the tensor's name in the message.
+        size: the expected last dimension.
+        hint: end of the message.
+
+    Raises:
+        ValueError: another last dimension.
+    """
     if not is_dense(t):
         check_dense(type(model).__name__, **{name: t})
     if t.dim() == 0 or t.shape[-1] != size:

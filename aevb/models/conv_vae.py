@@ -1,4 +1,4 @@
-"""A convolutional VAE."""
+"""Convolutional VAE."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from .layers import convolution, dense, flatten, scale_up
 
 
 class ConvVAE(BaseVAE):
-    """A variational autoencoder with a small convolutional encoder and decoder.
+    """Variational autoencoder with a small convolutional encoder and decoder.
 
-    The encoder's layers are convolutions of 4x4 with stride 2, each halving the image, and ReLUs; then a linear layer
-    gives mu and logvar. The decoder has the same in reverse, with transposed convolutions. Images are flat, as those of
-    `VAE` are: x (..., data_dim) with data_dim = C * H * W.
+    The encoder's layers are convolutions of 4x4 with stride 2, each halving the image, and ReLUs. A linear layer after
+    them gives mu and logvar. The decoder has the same in reverse, with transposed convolutions. Images are flat, as in
+    `VAE`: x (..., data_dim) with data_dim = C * H * W.
 
     Args:
         image_shape: (H, W) or (C, H, W).
         channels: of the encoder's layers, from x on: a sequence.
-        latent_dim, likelihood, variance, min_variance: see `BaseVAE`.
-        generator: where the initial weights (Kaiming-uniform; zero biases) are drawn; by default PyTorch's own.
+        latent_dim: see `BaseVAE`.
+        generator: source of the initial weights (Kaiming-uniform; zero biases); by default PyTorch's own.
+        **likelihood: the options likelihood, variance and min_variance of `BaseVAE`.
 
-    Raises ValueError: a size below 1; an image too small for so many layers.
+    Raises:
+        ValueError: a size below 1; an image too small for so many layers.
     """
 
     @takes_plain_values
@@ -75,6 +77,7 @@ class ConvVAE(BaseVAE):
         set_initial_bias(decoder[-1], self.family.initial[: self._outputs])
 
     def options(self) -> dict[str, Any]:
+        """Returns the constructor's arguments for an equal model, as JSON values."""
         return {"image_shape": self.image_shape, "channels": self.channels, **super().options()}
 
     def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:

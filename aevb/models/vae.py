@@ -1,4 +1,4 @@
-"""The VAE of Kingma & Welling 2013: two multilayer perceptrons."""
+"""VAE of Kingma & Welling 2013: two multilayer perceptrons."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .layers import mlp
 
 
 class VAE(BaseVAE):
-    """A variational autoencoder with tanh hidden layers on each side (Kingma & Welling 2013, appendix C).
+    """Variational autoencoder with tanh hidden layers (Kingma & Welling 2013, appendix C).
 
-    The encoder gives the posterior q(z|x) = N(mu(x), exp(logvar(x))), the decoder the parameters of p(x|z); with one
-    hidden layer::
+    The encoder gives the posterior q(z|x) = N(mu(x), exp(logvar(x))), the decoder the parameters of p(x|z). With one
+    hidden layer on each side::
 
         mu, logvar = W2 tanh(W1 x + b1) + b2            logits = W4 tanh(W3 z + b3) + b4
 
@@ -37,8 +37,8 @@ class VAE(BaseVAE):
         hidden_dims: units of the encoder's hidden layers, from x on: a number for one layer, or a sequence. The decoder
             has the same in reverse.
         latent_dim: dimensions of z.
-        likelihood, variance, min_variance: see `BaseVAE`.
-        generator: where the initial weights (Xavier-uniform; zero biases) are drawn; by default PyTorch's own.
+        generator: source of the initial weights (Xavier-uniform; zero biases); by default PyTorch's own.
+        **likelihood: the options likelihood, variance and min_variance of `BaseVAE`.
 
     Raises:
         ValueError: a size below 1; at a call, a last dimension that does not fit, or x of integers.
@@ -66,10 +66,14 @@ class VAE(BaseVAE):
         set_initial_bias(decoder[-1], self.family.initial[: self._outputs])
 
     def options(self) -> dict[str, Any]:
+        """Returns the constructor's arguments for an equal model, as JSON values."""
         return {"data_dim": self.data_dim, "hidden_dims": self.hidden_dims, **super().options()}
 
     def recon(self, z: Tensor) -> Tensor | LinearLogits | LinearOutput | GaussianOutput:
-        """What `FusedELBO` takes as `recon`: the parameters that nobody has computed yet."""
+        """Returns the `recon` argument of `FusedELBO`, with the last layer unevaluated.
+
+        It is `decode(z)` where the decoder's last layer is more than a product with its weight.
+        """
         if self._why_not_linear():
             return self.decode(z)
         if self.family == likelihoods.Bernoulli():
@@ -80,9 +84,13 @@ class VAE(BaseVAE):
         return LinearOutput(call_all(hidden, z), last.weight, last.bias, *self.beside_the_layer())
 
     def linear_logits(self, z: Tensor) -> LinearLogits:
-        """The logits of a Bernoulli p(x|z) that nobody has computed yet, for `FusedELBO` in place of `decode(z)`.
+        """Returns unevaluated logits of a Bernoulli p(x|z), for `FusedELBO`.
 
-        Raises ValueError where the last layer is more than a product with its weight: then `recon` is `decode`.
+        They take the place of `decode(z)`.
+
+        Raises:
+            ValueError: another likelihood, or a last layer that is more than a product with its weight. Then `recon` is
+                `decode`, or a `LinearOutput`.
         """
         check_last(self, z, "z", self.latent_dim)
         reason = self._why_not_linear()
@@ -96,7 +104,7 @@ class VAE(BaseVAE):
         return LinearLogits(call_all(hidden, z), last.weight, last.bias)
 
     def _why_not_linear(self) -> str | None:
-        """What `decode` does other than a product with the last layer's weight."""
+        """Returns why `decode` ends in no plain linear layer, or None."""
         if not inherits(self, VAE, "decode", "_decoded", "_output", "beside_the_layer"):
             return f"{type(self).__name__} decodes in its own way"
         if not is_plain(self.decoder, nn.Sequential):

@@ -1,0 +1,1 @@
+"""Training of VAEs: config, training steps, loop, checkpoints and run folders."""

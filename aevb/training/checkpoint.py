@@ -1,7 +1,8 @@
-"""Checkpoints: all that a run needs to go on, in files that are whole or refused, without pickle.
+"""Checkpoints of a run, in files that are whole or refused.
 
-A checkpoint is one safetensors file, whose header has the numbers as JSON and a SHA-256 of everything in it. It is
-written beside its place, forced to the disk, and moved there; two are kept, so that a damaged one has one before it.
+A checkpoint has the full state that a run needs to resume. It is one safetensors file, without pickle, whose header
+has the numbers as JSON and a SHA-256 of the contents. The file is written beside its place, forced to the disk, and
+moved there. Two checkpoints are kept, so that a damaged checkpoint has a predecessor.
 """
 
 from __future__ import annotations
@@ -21,29 +22,43 @@ from ..files import replace, safetensors, saveable
 
 FOLDER = "checkpoints"
 KEPT = 2
-# As no other program names its own.
+# Names that no other program gives its files.
 _NAME = re.compile(r"step-\d{12,}\.safetensors|\.step-\d{12,}\.safetensors\.part")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged. Its text is a sentence."""
+    """Error of a damaged checkpoint.
+
+    Its text is a sentence.
+    """
 
 
 class Checkpoint(NamedTuple):
+    """State of a run: tensors, and numbers as JSON has them."""
+
     tensors: dict[str, Tensor]
+    """Tensors by name."""
     numbers: dict[str, Any]
-    """What JSON holds. Floats come back as they were, to the bit."""
+    """JSON values. Floats come back as they were, to the bit."""
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
-    """The bytes of a checkpoint's file."""
+    """Returns the bytes of a checkpoint's file."""
     tensors = saveable(checkpoint.tensors)
     numbers = json.dumps(checkpoint.numbers)
     return safetensors(tensors, {"numbers": numbers, "sha256": _digest(tensors, numbers)})
 
 
 def unpack(data: bytes, where: object) -> Checkpoint:
-    """The checkpoint in a file's bytes. Raises CheckpointError, with the file's name, where it is damaged."""
+    """Returns the checkpoint in a file's bytes.
+
+    Args:
+        data: the bytes.
+        where: the file, which the error's text names.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -68,26 +83,37 @@ def _digest(tensors: Mapping[str, Tensor], numbers: str) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run folder, by their step."""
+    """Checkpoints of a run folder, by their step.
+
+    Args:
+        run: the run folder.
+    """
 
     def __init__(self, run: Path):
         self.path = run / FOLDER
 
     def write(self, step: int, checkpoint: Checkpoint) -> Path:
-        """Writes one, and removes those before the one before it. Raises OSError."""
+        """Write a checkpoint, and remove all others except its predecessor.
+
+        Raises:
+            OSError: the file cannot be written, or an old file cannot be removed.
+        """
         self.path.mkdir(exist_ok=True)
         path = self.path / f"step-{step:012d}.safetensors"
         replace(path, pack(checkpoint), durably=True)
         found = self._newest_first()
-        later = found[: found.index(path)]  # damaged ones, that this run went on without
+        later = found[: found.index(path)]  # damaged checkpoints, not resumed from
         for old in (*later, *found[len(later) + KEPT :]):
             old.unlink(missing_ok=True)
         return path
 
     def read(self) -> tuple[bytes | None, list[str]]:
-        """The bytes of the newest that is whole, and what is wrong with those after it; None where there is none.
+        """Returns the bytes of the newest undamaged checkpoint, and newer ones' errors.
 
-        Raises CheckpointError where there are some, and all are damaged.
+        Without any checkpoint, the bytes are None.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none can be read.
         """
         wrong: list[str] = []
         for path in self._newest_first():
@@ -108,15 +134,15 @@ class Checkpoints:
         return sorted((path for path in self._files() if path.suffix != ".part"), reverse=True)
 
     def _files(self) -> list[Path]:
-        """Those that a run wrote, half written ones too."""
+        """Returns the files that a run wrote, half-written files too."""
         return [path for path in self.path.glob("*") if _NAME.fullmatch(path.name)]
 
     def there(self) -> list[Path]:
-        """The files that `remove` would remove."""
+        """Returns the files that `remove` would remove."""
         return [path for path in self._files() if path.is_symlink() or not path.is_dir()]
 
     def remove(self) -> None:
-        """Removes them all, and the folder where it is empty then."""
+        """Remove all checkpoints, and the folder if it is then empty."""
         for path in self.there():
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):

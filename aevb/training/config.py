@@ -1,4 +1,4 @@
-"""Every option of a training run, in one place."""
+"""Options of a training run, all in one place."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..checks.arguments import ArgumentTypeError, converted
+from ..checks.choices import ESTIMATORS
 from ..data import is_name
 from ..likelihoods import REGISTRY
-from ..losses.elbo import ESTIMATORS
+from ..models.own import NAME as OWN_CLASS
 
 if TYPE_CHECKING:
     LikelihoodName = str
@@ -23,13 +24,15 @@ else:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Every option of a training run: of the command line, the Python API and config.json.
+    """Options of a training run: command line, Python API and config.json.
 
-    A value is made what the field's type says where its meaning is plain: a path, a number of numpy's, "1e-3", 8 for
-    (8,). Raises ValueError, with a sentence that names the option, where it is not, and for a value out of range.
+    A value is converted to its field's type where its meaning is plain: a path, a NumPy number, "1e-3", or 8 for (8,).
+
+    Raises:
+        ValueError: a value is of another type or out of range; the text is a sentence that names the option.
     """
 
-    # A line of these docstrings is a line of --help, so they break where sentences end.
+    # --help keeps the line breaks of these docstrings, so they break where sentences end.
 
     data: str = "digits"
     """What to train on: "digits" ships with aevb; "mnist", "fashion-mnist", "freyfaces" are downloaded;
@@ -49,8 +52,9 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = 100
     """Images a step (the paper's M), of all processes together."""
-    architecture: Literal["mlp", "conv"] = "mlp"
-    """Fully connected tanh layers, as in the paper, or a small convolutional encoder and decoder."""
+    architecture: str = "mlp"
+    """mlp: fully connected tanh layers, as in the paper; conv: a small convolutional encoder and decoder;
+    or a class of your own, mymodule:MyVAE, with encode(x) and log_prob(x, z)."""
     hidden_dims: tuple[int, ...] = (500,)
     """Units of the encoder's tanh layers, from the image on; the decoder has the same in reverse."""
     channels: tuple[int, ...] = (32, 64)
@@ -92,7 +96,7 @@ class TrainConfig:
     binarize: Literal["auto", "dynamic", "threshold", "none"] = "auto"
     """What becomes of grey pixels: set with their grey value as the probability, anew at each step (dynamic);
     set where above half (threshold); or grey as they are (none).
-    By default dynamic for the Bernoulli likelihood, none for the Gaussian."""
+    By default dynamic for the Bernoulli likelihood, none for all others."""
     patience: int | None = None
     """Stop after so many epochs without a better ELBO of the validation images."""
     seed: int = 0
@@ -138,6 +142,8 @@ class TrainConfig:
         self._expect("validation", 0 <= self.validation < 1, "a fraction from 0 up, below 1")
         self._expect("seed", -(2**63) <= self.seed < 2**63, "a 64-bit signed integer")
         self._expect("split_seed", 0 <= self.split_seed < 2**32, "0 to 2**32 - 1")
+        own = OWN_CLASS.fullmatch(self.architecture) is not None
+        self._expect("architecture", own or self.architecture in ("mlp", "conv"), "'mlp', 'conv' or 'mymodule:MyVAE'")
         for name, choices in _choices().items():
             self._expect(name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}")
         self._check_combinations()
@@ -174,7 +180,15 @@ class TrainConfig:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], where: object) -> TrainConfig:
-        """Of what config.json holds. Raises ValueError for options that are unknown, saying `where` they are."""
+        """Returns the config with the options of a config.json.
+
+        Args:
+            options: the contents of config.json.
+            where: the file, which the error's text names.
+
+        Raises:
+            ValueError: an option is unknown, of another type or out of range.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(options) - known):
             raise ValueError(f"{where} has options that aevb does not know: {', '.join(unknown)}")
@@ -188,17 +202,17 @@ class TrainConfig:
 
 @functools.cache
 def _hints() -> dict[str, Any]:
-    """The options' types."""
+    """Types of the options, by name."""
     return get_type_hints(TrainConfig)
 
 
 @functools.cache
 def _choices() -> dict[str, tuple[Any, ...]]:
-    """The options that are one of some names, by their types."""
+    """Choices of the options of a Literal type, by name."""
     return {name: get_args(hint) for name, hint in _hints().items() if get_origin(hint) is Literal}
 
 
-# What may be another when a run goes on: where and how long it runs, not what it computes.
+# Options that may change when a run is resumed: where and how long it runs, not the numbers it computes.
 MAY_CHANGE = frozenset(
     (
         *("out", "overwrite", "resume", "epochs", "patience", "device", "threads"),
@@ -208,7 +222,17 @@ MAY_CHANGE = frozenset(
 
 
 def check_same_run(begun: TrainConfig, now: TrainConfig, where: object) -> None:
-    """Raises ValueError, naming the option, where a run that goes on would be another one."""
+    """Raises ValueError if a resumed run would not be the same run.
+
+    Args:
+        begun: the options that the run began with.
+        now: the options that it is to resume with.
+        where: the run's folder, which the error's text names.
+
+    Raises:
+        ValueError: an option outside `MAY_CHANGE` differs, or `epochs` under a schedule that ends with them. The text
+            names the option.
+    """
     for field in dataclasses.fields(TrainConfig):
         before, after = getattr(begun, field.name), getattr(now, field.name)
         if field.name not in MAY_CHANGE and before != after:

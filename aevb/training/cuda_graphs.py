@@ -1,11 +1,13 @@
-"""CUDA graphs that stay good whatever else the process does.
+"""CUDA graphs that stay valid whatever else the process does.
 
-PyTorch gives cuBLAS a workspace for each thread and stream at the first product there, and cuBLASLt, which adds the
-bias of a layer, another; a captured graph writes to them at every replay. But PyTorch gives all workspaces back where
-torch.compile records graphs of its own (mode="reduce-overhead"), and a replay would write to memory that is somebody
-else's, or nobody's: an H100 ended in an illegal access, on an H200 other tensors changed. So graphs are captured here
-on a stream of their own, whose workspaces lie in a memory pool that lives as long as the process: given back, they
-stay in the pool, from which nobody takes anything.
+PyTorch gives cuBLAS a workspace for each thread and stream at the first product there. cuBLASLt, which adds the bias of
+a layer, gets another. A captured graph writes to these workspaces at every replay.
+
+But PyTorch frees all workspaces when torch.compile records graphs of its own (mode="reduce-overhead"). A replay would
+then write to memory of another owner, or of none. An H100 ended in an illegal access; on an H200 other tensors changed.
+
+So graphs are captured here on a stream of their own, whose workspaces lie in a memory pool. The pool lives as long as
+the process: freed workspaces stay in it, and nothing else takes memory from it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ T = TypeVar("T")
 
 
 class _Products(torch.autograd.Function):
-    """A product by cuBLAS and one by cuBLASLt, forward and backward."""
+    """Product by cuBLAS and product by cuBLASLt, forward and backward."""
 
     @staticmethod
     def forward(ctx, a: torch.Tensor) -> torch.Tensor:
@@ -33,24 +35,31 @@ class _Products(torch.autograd.Function):
 
 
 class _Captures:
-    """The stream on which a GPU's graphs are captured, and the one for the steps before."""
+    """Streams of a GPU for capturing graphs, and for the steps before.
+
+    Args:
+        index: the number of the GPU.
+    """
 
     def __init__(self, index: int):
         self.device = torch.device("cuda", index)
-        # PyTorch's streams come from a few by turns; of those with a priority hardly anybody takes one.
+        # PyTorch hands out a few streams by turns. Streams with a priority are hardly ever asked for.
         self.stream = torch.cuda.Stream(self.device, priority=-1)
         self.beside = torch.cuda.Stream(self.device)
-        self.keeper: torch.cuda.CUDAGraph | None = None  # whose pool it is
+        self.keeper: torch.cuda.CUDAGraph | None = None  # owner of the memory pool
 
     def provide_workspaces(self) -> None:
-        """Takes products on the stream, in this thread and in that of backward passes, so that both have workspaces."""
+        """Give this thread and autograd's thread workspaces on the capture stream.
+
+        Each takes products there, in a capture into the memory pool.
+        """
         a = torch.ones(16, 16, device=self.device, requires_grad=True)
 
         def products() -> None:
             torch.autograd.grad(_Products.apply(a).sum(), a)
 
         with torch.enable_grad():
-            products()  # cuBLAS is there, which no capture could bring
+            products()  # initializes cuBLAS, which a capture cannot do
             graph = torch.cuda.CUDAGraph()
             pool = None if self.keeper is None else self.keeper.pool()
             with torch.cuda.graph(graph, stream=self.stream, pool=pool):
@@ -64,7 +73,10 @@ def _captures(index: int) -> _Captures:
 
 
 def beside(work: Callable[[], T]) -> T:
-    """What `work` gives, on a stream beside the current one, as capturing wants the steps before it."""
+    """Returns the result of `work`, run beside the current stream.
+
+    The steps before a capture must run on a stream of their own.
+    """
     stream, current = _captures(torch.cuda.current_device()).beside, torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
@@ -74,9 +86,12 @@ def beside(work: Callable[[], T]) -> T:
 
 
 def capture(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """A CUDA graph of `work`, and what that returned: tensors that each replay writes.
+    """Returns a CUDA graph of `work`, and the tensors that `work` returned.
 
-    Raises RuntimeError where something in it cannot be captured.
+    Each replay writes these tensors.
+
+    Raises:
+        RuntimeError: an operation of `work` cannot be captured.
     """
     current = None
     try:
@@ -87,7 +102,7 @@ def capture(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         with torch.cuda.graph(graph, stream=captures.stream):
             found = work()
     except RuntimeError:
-        if current is not None:  # where ending the capture failed too, nobody came back from its stream
+        if current is not None:  # a capture that fails at its end leaves its stream current
             torch.cuda.set_stream(current)
         raise
     return graph, found

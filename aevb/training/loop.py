@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..bounds import cyclical_warmup, linear_warmup
-from ..data import Dataset, MappedImages, Targets, batches, epoch_order
+from ..data import Dataset, LoadedImages, MappedImages, Targets, batches, epoch_order
 from ..losses.elbo import FusedELBO
 from ..models import BaseVAE
+from ..models.own import encode, log_prob_of
 from ..ops import mix_seed, sample_gaussian
 from ..ops.linear import floating
 from ..ops.matmul import has_bf16
@@ -108,11 +109,16 @@ class TrainingLoop:
 
     def steps_of(self, epochs: int) -> int:
         """Returns the number of steps in so many epochs."""
-        return epochs * math.ceil(len(self.dataset.train_images) / self.config.batch_size)
+        images = self.dataset.train_images
+        of_one = images.count if isinstance(images, LoadedImages) else math.ceil(len(images) / self.config.batch_size)
+        return epochs * of_one
 
     def order(self, epoch: int) -> Tensor:
         """Returns the training images' numbers in the order of an epoch, on the device."""
-        return epoch_order(self.dataset.train_images, int(mix_seed(self._order_seed, epoch))).to(self.device)
+        images = self.dataset.train_images
+        if isinstance(images, LoadedImages):
+            return torch.arange(len(images), device=self.device)
+        return epoch_order(images, int(mix_seed(self._order_seed, epoch))).to(self.device)
 
     def noise_seeds(self, epoch: int) -> tuple[Tensor, Tensor]:
         """Returns the seeds of an epoch's batches and of its samples: 0-d int64 tensors on the device."""
@@ -151,9 +157,20 @@ class TrainingLoop:
         self.state.epoch += 1
 
     def _batches_left(self) -> Iterator[Tensor]:
-        size = self.config.batch_size
+        images, size = self.dataset.train_images, self.config.batch_size
+        if isinstance(images, LoadedImages):
+            return self._loaded(images)
         left = self.order(self.state.epoch)[self.state.steps_done * size :]
-        return batches(self.dataset.train_images, left, size) if len(left) else iter(())
+        return batches(images, left, size) if len(left) else iter(())
+
+    def _loaded(self, images: LoadedImages) -> Iterator[Tensor]:
+        """Yields each batch's places in the epoch; the batch itself is with the inputs then."""
+        first = 0
+        for number, x in enumerate(images.epoch()):
+            if number >= self.state.steps_done:
+                self.inputs.give(x)
+                yield torch.arange(first, first + len(x), device=self.device)
+            first += len(x)
 
     def take(self, take_step: Callable, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> None:
         """Takes a step on images `index`, with the KL's weight and the learning rate of this step."""
@@ -177,7 +194,9 @@ class TrainingLoop:
     def new_metrics(self, totals: tuple[float, float, int] = (0.0, 0.0, 0)) -> EpochMetrics:
         """Returns metrics that go on from these totals."""
         reports = self.state.objective.reports
-        constant = 0.0 if reports == "bound" else self.state.criterion.family.constant(self.dataset.data_dim)
+        is_own = not isinstance(self.state.model, BaseVAE)
+        constant = self.state.criterion.family.constant(self.dataset.data_dim)
+        constant = 0.0 if reports == "bound" or is_own else constant
         return EpochMetrics(self.processes, reports, totals, constant)
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
@@ -219,8 +238,8 @@ class TrainingLoop:
         with current_device(self.device), evaluating(model):
             for batch in held_out.batches(count, self.processes):
                 x = held_out.x(batch)
-                z, kl = sample_gaussian(*model.encode(x), seed=held_out.seeds(batch))
-                log_prob = model.log_prob(x, z)
+                z, kl = sample_gaussian(*encode(model, x, None), seed=held_out.seeds(batch))
+                log_prob = log_prob_of(model, x, None, z)
                 sums += torch.stack([log_prob.sum(dtype=torch.float64), kl.sum(dtype=torch.float64)]).cpu()
         log_likelihood, kl_sum = self.processes.sum(sums).tolist()
         return Evaluation((log_likelihood - kl_sum) / count, log_likelihood / count, kl_sum / count)
@@ -279,7 +298,8 @@ class TrainingLoop:
     def explain_held_out(self, part: str) -> Finding | None:
         """Returns what is first not finite where the images of a part that is held out are evaluated."""
         held_out, state = self.held_out[part], self.state
-        criterion = FusedELBO(likelihood=state.model.likelihood, sigmoid_means=state.criterion.sigmoid_means)
+        likelihood, sigmoid_means = state.criterion.likelihood, state.criterion.sigmoid_means
+        criterion = FusedELBO(likelihood=likelihood, sigmoid_means=sigmoid_means)
         step = AutogradStep(state.model, criterion, state.optimizer, held_out.inputs, None)  # type: ignore[arg-type]
         for index in held_out.batches(held_out.count, SingleProcess(self.device)):
             x, seeds = held_out.x(index), held_out.seeds(index)

@@ -1,4 +1,4 @@
-"""What the steps of an epoch gave, and their averages."""
+"""Losses of an epoch's steps, and their averages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .objectives import Reports
 class Evaluation:
     """Averages per datapoint, in nats: elbo = log_likelihood - kl.
 
-    While "iwae" or "dreg" train, elbo is their bound, which has no such terms: log_likelihood is NaN. Where z is given,
-    there is log_likelihood alone.
+    Under "iwae" and "dreg", elbo is their bound, which has no such terms: log_likelihood is NaN. Where z is given,
+    elbo and kl are NaN.
     """
 
     elbo: float
@@ -27,7 +27,13 @@ class Evaluation:
 
 
 class NotFiniteError(FloatingPointError):
-    """Something is not finite. Its text is a sentence; `step` is the first step that saw it."""
+    """Error of a loss, weight or ELBO that is not finite.
+
+    Its text is a sentence.
+
+    Attributes:
+        step: the first step that saw it.
+    """
 
     def __init__(self, text: str, step: int):
         super().__init__(text)
@@ -35,9 +41,15 @@ class NotFiniteError(FloatingPointError):
 
 
 class EpochMetrics:
-    """The losses of an epoch's steps. They are written where they are, and read without waiting for a GPU.
+    """Losses of an epoch's steps, read without waiting for a GPU.
 
-    The sums are the same whenever they are read, as long as it is after the same steps.
+    The losses stay on their device until they are read. The sums after a step do not depend on when they are read.
+
+    Args:
+        processes: the processes that train together.
+        reports: the quantity that the loss is minus: "elbo", "bound" or "log_likelihood".
+        totals: the sums to continue from, as `totals` has them.
+        constant: the part of log p(x|z) that the loss leaves out, for each datapoint.
     """
 
     def __init__(
@@ -47,7 +59,6 @@ class EpochMetrics:
         totals: tuple[float, float, int] = (0.0, 0.0, 0),
         constant: float = 0.0,
     ):
-        """`reports`: what an objective's loss is minus. `constant`: what log p(x|z) has that the loss leaves out."""
         self.processes, self.device, self.reports, self.constant = processes, processes.device, reports, constant
         self.steps: list[int] = []
         self.sizes: list[int] = []
@@ -57,19 +68,35 @@ class EpochMetrics:
 
     @property
     def totals(self) -> tuple[float, float, int]:
-        """The sums over the images that were read; a new ledger goes on from them."""
+        """Sums of ELBO and KL over the images read, and their number.
+
+        A new `EpochMetrics` can continue from them.
+        """
         return self.elbo, self.kl, self.count
 
     def add(self, step: int, size: int, numbers: Tensor) -> None:
-        """A step's `Outcome.numbers`; size is the number of images."""
+        """Add the losses of a step.
+
+        Args:
+            step: the number of the step.
+            size: the number of images in it.
+            numbers: its `Outcome.numbers`.
+        """
         self.steps.append(step)
         self.sizes.append(size)
         self.rows.append(numbers)
 
     def read(self, wait: bool) -> Iterator[tuple[int, Evaluation]]:
-        """(images, averages) of what has arrived since the last call; with `wait`, of everything.
+        """Yields averages over the steps whose losses arrived since the last call.
 
-        Raises NotFiniteError, naming the step and the term, where a loss is not finite.
+        Args:
+            wait: whether to wait for the losses of all steps.
+
+        Yields:
+            The number of images, and the averages over them.
+
+        Raises:
+            NotFiniteError: a loss is not finite; the text names the step and the term.
         """
         if self.rows:
             numbers, event = torch.stack(self.rows), None
@@ -79,31 +106,31 @@ class EpochMetrics:
                 event.record()
             self.pending.append((self.steps, self.sizes, numbers, event))
             self.steps, self.sizes, self.rows = [], [], []
-        # Processes read together, so none may go by what has arrived for it.
+        # The sum is over processes, so all must read the same steps, whatever has arrived.
         wait = wait or self.processes.size > 1
         while self.pending and (wait or self.pending[0][3] is None or self.pending[0][3].query()):
             steps, sizes, numbers, event = self.pending.pop(0)
             if event is not None:
                 event.synchronize()
             weights = torch.tensor(sizes, dtype=torch.float64).unsqueeze(1)
-            # An image has weight 0 where a process had none left of a small batch.
+            # A process without images of a small batch took another image, which has weight 0 here.
             sums = torch.cat([numbers.double() * weights, weights], 1)
             losses, kls, excess, images = self.processes.sum(sums).unbind(1)
             _check_finite(steps, losses, kls)
             elbos, count = excess - losses, int(images.sum())
-            for elbo, kl in zip(elbos.tolist(), kls.tolist(), strict=True):  # whenever they are read, in this order
+            for elbo, kl in zip(elbos.tolist(), kls.tolist(), strict=True):  # fixed order of additions
                 self.elbo, self.kl = self.elbo + elbo, self.kl + kl
             self.count += count
             yield count, self._averages(float(elbos.sum()), float(kls.sum()), count)
 
     @property
     def average(self) -> Evaluation:
-        """The averages of what was read, each image with the same weight."""
+        """Averages over the losses read, each image with the same weight."""
         return self._averages(self.elbo, self.kl, self.count)
 
     def _averages(self, elbo: float, kl: float, count: int) -> Evaluation:
         reported = elbo / count + self.constant
-        if self.reports == "log_likelihood":  # of z that are given
+        if self.reports == "log_likelihood":  # z is given
             return Evaluation(math.nan, reported, math.nan)
         log_likelihood = math.nan if self.reports == "bound" else (elbo + kl) / count + self.constant
         return Evaluation(reported, log_likelihood, kl / count)

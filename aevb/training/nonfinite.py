@@ -1,4 +1,4 @@
-"""What went first, where a training step gave something that is not finite."""
+"""The first tensor of a training step that is not finite."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import BaseVAE
+from ..models.own import encode, log_prob_of
 from ..ops import gaussian_kl
 from ..ops.linear import floating
 from ..ops.plain_modules import weight_of
@@ -25,7 +26,7 @@ UPDATE = 9  # the stage at which only the optimizer is left
 
 
 def broken_weight(model: BaseVAE) -> str | None:
-    """The first weight that is not finite, in words."""
+    """Returns the first weight that is not finite, in words."""
     for name, parameter in model.named_parameters():
         if place := _place(parameter):
             return _weight("", model, name, parameter, place)
@@ -40,58 +41,112 @@ def _weight(what: str, model: BaseVAE, name: str, value: Tensor, place: tuple[in
 
 @torch.no_grad()
 def first_not_finite(step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor, part: str = "training") -> Finding:
-    """Goes through a step on x, images `index` of a part of the data, again, one tensor after the other, as the
-    parameters are now."""
-    model = step.model
-    if weight := broken_weight(model):
-        return Finding(0, f"the weight {weight}")
+    """Returns the first tensor of a step that is not finite, as the parameters are now.
 
-    def image(place: tuple[int, ...]) -> str:
-        return f"{part} image {int(index[place[0]])}"
+    Args:
+        step: the step, to be gone through again.
+        x: its batch, as the data hold it.
+        index: the numbers of its images.
+        seeds: those of its samples.
+        part: the part of the data that the images are of.
+    """
+    search = _Search(step, x, index, seeds, part)
+    stages = (search.weights, search.pixels, search.posterior, search.kl, search.samples, search.outputs, search.loss)
+    found = (stage() for stage in (*stages, search.gradients))
+    return next((f for f in found if f is not None), Finding(UPDATE, "after an update of finite gradients"))
 
-    x_values = floating(x, step.x_scale, weight_of(model))
-    if place := _place(x_values):
-        return Finding(1, f"pixel {place[1]} of {image(place)} is {_at(x_values, place)}")
-    with torch.enable_grad():
-        mu, logvar = model.encode(x, step.x_scale)
-    for name, value in (("mu", mu), ("logvar", logvar)):
-        if place := _place(value):
-            return Finding(2, f"{name}{_of(place[1])} is {_at(value, place)}, of {image(place)}")
-    kls = gaussian_kl(mu, logvar, mu.shape[-1])
-    if place := _place(kls):
-        inputs = f"mu {_at(mu, place)}, logvar {_at(logvar, place)}"
-        return Finding(3, f"the KL divergence{_of(place[1])} is {_at(kls, place)} ({inputs}), of {image(place)}")
-    with torch.enable_grad():
-        z = step.objective.sample(mu, logvar, seeds)
-        loss = step.objective.terms_given(model, x, step.x_scale, mu, logvar, seeds).loss
-    if place := _place(z):
-        inputs = f"mu {_at(mu, place[-2:])}, logvar {_at(logvar, place[-2:])}"
-        return Finding(4, f"z{_of(place[-1])} is {_at(z, place)} ({inputs}), of {image(place[-2:])}")
-    output = model.decode(z)
-    outputs = {"decoder's output": output} if isinstance(output, Tensor) else output._asdict()
-    for name, value in outputs.items():
-        if isinstance(value, Tensor) and value.dim() and (place := _place(value)):
-            largest = _largest(z, place)
-            return Finding(5, f"the {name} is {_at(value, place)} at pixel {place[-1]}{largest}")
-    if not loss.isfinite():
-        log_prob = model.log_prob(x_values, z)
+
+class _Search:
+    """The stages of a step, one tensor after the other, each of which may find something that is not finite."""
+
+    def __init__(self, step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor, part: str):
+        self.step, self.model, self.x, self.index, self.seeds, self.part = step, step.model, x, index, seeds, part
+        self.x_values = floating(x, step.x_scale, weight_of(step.model))
+
+    def image(self, place: tuple[int, ...]) -> str:
+        """Returns the name of an image, by its place in the batch."""
+        return f"{self.part} image {int(self.index[place[0]])}"
+
+    def weights(self) -> Finding | None:
+        """Looks at the weights."""
+        weight = broken_weight(self.model)
+        return Finding(0, f"the weight {weight}") if weight else None
+
+    def pixels(self) -> Finding | None:
+        """Looks at the data."""
+        if place := _place(self.x_values):
+            return Finding(1, f"pixel {place[1]} of {self.image(place)} is {_at(self.x_values, place)}")
+        return None
+
+    def posterior(self) -> Finding | None:
+        """Looks at mu and logvar."""
+        with torch.enable_grad():
+            self.mu, self.logvar = encode(self.model, self.x, self.step.x_scale)
+        for name, value in (("mu", self.mu), ("logvar", self.logvar)):
+            if place := _place(value):
+                return Finding(2, f"{name}{_of(place[1])} is {_at(value, place)}, of {self.image(place)}")
+        return None
+
+    def kl(self) -> Finding | None:
+        """Looks at the KL of each latent dimension."""
+        kls = gaussian_kl(self.mu, self.logvar, self.mu.shape[-1])
+        if place := _place(kls):
+            value = f"the KL divergence{_of(place[1])} is {_at(kls, place)}"
+            return Finding(3, f"{value} ({self._inputs(place)}), of {self.image(place)}")
+        return None
+
+    def samples(self) -> Finding | None:
+        """Looks at z."""
+        with torch.enable_grad():
+            self.z = self.step.objective.sample(self.mu, self.logvar, self.seeds)
+            given = (self.model, self.x, self.step.x_scale, self.mu, self.logvar, self.seeds)
+            self.value = self.step.objective.terms_given(*given).loss
+        if place := _place(self.z):
+            inputs, of = self._inputs(place[-2:]), self.image(place[-2:])
+            return Finding(4, f"z{_of(place[-1])} is {_at(self.z, place)} ({inputs}), of {of}")
+        return None
+
+    def outputs(self) -> Finding | None:
+        """Looks at the decoder's output."""
+        if not isinstance(self.model, BaseVAE):
+            return None
+        output = self.model.decode(self.z)
+        outputs = {"decoder's output": output} if isinstance(output, Tensor) else output._asdict()
+        for name, value in outputs.items():
+            if isinstance(value, Tensor) and value.dim() and (place := _place(value)):
+                largest = _largest(self.z, place)
+                return Finding(5, f"the {name} is {_at(value, place)} at pixel {place[-1]}{largest}")
+        return None
+
+    def loss(self) -> Finding | None:
+        """Looks at the loss, and which image makes it so."""
+        if self.value.isfinite():
+            return None
+        log_prob = log_prob_of(self.model, self.x_values, None, self.z)
         place = _place(log_prob) or ()
-        of = f", of {image(place[-1:])}" if place else ""
-        term = f"the log-likelihood is {_at(log_prob, place)}" if place else f"the loss is {float(loss)}"
-        return Finding(6, f"{term}{_largest(z, place) if place else ''}{of}")
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    gradients = torch.autograd.grad(loss, [mu, logvar, *parameters], allow_unused=True)
-    for name, gradient in zip(("mu", "logvar"), gradients, strict=False):
-        if gradient is not None and (place := _place(gradient)):
-            return Finding(7, f"the gradient of {name}{_of(place[1])} is {_at(gradient, place)}, of {image(place)}")
-    for name, gradient in zip(names, gradients[2:], strict=True):
-        if gradient is not None and (place := _place(gradient)):
-            return Finding(8, _weight("the gradient of ", model, name, gradient, place))
-    return Finding(UPDATE, "after an update of finite gradients")
+        of = f", of {self.image(place[-1:])}" if place else ""
+        term = f"the log-likelihood is {_at(log_prob, place)}" if place else f"the loss is {float(self.value)}"
+        return Finding(6, f"{term}{_largest(self.z, place) if place else ''}{of}")
+
+    def gradients(self) -> Finding | None:
+        """Looks at the gradients of mu, logvar and the weights."""
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(self.value, [self.mu, self.logvar, *parameters], allow_unused=True)
+        for name, gradient in zip(("mu", "logvar"), gradients, strict=False):
+            if gradient is not None and (place := _place(gradient)):
+                value = f"the gradient of {name}{_of(place[1])} is {_at(gradient, place)}"
+                return Finding(7, f"{value}, of {self.image(place)}")
+        for name, gradient in zip(names, gradients[2:], strict=True):
+            if gradient is not None and (place := _place(gradient)):
+                return Finding(8, _weight("the gradient of ", self.model, name, gradient, place))
+        return None
+
+    def _inputs(self, place: tuple[int, ...]) -> str:
+        return f"mu {_at(self.mu, place)}, logvar {_at(self.logvar, place)}"
 
 
 def _place(t: Tensor) -> tuple[int, ...] | None:
-    """Where t is first not finite."""
+    """Returns the place of the first element that is not finite."""
     wrong = ~t.isfinite()
     return tuple(wrong.nonzero()[0].tolist()) if wrong.any() else None
 
@@ -105,20 +160,20 @@ def _of(dimension: int | None) -> str:
 
 
 def _largest(z: Tensor, place: tuple[int, ...]) -> str:
-    """The latent dimension that is furthest out, where the tensor that went first has none."""
+    """Returns the latent dimension of largest |z|, for a tensor that has no latent dimension itself."""
     row = z[place[: z.dim() - 1]]
     dimension = int(row.abs().argmax())
     return f" (the largest of z is {_at(row, (dimension,))}, of latent dimension {dimension})"
 
 
 def _latent_dimension(model: BaseVAE, name: str, place: tuple[int, ...]) -> int | None:
-    """The latent dimension that an element of a weight belongs to, if it is of a layer beside z."""
+    """Returns the latent dimension of a weight's element, if the layer is beside z."""
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     encoders = [n for n in linear if n.startswith("encoder")]
     decoders = [n for n in linear if n.startswith("decoder")]
     layer, _, kind = name.rpartition(".")
     if encoders and layer == encoders[-1]:
-        return place[0] % model.latent_dim
+        return place[0] % model.latent_dim if isinstance(model, BaseVAE) else None
     if decoders and layer == decoders[0] and kind == "weight":
         return place[1]
     return None

@@ -8,8 +8,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..losses.elbo import ESTIMATORS, FusedELBO
+from ..checks.choices import ESTIMATORS
+from ..losses.elbo import FusedELBO
 from ..models import BaseVAE
+from ..models.own import encode, log_prob_of
 from ..ops import mix_seed, sample_gaussian
 
 Reports = Literal["elbo", "bound", "log_likelihood"]
@@ -67,7 +69,7 @@ class Objective:
             seeds: those of `seeds`.
             of_whole_batch: makes KLs of a part of a batch such that their mean is that of the whole one.
         """
-        mu, logvar = model.encode(x, x_scale)
+        mu, logvar = encode(model, x, x_scale)
         return self.terms_given(model, x, x_scale, mu.float(), logvar.float(), seeds, of_whole_batch)
 
     def terms_given(
@@ -135,7 +137,9 @@ class SGVB(Objective):
         """Returns the criterion's loss, the mean KL, and loss + ELBO."""
         z, kl = self.criterion.sample(mu, logvar, seed=seeds)
         kl = of_whole_batch(kl)
-        return self.terms_of(self.criterion(model.recon(z), x, kl=kl), kl)
+        if isinstance(model, BaseVAE):
+            return self.terms_of(self.criterion(model.recon(z), x, kl=kl), kl)
+        return self.terms_of(self.criterion.of_log_prob(log_prob_of(model, x, x_scale, z), kl), kl)
 
     def terms_of(self, loss: Tensor, kl: Tensor) -> Terms:
         """Returns the terms of a loss, given the kl of `FusedELBO.sample`."""

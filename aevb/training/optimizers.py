@@ -1,4 +1,4 @@
-"""The optimizers, and the learning rate that a schedule gives them."""
+"""Optimizers, and schedules of the learning rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _adam_step = torch.ops.aevb.adam_.default
 
 
 class _Light(torch.optim.Optimizer):
-    """PyTorch wraps these in something that imports torch._dynamo: a second that training does not need."""
+    """Optimizer with two methods free of PyTorch's wrappers.
+
+    The wrappers import torch._dynamo, which takes a second and is not needed for training.
+    """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
@@ -27,12 +30,16 @@ class _Adam(_Light, torch.optim.Adam):
 
 
 class _GpuAdam(_Adam):
-    """With a kernel of our own where the weights are float32. PyTorch's leaves most of a GPU idle for a model of less
-    than ten million weights: of a captured step of 100 images it took 71 of 182 us on an H100."""
+    """Adam with aevb's own CUDA kernel where the weights are float32.
+
+    PyTorch's kernel leaves most of a GPU idle for a model of less than ten million weights. Of a captured step of 100
+    images it took 71 of 182 us on an H100.
+    """
 
     @torch.no_grad()
     def step(self, closure=None):
-        if closure is not None or not all(map(self._is_plain, self.param_groups)):
+        plain = hasattr(self, "_init_group") and all(map(self._is_plain, self.param_groups))
+        if closure is not None or not plain:
             return inspect.unwrap(torch.optim.Adam.step)(self, closure)
         for group in self.param_groups:
             weights: list[Tensor] = []
@@ -51,7 +58,7 @@ class _GpuAdam(_Adam):
 
     @staticmethod
     def _is_plain(group: dict[str, Any]) -> bool:
-        """Whether the kernel knows the group: plain Adam, of float32 on a GPU."""
+        """Whether the kernel supports the group: plain Adam, float32, on a GPU."""
         options = (
             group["amsgrad"] or group["maximize"] or group["differentiable"] or group.get("decoupled_weight_decay")
         )
@@ -71,8 +78,11 @@ class _Adagrad(_Light, torch.optim.Adagrad):
 
 
 class _CapturableAdagrad(_Adagrad):
-    """For a CUDA graph: torch's own reads the learning rate and the number of the step on the host, and has no fused
-    kernel for a GPU. A step's number matters only to lr_decay, which is 0."""
+    """Adagrad that a CUDA graph can capture.
+
+    PyTorch's unfused Adagrad reads the learning rate and the step number on the host. Its fused kernel is missing on a
+    GPU in older versions. The step number matters only to lr_decay, which is 0.
+    """
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -91,7 +101,7 @@ class _CapturableAdagrad(_Adagrad):
 def _adam(parameters, lr: float | Tensor, device: torch.device) -> torch.optim.Optimizer:
     on_gpu = device.type == "cuda"
     adam = (_GpuAdam if on_gpu else _Adam)(parameters, lr=lr, fused=True, capturable=on_gpu)
-    adam._warned_capturable_if_run_uncaptured = True  # the steps before the captured one are meant
+    adam._warned_capturable_if_run_uncaptured = True  # the steps before capture are uncaptured on purpose
     return adam
 
 
@@ -103,10 +113,20 @@ OPTIMIZERS = {"adam": _adam, "adagrad": _adagrad}
 
 
 def schedule_factor(kind: str, step: int, steps: int, warmup: int) -> float:
-    """What multiplies the learning rate of the step after `step` of `steps`.
+    """Returns the factor of the learning rate in a step.
 
-    It grows in a line from 1 / warmup to 1 within the first `warmup` steps; then it is 1 ("constant"), or falls to 0 at
-    the end, in a line ("linear") or along half a cosine ("cosine", Loshchilov & Hutter 2017, eq. 5 without restarts).
+    It grows linearly from 1 / warmup to 1 within the first `warmup` steps. Then it is 1 ("constant") or falls to 0 at
+    the end. It falls linearly ("linear") or along half a cosine ("cosine", Loshchilov & Hutter 2017, eq. 5 without
+    restarts).
+
+    Args:
+        kind: "constant", "linear" or "cosine".
+        step: the number of steps done before this step.
+        steps: the number of steps of the run.
+        warmup: the number of warm-up steps.
+
+    Raises:
+        ValueError: kind is unknown.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -121,17 +141,26 @@ def schedule_factor(kind: str, step: int, steps: int, warmup: int) -> float:
 
 
 class Schedule:
-    """Sets an optimizer's learning rates before a step. A constant one leaves them alone, so that a user may change
-    them."""
+    """Schedule of an optimizer's learning rates.
+
+    A constant schedule leaves them alone, so that a user may change them.
+
+    Args:
+        kind: "constant", "linear" or "cosine".
+        steps: the number of steps of the run.
+        warmup: the number of warm-up steps.
+    """
 
     def __init__(self, kind: str, steps: int, warmup: int):
         self.kind, self.steps, self.warmup = kind, steps, warmup
 
     @property
     def is_constant(self) -> bool:
+        """Whether the learning rates never change."""
         return self.kind == "constant" and self.warmup == 0
 
     def set(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set an optimizer's learning rates for the step after `step`."""
         if self.is_constant:
             return
         factor = schedule_factor(self.kind, step, self.steps, self.warmup)
@@ -139,14 +168,14 @@ class Schedule:
             if "initial_lr" not in group:
                 group["initial_lr"] = float(group["lr"])
             rate = factor * group["initial_lr"]
-            if isinstance(group["lr"], Tensor):  # a captured step reads it where it is
+            if isinstance(group["lr"], Tensor):  # in place, since a captured step reads this memory
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state as tensors, and what of it is numbers or text, for JSON."""
+    """Returns an optimizer's state: tensors, and numbers or text for JSON."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
@@ -161,12 +190,22 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    """Puts back what `optimizer_state` gave, but for what the device decides. Raises ValueError where it is another
-    optimizer's."""
+    """Load the state that `optimizer_state` returned.
+
+    The options that depend on the device stay as they are: capturable, fused and foreach.
+
+    Args:
+        optimizer: the optimizer that gets the state.
+        tensors: the state's tensors.
+        rest: the state's numbers and text.
+
+    Raises:
+        ValueError: the state is another optimizer's.
+    """
     state: dict[int, dict[str, Any]] = {}
     for name, value in (*tensors.items(), *rest["values"].items()):
         number, key = name.split(".", 1)
-        # A copy of its own, since an optimizer writes to it in place.
+        # A copy, since an optimizer writes to its state in place.
         state.setdefault(int(number), {})[key] = value.clone() if isinstance(value, Tensor) else value
     before = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": state, "param_groups": rest["groups"]})
@@ -174,4 +213,4 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
         group.update({key: was[key] for key in ("capturable", "fused", "foreach") if key in was})
         if isinstance(was["lr"], Tensor):
             group["lr"] = was["lr"].fill_(group["lr"])
-        group.update({key: tuple(value) for key, value in group.items() if key == "betas"})  # JSON has lists
+        group.update({key: tuple(value) for key, value in group.items() if key == "betas"})  # JSON makes it a list

@@ -1,4 +1,4 @@
-"""The pictures of a training run, as PNG bytes by file name, and what all pictures are made of."""
+"""Pictures of a training run, and the figures that all pictures use."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ RGBA = tuple[float, float, float, float]
 COLUMNS = 10
 PAIR_ROWS = 4
 SAMPLES = 100
-NAME_LENGTH = 24  # letters of a label's name
-LEGEND_LABELS = 25  # more outgrow the picture
-LATENT_POINTS = 5000  # more only hide each other
+NAME_LENGTH = 24  # letters of a label's name, at most
+LEGEND_LABELS = 25  # a longer legend outgrows the picture
+LATENT_POINTS = 5000  # further points only hide each other
 DPI = 120
 SIDE = 0.75  # inches of an image's longer side
 NAMED_ROW = 0.2  # inches of a row with a name, at least
@@ -35,16 +35,16 @@ LEAST_HEIGHT = 0.4  # inches of all rows
 TILE = 84  # pixels that an image is drawn with, at least
 MARGIN = 5
 MANIFOLD_MARGIN = 2  # tiles are many, and must not touch
-MISSING = (0.72, 0.83, 0.95)  # the colour of pixels that are not there
+MISSING = (0.72, 0.83, 0.95)  # colour of missing pixels
 
 
-class Look(NamedTuple):
-    """How images are shown.
+class ImageStyle(NamedTuple):
+    """Look of images in a picture.
 
     Attributes:
-        shape: of an image: (height, width) or (channels, height, width).
-        invert: 0 as white.
-        bare: without any text, which is to stand beside the picture: `caption(figure)`.
+        shape: the shape of an image: (height, width) or (channels, height, width).
+        invert: whether 0 is white.
+        bare: whether the picture is without text, which `caption(figure)` returns to stand beside it.
     """
 
     shape: Sequence[int]
@@ -53,7 +53,7 @@ class Look(NamedTuple):
 
     @property
     def sides(self) -> tuple[float, float]:
-        """Width and height of an image, the longer of which is 1."""
+        """Width and height of an image, the longer side being 1."""
         height, width = self.shape[-2:]
         return width / max(height, width), height / max(height, width)
 
@@ -62,13 +62,19 @@ class Look(NamedTuple):
 def draw(
     model: BaseVAE, dataset: Dataset, seed: int = 0, invert: bool = False, binarize: str = "none"
 ) -> dict[str, bytes]:
-    """reconstructions.png, samples.png and latent.png of the model and the test images.
+    """Returns reconstructions.png, samples.png and latent.png, by name, as PNG bytes.
 
-    They are those of `aevb reconstruct`, `sample` and `embed`, which draw them anew. `seed` decides what is sampled
-    from the prior, `binarize` what the encoder is given. matplotlib's figures are used without its global state: no
-    display is needed, and a caller's figures are left alone.
+    `aevb reconstruct`, `sample` and `embed` draw the same pictures anew. matplotlib's figures are used without its
+    global state: no display is needed, and a caller's figures are left alone.
+
+    Args:
+        model: the VAE.
+        dataset: the data set, whose test images are drawn.
+        seed: the seed of the samples from the prior.
+        invert: whether 0 is white.
+        binarize: the way in which the encoder's input is binarized.
     """
-    look = Look(dataset.image_shape, invert)
+    look = ImageStyle(dataset.image_shape, invert)
     figures = {
         "reconstructions.png": _reconstructions(model, dataset, look, binarize),
         "samples.png": _samples(model, dataset, look, seed),
@@ -79,17 +85,18 @@ def draw(
 
 @drawn
 def png(figure: Figure) -> bytes:
+    """Returns a figure as PNG bytes."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
 
 
 def caption(figure: Figure) -> str:
-    """What a picture of images shows, in words: its title and what its rows and columns are."""
+    """Returns a picture's title, with the meaning of its rows and columns."""
     return str(figure.get_label())
 
 
-def _reconstructions(model: BaseVAE, dataset: Dataset, look: Look, binarize: str) -> Figure:
+def _reconstructions(model: BaseVAE, dataset: Dataset, look: ImageStyle, binarize: str) -> Figure:
     images = dataset.test_images[examples(dataset, PAIR_ROWS * COLUMNS)]
     grey, x = (encoder_input(images, dataset.max_value, how) for how in ("none", binarize))
     return reconstructions(
@@ -100,15 +107,21 @@ def _reconstructions(model: BaseVAE, dataset: Dataset, look: Look, binarize: str
 @drawn
 def reconstructions(
     name: str,
-    look: Look,
+    look: ImageStyle,
     x: Tensor,
     reconstructed: Tensor,
     what: str = "test images",
     binarized: Tensor | None = None,
 ) -> Figure:
-    """Images, and below each its reconstruction, both (N, data_dim).
+    """Returns a figure of images, with each image's reconstruction below it.
 
-    `name` is their data set's, `what` they are of it; `binarized`, what was reconstructed, if not the images.
+    Args:
+        name: the name of the data set.
+        look: the images' look.
+        x: (N, data_dim), the images.
+        reconstructed: (N, data_dim), their reconstructions.
+        what: the part of the data set that the images are, for the title.
+        binarized: (N, data_dim), the binarized images, if these were reconstructed.
     """
     rows = {"image": x, **({} if binarized is None else {"binarized": binarized}), "reconstruction": reconstructed}
     return mosaic(
@@ -117,8 +130,11 @@ def reconstructions(
 
 
 def examples(dataset: Dataset, count: int) -> Tensor:
-    """The numbers of `count` test images to show, in rows of `COLUMNS`: a column for each label, where there are as
-    many labels as columns and images enough; or spread evenly over the test part, which may be sorted."""
+    """Returns the numbers of `count` test images, for rows of `COLUMNS`.
+
+    Each label has a column, where there are as many labels as columns and enough images. Otherwise the images are
+    spread evenly over the test part, which may be sorted.
+    """
     labels, total = dataset.test_labels, len(dataset.test_images)
     if labels is not None:
         rows = math.ceil(count / COLUMNS)
@@ -129,14 +145,14 @@ def examples(dataset: Dataset, count: int) -> Tensor:
     return torch.arange(count) * total // count
 
 
-def _samples(model: BaseVAE, dataset: Dataset, look: Look, seed: int) -> Figure:
+def _samples(model: BaseVAE, dataset: Dataset, look: ImageStyle, seed: int) -> Figure:
     images = model.sample(SAMPLES, generator=torch.Generator().manual_seed(seed))
     return samples(dataset.name, look, images)
 
 
 @drawn
-def samples(name: str, look: Look, images: Tensor) -> Figure:
-    """Samples from the prior, (N, data_dim)."""
+def samples(name: str, look: ImageStyle, images: Tensor) -> Figure:
+    """Returns a figure of samples from the prior, (N, data_dim)."""
     return mosaic(f"{name}: samples from the prior\n(expected pixels at random z)", {"": images}, look)
 
 
@@ -155,9 +171,14 @@ def latent(
     label_names: Sequence[str] = (),
     size: tuple[float, float] = (7, 6),
 ) -> Figure:
-    """Posterior means, (N, latent_dim), in a plane, coloured by the labels of the first N, which may have names.
+    """Returns a scatter plot of posterior means, coloured by label.
 
-    `size` is width and height in inches.
+    Args:
+        title: the title.
+        mu: (N, latent_dim), the posterior means.
+        labels: the labels, of which the first N are used; None for one colour.
+        label_names: the labels' names, if they have any.
+        size: width and height in inches.
     """
     from matplotlib.figure import Figure
 
@@ -182,7 +203,10 @@ def latent(
 
 
 def _colour_bar(figure: Figure, axes: Axes, kinds: Sequence[str]) -> None:
-    """The colours of labels of which there are too many for a legend, with the names of some."""
+    """Add a colour bar for labels, with the names of some.
+
+    It stands in for a legend that would be too long.
+    """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -195,13 +219,16 @@ def _colour_bar(figure: Figure, axes: Axes, kinds: Sequence[str]) -> None:
 
 
 def _named(label: int, names: Sequence[str]) -> str:
-    """What a label is called, in a picture: no more of it than fits."""
+    """Returns a label's name, cut to its space in a picture."""
     name = printable(names[label]) if 0 <= label < len(names) else str(label)
     return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
 def _by_label(labels: Tensor | None, count: int, names: Sequence[str] = ()) -> Iterator[tuple[RGBA, str, Tensor]]:
-    """For each label a colour, a name, and which of the first `count` images have it; without labels, for all."""
+    """Yields each label's colour, its name, and the numbers of its images.
+
+    Only the first `count` images are looked at. Without labels, all of them have one colour and no name.
+    """
     from matplotlib import colormaps
 
     tab10 = colormaps["tab10"]
@@ -215,7 +242,10 @@ def _by_label(labels: Tensor | None, count: int, names: Sequence[str] = ()) -> I
 
 
 def _plane(mu: Tensor) -> tuple[Tensor, tuple[str, str]]:
-    """Coordinates, (N, 2), of the posterior means, (N, J), and what the axes are."""
+    """Returns coordinates (N, 2) of posterior means (N, J), and axis names.
+
+    For J above 2 they are the first two principal components.
+    """
     if mu.shape[1] == 1:
         return F.pad(mu, (0, 1)), ("z", "")
     if mu.shape[1] == 2:
@@ -234,12 +264,21 @@ def _plane(mu: Tensor) -> tuple[Tensor, tuple[str, str]]:
 def mosaic(
     title: str,
     rows: dict[str, Tensor],
-    look: Look,
+    look: ImageStyle,
     columns: int = COLUMNS,
     missing: dict[str, Tensor] | None = None,
 ) -> Figure:
-    """Images, each (N, data_dim), in rows of `columns` with their names at the left: the first row of each name, then
-    the second, and so on. `missing`, (N, data_dim), bool, of some names: the pixels that are not there."""
+    """Returns a figure of images in rows, with names at the left.
+
+    The first row of each name comes first, then the second row of each, and so on.
+
+    Args:
+        title: the title.
+        rows: (N, data_dim) images by name.
+        look: the images' look.
+        columns: the number of images in a row, at most.
+        missing: (N, data_dim), bool, the missing pixels of the images with some of the names.
+    """
     columns = max(min(columns, *(len(images) for images in rows.values())), 1)
     named = any(rows)
     groups = list(zip(*(images.split(columns) for images in rows.values()), strict=True))
@@ -258,9 +297,17 @@ def mosaic(
 
 @drawn
 def grid(
-    title: str, images: Tensor, look: Look, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
+    title: str, images: Tensor, look: ImageStyle, row_names: Sequence[str] = (), column_names: Sequence[str] = ()
 ) -> Figure:
-    """Images (rows, columns, data_dim), with names at the left and at the top."""
+    """Returns a figure of images in named rows and columns.
+
+    Args:
+        title: the title.
+        images: (rows, columns, data_dim).
+        look: the images' look.
+        row_names: the names at the left.
+        column_names: the names at the top.
+    """
     rows, columns, _ = images.shape
     figure, axes = _figure(columns, rows, title, look, named=bool(row_names))
     if row_names:
@@ -278,8 +325,8 @@ def grid(
 
 
 @drawn
-def manifold(title: str, images: Tensor, look: Look) -> Figure:
-    """The manifold, (n, n, data_dim), with the coordinates of some columns and rows."""
+def manifold(title: str, images: Tensor, look: ImageStyle) -> Figure:
+    """Returns a figure of the manifold (n, n, data_dim), with some coordinates."""
     n = len(images)
     marks = sorted({0, n // 4, n // 2, n - 1 - n // 4, n - 1})
     quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).tolist()
@@ -299,9 +346,18 @@ def manifold(title: str, images: Tensor, look: Look) -> Figure:
 
 
 def _figure(
-    columns: int, rows: int, title: str, look: Look, side: float = SIDE, named: bool = False
+    columns: int, rows: int, title: str, look: ImageStyle, side: float = SIDE, named: bool = False
 ) -> tuple[Figure, Axes]:
-    """`named`: the rows have names, which need their height, whatever the images have."""
+    """Returns a figure with a title, and axes for rows of images.
+
+    Args:
+        columns: the number of images in a row.
+        rows: the number of rows.
+        title: the title.
+        look: the images' look.
+        side: inches of an image's longer side.
+        named: whether the rows have names, which need a least height, however low the images are.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -329,20 +385,27 @@ def _figure(
 
 
 def _describe(figure: Figure, sentence: str) -> None:
-    """Adds to what `caption` says."""
+    """Append a sentence to the figure's caption."""
     figure.set_label(f"{caption(figure)} {sentence}".strip())
 
 
-def _name_rows(axes: Axes, height: float, names: Sequence[str], look: Look) -> None:
+def _name_rows(axes: Axes, height: float, names: Sequence[str], look: ImageStyle) -> None:
     shown = [] if look.bare else names
     axes.set_yticks([height * (i + 0.5) for i in range(len(shown))], shown)
 
 
 def _tiles(
-    images: Tensor, look: Look, missing: Tensor | None = None, margin: int = MARGIN, named: bool = False
+    images: Tensor, look: ImageStyle, missing: Tensor | None = None, margin: int = MARGIN, named: bool = False
 ) -> Tensor:
-    """Images, (N, data_dim) in [0, 1], each with a margin, in colours for the screen, (N, 3, height, width): those of
-    rows with names as high as a name, at least."""
+    """Returns coloured tiles (N, 3, height, width) of images, with margins.
+
+    Args:
+        images: (N, data_dim) in [0, 1].
+        look: the images' look.
+        missing: (N, data_dim), bool, the missing pixels.
+        margin: pixels around each image.
+        named: whether the rows have names; each tile is then at least as high as a name.
+    """
     channels, height, width = (1, *look.shape) if len(look.shape) == 2 else look.shape
     scale = math.ceil(TILE / max(height, width))
     tiles = images.float().cpu().reshape(-1, channels, height, width)
@@ -361,7 +424,7 @@ def _tiles(
 
 
 def _show(axes: Axes, rows: Sequence[Tensor], columns: int) -> float:
-    """Shows rows of at most `columns` tiles; the height of a row in the picture."""
+    """Show rows of at most `columns` tiles; return a row's height."""
     _, _, height, width = rows[0].shape
     blank = rows[0].new_ones(1, 3, height, width)
     full = [torch.cat([row, *[blank] * (columns - len(row))]) for row in rows]

@@ -1,4 +1,4 @@
-"""How a run shows where it is: a bar on a terminal, lines elsewhere."""
+"""Progress of a run: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ from tqdm import tqdm
 
 from .metrics import Evaluation
 
-LINE_SECONDS = 10.0  # between two lines where there is no terminal, at least
+LINE_SECONDS = 10.0  # at least, between two lines without a terminal
 
 
 class Progress:
-    """Of `total` images. Where standard error is no terminal it prints a line now and then, at the end of an epoch."""
+    """Progress bar, or lines where standard error is no terminal.
+
+    A line is printed at the end of an epoch, at most every 10 s, and within a longer epoch every 30 s. The last
+    epoch always has its line.
+
+    Args:
+        total: the number of images in all epochs.
+        done: the number of images done before.
+        epochs: the number of epochs.
+        shown: whether to print.
+    """
 
     def __init__(self, total: int, done: int, epochs: int, shown: bool):
         self.total, self.done, self.epochs, self.shown = total, done, epochs, shown
@@ -33,12 +43,13 @@ class Progress:
             self.bar.close()
 
     def begin(self, epoch: int) -> None:
+        """Begin an epoch, counted from 1."""
         self.epoch = epoch
         if self.bar is not None:
             self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
 
     def add(self, images: int, averages: Evaluation) -> None:
-        """So many more images, and what their steps gave."""
+        """Count further images, and show the averages over them."""
         self.done += images
         if self.bar is not None:
             self.bar.set_postfix_str(f"{terms(averages)}{self.held_out}", refresh=False)
@@ -47,7 +58,12 @@ class Progress:
             self._line(averages)
 
     def end(self, averages: Evaluation, held_out: str) -> None:
-        """An epoch is over: its averages, and what images that were held out say."""
+        """End an epoch.
+
+        Args:
+            averages: the epoch's averages.
+            held_out: a text with the ELBO of the held-out images, shown from now on.
+        """
         self.held_out = f", {held_out}"
         if self.shown and self.bar is None:
             elapsed = time.perf_counter() - self.begun
@@ -67,7 +83,10 @@ class Progress:
 
 
 def terms(averages: Evaluation) -> str:
-    """The ELBO and its two terms; of a bound that has no such terms the KL alone."""
+    """Returns the averages as text: the ELBO, its log-likelihood and its KL.
+
+    A bound without these terms comes with the KL alone; where z is given there is only the log-likelihood.
+    """
     if math.isnan(averages.elbo):
         return f"log-likelihood {averages.log_likelihood:.2f}"
     if math.isnan(averages.log_likelihood):

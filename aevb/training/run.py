@@ -1,4 +1,4 @@
-"""A run of the training loop in a folder: from its start, or its last checkpoint, to its end."""
+"""Training run in a folder, from start or checkpoint to end."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 
 from ..data.fingerprint import check_same_data, fingerprint
 from ..models import BaseVAE
+from ..models.own import metadata_of
 from .checkpoint import Checkpoint, Checkpoints, unpack
 from .config import check_same_run
 from .loop import TrainingLoop
@@ -28,12 +29,14 @@ from .run_dir import BEST, METRICS, MODEL, RunFolder, RunFolderError, default_fo
 
 
 class Run:
-    """A training loop from the state it is in to the last epoch: what it reads and writes, and when.
+    """Training run that writes metrics, models and checkpoints to its folder.
+
+    It takes a training loop from its present state to the last epoch.
 
     Args:
-        loop: the training.
-        draw: (folder): draws the pictures of the model as it is.
-        how_to_go_on: what a sentence about an interrupt tells the user to run, from the folder's path.
+        loop: the training loop.
+        draw: draws the pictures of the model in its present state to the folder given.
+        how_to_go_on: returns the command that resumes the run in the folder given, for the sentence about an interrupt.
     """
 
     def __init__(self, loop: TrainingLoop, draw: Callable[[RunFolder], None], how_to_go_on: Callable[[Path], str]):
@@ -41,12 +44,12 @@ class Run:
         self.draw, self.how_to_go_on = draw, how_to_go_on
         self.processes, self.first = loop.processes, loop.processes.is_first
         self.data = fingerprint(loop.dataset)
-        # Before anything is deleted: what the first epoch's end would be too late for.
+        # Before anything is deleted, since errors at the first epoch's end would come too late.
         self.summary_writer = _summary_writer() if self.config.tensorboard else None
         _check_can_be_written(self.state.model)
         self.last_epoch = self.config.epochs if self.config.resume else self.state.epoch + self.config.epochs
         loop.schedule.steps = loop.steps_of(self.last_epoch)
-        self.opened: RunFolder | None = None  # by the first process: it has the lock, and the run that begins beside
+        self.opened: RunFolder | None = None  # on rank 0: has the lock, and `beside` of a new run
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
         try:
@@ -60,7 +63,7 @@ class Run:
         self.stop = _Stop()
 
     def _begin(self) -> bytes | None:
-        """Opens the folder, and goes on from the checkpoint there, which it returns."""
+        """Open the folder; load its checkpoint, if any, and return the bytes."""
         opened: tuple[str, bytes | None] = self._open() if self.first else ("", None)
         path, data = self.processes.share(opened)
         self.folder = RunFolder.at(path)
@@ -70,19 +73,25 @@ class Run:
         return data
 
     def close(self) -> None:
-        """Lets others train in the folder. A run that never began leaves no trace there."""
+        """Let other processes train in the folder.
+
+        A run that never began leaves no trace there.
+        """
         if self.opened is not None:
             self.opened.close()
 
     @property
     def _has_begun(self) -> bool:
-        """Whether the folder's files are this run's, and not those of one whose place it was to take."""
+        """Whether the folder's files are this run's, not an older run's."""
         return self.opened is None or self.opened.beside is None
 
     def _open(self) -> tuple[str, bytes | None]:
-        """The folder's path, and the checkpoint that the run goes on from."""
+        """Returns the folder's path, and the bytes of the checkpoint to resume.
+
+        A new run has None in place of the bytes.
+        """
         config, name = self.config, self.loop.dataset.name
-        # As a run that goes on will read them.
+        # As a resumed run will read them from config.json.
         asked = dataclasses.replace(config, epochs=self.last_epoch, overwrite=False, resume=False)
         options = dataclasses.asdict(asked)
         path = default_folder(name) if config.out is None else Path(config.out).expanduser()
@@ -105,7 +114,11 @@ class Run:
         return str(folder.path), data
 
     def _check(self, numbers: dict[str, Any]) -> None:
-        """That the run is of these data, and not over already."""
+        """Check a checkpoint's data, and its epochs against the number asked for.
+
+        Raises:
+            ValueError: the images differ, or more epochs are done than asked for.
+        """
         check_same_data(numbers["run"]["data"], self.loop.dataset, self.data)
         if numbers["epoch"] > self.last_epoch:
             raise ValueError(
@@ -114,6 +127,7 @@ class Run:
             )
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint, and cut metrics.jsonl to its length at that time."""
         self.loop.load_state_dict(checkpoint)
         run = checkpoint.numbers["run"]
         self.metrics, self.seconds_before = run["metrics"], run["seconds"]
@@ -122,14 +136,24 @@ class Run:
 
     @property
     def seconds(self) -> float:
+        """Seconds of training, with the time before the run was resumed."""
         return self.seconds_before + time.perf_counter() - self.begun
 
     def train(self) -> dict[str, float]:
+        """Train to the last epoch, or until patience runs out.
+
+        Returns:
+            The last line of metrics.jsonl.
+
+        Raises:
+            NotFiniteError: a loss, a weight or a held-out ELBO is not finite; the text says which came first.
+            KeyboardInterrupt: a signal asked the run to stop, and its checkpoint is written.
+        """
         loop, state = self.loop, self.state
         images = len(loop.dataset.train_images)
         done = state.epoch * images + state.metrics.count
         if state.epoch < self.last_epoch and not self._is_over() and not self.resumed:
-            self._checkpoint()  # something to go back to, whatever comes
+            self._checkpoint()  # a state to return to, whatever happens
         shown = self.config.progress and self.first
         total = images * self.last_epoch
         with self.stop, self._board() as board, Progress(total, done, self.last_epoch, shown) as progress:
@@ -145,12 +169,12 @@ class Run:
         return self.metrics
 
     def _is_over(self) -> bool:
-        """Whether it stops early: no better ELBO of the validation images for so many epochs."""
+        """Whether `patience` epochs have passed without a better validation ELBO."""
         patience, best = self.config.patience, self.state.best
         return patience is not None and bool(best) and self.state.epoch - best["epoch"] >= patience
 
     def _epoch(self, progress: Progress) -> None:
-        alone = self.processes.size == 1  # others would not know
+        alone = self.processes.size == 1  # several processes must decide together
         for _ in self.loop.epoch(progress.add, lambda: alone and (self.stop.asked or self._is_late())):
             self._checkpoint_if_due()
 
@@ -204,9 +228,13 @@ class Run:
     # ---- checkpoints ----
 
     def _checkpoint_if_due(self) -> None:
-        """Writes one where it is time for it, or somebody asked to stop: then raises KeyboardInterrupt."""
+        """Write a checkpoint if it is due or a signal arrived.
+
+        Raises:
+            KeyboardInterrupt: a signal asked the run to stop; the checkpoint is written.
+        """
         due = self._seconds_since_checkpoint >= self.config.checkpoint_seconds
-        if self.processes.size > 1:  # the same decision everywhere
+        if self.processes.size > 1:  # all processes must decide alike
             wants = torch.tensor([float(due and self.first), float(self.stop.asked)])
             due, stop = (bool(value) for value in self.processes.sum(wants).tolist())
         else:
@@ -221,12 +249,16 @@ class Run:
         return time.perf_counter() - self._last_checkpoint
 
     def _is_late(self) -> bool:
-        """Whether the next look at the losses should not be waited for."""
+        """Whether a checkpoint is due before the next look at the losses."""
         return 0 < self.config.checkpoint_seconds <= self._seconds_since_checkpoint
 
     def _checkpoint(self) -> None:
+        """Write a checkpoint, unless a loss or a weight is not finite.
+
+        A new run's first checkpoint makes it take the place of an older run.
+        """
         loop, state = self.loop, self.state
-        for _ in state.metrics.read(wait=True):  # nothing but what a GPU has not handed over yet
+        for _ in state.metrics.read(wait=True):  # only losses that are still on a GPU
             pass
         if not loop.weights_are_finite():
             raise NotFiniteError(f"the weights are not finite after step {state.step}", state.step)
@@ -248,10 +280,13 @@ class Run:
         if self.opened is not None and beside is not None:
             self.opened.take_place()
 
-    # ---- what goes wrong ----
+    # ---- errors and interrupts ----
 
     def _explained(self, error: NotFiniteError) -> NotFiniteError:
-        """The error with what went first, which the steps since the last checkpoint, taken again, show."""
+        """Returns the error with its first cause and the files kept.
+
+        The cause is found by taking the steps since the last checkpoint again.
+        """
         loop, state = self.loop, self.state
         model = f"{self.folder.path / MODEL} is of epoch {self.metrics['epoch']}" if self.metrics else ""
         kept = "nothing is saved yet" if self._has_begun else f"{self.folder.path} keeps the run that was there"
@@ -273,7 +308,10 @@ class Run:
         )
 
     def after_interrupt(self) -> str:
-        """Saves what there is, unless the weights are broken, and says so in a sentence."""
+        """Save the model and its pictures, and return a sentence about it.
+
+        Weights that are not finite are not saved.
+        """
         state = self.state
         interrupted = f"interrupted after {state.epoch} epochs, {state.step} steps"
         if not self.first:
@@ -289,11 +327,11 @@ class Run:
 
     @contextlib.contextmanager
     def _board(self) -> Iterator[Any]:
-        """TensorBoard's writer, or None."""
+        """Yields TensorBoard's writer, or None."""
         if self.summary_writer is None or not self.first:
             yield None
             return
-        # What a run that was stopped wrote after its last checkpoint is written again.
+        # A resumed run writes the events after its last checkpoint again.
         with self.summary_writer(str(self.folder.path), purge_step=self.state.step + 1) as board:
             yield board
 
@@ -310,7 +348,7 @@ def _summary_writer() -> Any:
 
 def _check_can_be_written(model: BaseVAE) -> None:
     try:
-        model.metadata()
+        metadata_of(model)
     except TypeError as error:
         raise ValueError(
             f"the options of the model, a {type(model).__name__}, cannot be written to a file ({error}); expected "
@@ -319,7 +357,11 @@ def _check_can_be_written(model: BaseVAE) -> None:
 
 
 class _Stop:
-    """Within it Ctrl-C and SIGTERM ask the run to stop after the step it is in; a second Ctrl-C stops it at once."""
+    """Context in which Ctrl-C and SIGTERM ask the run to stop.
+
+    One process stops after its present step or evaluation; several stop after the next look at the losses. A second
+    signal of either kind stops the run at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -328,7 +370,7 @@ class _Stop:
     def __enter__(self) -> _Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                # Only where they would end the program anyway: what others do about them is theirs.
+                # Replaces only the default handlers: another handler is the caller's choice.
                 if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
                     self.before[number] = signal.signal(number, self._ask)
         return self
@@ -345,7 +387,7 @@ class _Stop:
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """PyTorch computes with `count` threads within, and with as many as before after."""
+    """Set PyTorch's number of threads within the context, and restore it after."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -356,11 +398,15 @@ def threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """PyTorch raises within where an operation has no deterministic way."""
+    """Make PyTorch raise within the context for operations without a deterministic algorithm.
+
+    Args:
+        wanted: whether to do so; otherwise nothing changes.
+    """
     if not wanted:
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition for determinism
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:

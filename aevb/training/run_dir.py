@@ -1,4 +1,7 @@
-"""Run folders: what a training run leaves on disk, written so that nothing already there is lost."""
+"""Run folders: files that a training run leaves on disk.
+
+They are written so that no file already there is lost.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 from ..files import MODEL, replace, safetensors, saveable, sync_file
 from ..models import BaseVAE
+from ..models.own import metadata_of
 from .checkpoint import CheckpointError, Checkpoints, unpack
 from .config import TrainConfig
 from .run_files import (
@@ -61,29 +65,30 @@ __all__ = [
 
 
 class RunFolder:
-    """A folder that belongs to one run: config.json, metrics.jsonl, model.safetensors, best.safetensors, checkpoints,
-    pictures, evaluation.json.
+    """Folder that belongs to one training run.
 
-    A file is complete or absent: each is written beside its place and moved there; a line of metrics that does not fit
-    is taken back.
+    It has config.json, metrics.jsonl, model.safetensors, best.safetensors, checkpoints, pictures and evaluation.json.
+    A file is complete or absent: each is written beside its place and moved there. A line of metrics that does not fit
+    on the disk is removed again.
 
     Args:
-        path: the folder, made where it is missing; None for runs/<name>, or runs/<name>-2, -3, ... where it is taken.
-        name: what the run is of.
-        options: written to config.json, with `out` the folder's path.
-        overwrite: a run that the folder holds gives way, once the first files of this one are written: `beside`, then
-            `take_place`. Other files in it are left alone.
+        path: the folder, made where it is missing. None stands for runs/<name>, or runs/<name>-2, -3, ... where that
+            is taken; with overwrite, for runs/<name>.
+        name: the name of the data set.
+        options: the contents of config.json, in which `out` becomes the folder's path.
+        overwrite: whether a run in the folder gives way. It does so once the first files of the new run are written to
+            `beside`, by `take_place`. Other files in the folder are left alone.
 
     Raises:
-        RunFolderError: the folder holds a run and overwrite is False, or files with a run's names that no run wrote;
-            another process trains there; it cannot be made or written to; a full disk.
+        RunFolderError: the folder holds a run and overwrite is False, or has files with a run's names that no run
+            wrote. Another process trains there. The folder cannot be made or written to, or the disk is full.
     """
 
     path: Path
     lock: Lock | None = None
-    """Of the folder of a run that begins or goes on: until it is released, no other process trains there."""
+    """Lock of a run that begins or resumes: no other process trains in the folder until its release."""
     beside: RunFolder | None = None
-    """Where the first files of a run go that is to take the place of another; then `take_place`."""
+    """Folder of a new run's first files, until `take_place` puts it in the place of an older run."""
 
     def __init__(self, path: str | os.PathLike[str] | None, name: str, options: Mapping[str, Any], overwrite: bool):
         if path is None and not overwrite:
@@ -97,7 +102,7 @@ class RunFolder:
             raise
 
     def _take(self, path: Path) -> None:
-        """Makes the folder, and locks it."""
+        """Make and lock the folder, and finish a replacement interrupted there."""
         self.path = path
         with self.writing(""):
             path.mkdir(parents=True, exist_ok=True)
@@ -105,7 +110,7 @@ class RunFolder:
             finish_taking_place(path)
 
     def _take_numbered(self, name: str) -> None:
-        """The first folder that nobody has, or is about to."""
+        """Take the first numbered folder that is neither used nor locked."""
         for k in itertools.count(1):
             path = default_folder(name if k == 1 else f"{name}-{k}")
             if not is_free(path):
@@ -117,6 +122,7 @@ class RunFolder:
             self.close()
 
     def _begin(self, options: Mapping[str, Any], overwrite: bool) -> None:
+        """Write config.json, to `beside` where an older run is to give way."""
         if holds_run(self.path) and not overwrite:
             raise RunFolderError(
                 f"{self.path} already holds a run, which is kept; choose another folder, go on with it (--resume), "
@@ -130,13 +136,16 @@ class RunFolder:
         (self.beside or self).write_options(options, self.path, durably=self.beside is not None)
 
     def take_place(self) -> None:
-        """The run that has begun beside is the one that is there: the files of the one before are removed."""
+        """Put the run in `beside` in the place of the older run.
+
+        The older run's files are removed.
+        """
         with self.writing(""):
             take_place(self.path)
         self.beside = None
 
     def close(self) -> None:
-        """Lets others train there; a run that has begun beside, and did not take its place, is taken back."""
+        """Release the lock, and remove a run still in `beside`."""
         if self.beside is not None:
             with contextlib.suppress(OSError):
                 drop_begun(self.path)
@@ -145,16 +154,21 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """A folder that is there, whatever it holds."""
+        """Returns a folder without checks and without its lock, whatever it holds."""
         folder = cls.__new__(cls)
         folder.path = Path(path).expanduser()
         return folder
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], needs_model: bool = True) -> RunFolder:
-        """The folder of a run that is there, for more to be written to it.
+        """Returns the folder of an existing run, for further files.
 
-        Raises FileNotFoundError where there is no run, or none that saved a model.
+        Args:
+            path: the folder.
+            needs_model: whether the run must have saved a model.
+
+        Raises:
+            FileNotFoundError: the folder holds no run, or its run has saved no model.
         """
         folder = cls.at(path)
         folder.finish_taking_place()
@@ -169,7 +183,11 @@ class RunFolder:
 
     @classmethod
     def locked(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """A folder that holds a run, to go on with. Raises RunFolderError where another process trains there."""
+        """Returns the folder of a run to resume, with its lock.
+
+        Raises:
+            RunFolderError: another process trains there.
+        """
         folder = cls.at(path)
         with folder.writing(""):
             folder.lock = Lock(folder.path)
@@ -178,9 +196,9 @@ class RunFolder:
         return folder
 
     def finish_taking_place(self) -> None:
-        """What a process did not come to that was killed while its run took the place of another."""
+        """Finish the replacement of a run that a killed process left unfinished."""
         if is_taking_place(self.path):
-            with contextlib.suppress(LockedError), self.writing(""):  # where one is at it, that one finishes
+            with contextlib.suppress(LockedError), self.writing(""):  # the process that has the lock finishes it
                 lock = Lock(self.path)
                 try:
                     finish_taking_place(self.path)
@@ -188,7 +206,12 @@ class RunFolder:
                     lock.release()
 
     def options(self) -> dict[str, Any]:
-        """What config.json holds. Raises ValueError where it is damaged, FileNotFoundError where it is missing."""
+        """Returns the contents of config.json.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            ValueError: the file is damaged.
+        """
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(
                 f"{self.path} has no {CONFIG}, so nobody knows what its run is of; expected a folder that `aevb train` "
@@ -203,26 +226,40 @@ class RunFolder:
         return options
 
     def config(self) -> TrainConfig:
-        """The run's options. Raises ValueError where config.json is damaged, or of another version."""
+        """Returns the run's options.
+
+        Raises:
+            FileNotFoundError: config.json is missing.
+            ValueError: config.json is damaged, or of another version.
+        """
         return TrainConfig.of(self.options(), self.path / CONFIG)
 
     def write_options(self, options: Mapping[str, Any], out: Path | None = None, durably: bool = False) -> None:
-        """Writes config.json, with `out` the folder's path, or the one that it will have."""
+        """Write config.json.
+
+        Args:
+            options: its contents, in which `out` becomes the folder's path.
+            out: the path that the folder will have, if it is another.
+            durably: whether to force the file to the disk.
+        """
         text = json.dumps({**options, "out": str(out or self.path)}, indent=2)
         self.write(CONFIG, text.encode() + b"\n", durably)
 
     def write(self, name: str, data: bytes, durably: bool = False) -> Path:
-        """Writes or replaces a file, whole or not at all."""
+        """Write or replace a file, whole or not at all."""
         with self.writing(name):
             return replace(self.path / name, data, durably)
 
     def write_model(self, name: str, model: BaseVAE, **metadata: object) -> Path:
-        """Writes or replaces a file of weights, with the model's sizes and `metadata` as strings in its header."""
-        text = {**model.metadata(), **{key: str(value) for key, value in metadata.items()}}
+        """Write or replace a file of weights.
+
+        Its header has the model's sizes and `metadata`, as strings.
+        """
+        text = {**metadata_of(model), **{key: str(value) for key, value in metadata.items()}}
         return self.write(name, safetensors(saveable(model.state_dict()), text))
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         line = json.dumps(metrics).encode() + b"\n"
         with self.writing(METRICS), open(self.path / METRICS, "ab", buffering=0) as file:
             start = file.tell()
@@ -235,7 +272,7 @@ class RunFolder:
                 raise
 
     def sync_metrics(self) -> int:
-        """Forces metrics.jsonl to the disk; its length in bytes."""
+        """Force metrics.jsonl to the disk, and return its length in bytes."""
         path = self.path / METRICS
         if not path.exists():
             return 0
@@ -244,8 +281,14 @@ class RunFolder:
             return os.fstat(file.fileno()).st_size
 
     def cut_metrics(self, length: int) -> None:
-        """Takes back what metrics.jsonl has beyond its first `length` bytes, which a checkpoint knows. Raises
-        RunFolderError where it has fewer."""
+        """Cut metrics.jsonl to its length at the time of a checkpoint.
+
+        Args:
+            length: that length in bytes, which the checkpoint has.
+
+        Raises:
+            RunFolderError: the file is shorter.
+        """
         path = self.path / METRICS
         data = path.read_bytes() if path.exists() else b""
         if len(data) < length:
@@ -259,6 +302,14 @@ class RunFolder:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[None]:
+        """Turn an OSError within the context into a RunFolderError.
+
+        Args:
+            name: the file that is written; "" for the folder itself.
+
+        Raises:
+            RunFolderError: the file cannot be written; the text gives its path and the reason.
+        """
         try:
             yield
         except RunFolderError:
@@ -269,7 +320,7 @@ class RunFolder:
 
 
 def saved_at(path: Path) -> tuple[int, int]:
-    """The epoch and the step of the weights that `write_model` wrote."""
+    """Returns the epoch and the step of weights that `write_model` wrote."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -278,7 +329,13 @@ def saved_at(path: Path) -> tuple[int, int]:
 
 
 def data_of(path: Path) -> dict[str, Any] | None:
-    """What the run noted of its images: with the weights, or before that only in a checkpoint; None where nowhere."""
+    """Returns the fingerprint of a run's images, or None without one.
+
+    The header of the weights has it. Weights of earlier versions lack it, and only a checkpoint has it.
+
+    Args:
+        path: the file of weights in the run's folder.
+    """
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -293,13 +350,17 @@ def data_of(path: Path) -> dict[str, Any] | None:
 
 
 def default_folder(name: str) -> Path:
+    """Returns the folder runs/<name>, the default for a data set."""
     return Path("runs", name)
 
 
 def write_answer(path: Path, data: bytes) -> Path:
-    """Writes or replaces an answer's file, whole or not at all; makes its folder. A picture may be drawn anew.
+    """Write or replace a command's output file, whole or not at all.
 
-    Raises RunFolderError: it would replace the run's model or history, or cannot be written.
+    The folder is made where it is missing. A picture of a run may be replaced.
+
+    Raises:
+        RunFolderError: the file is the run's config, model or history, or cannot be written.
     """
     if path.name in OWN and holds_run(path.parent):
         raise RunFolderError(f"{path} is a training run's own file, which is kept; choose another name")
@@ -311,17 +372,19 @@ def write_answer(path: Path, data: bytes) -> Path:
 
 
 def load(path: str | os.PathLike[str], *, best: bool = False) -> BaseVAE:
-    """The model of a run's folder, or of a file of weights, in `eval()`.
+    """Returns the model of a run folder or weights file, in `eval()`.
 
     Args:
-        path: the folder, `runs/digits` say, or a .safetensors file.
-        best: of a folder, the model of the epoch with the best ELBO of the validation images, not the last epoch's.
+        path: the folder, such as `runs/digits`, or a .safetensors file.
+        best: whether to load, from a folder, the model of the epoch with the best validation ELBO, not the last
+            epoch's.
 
     Returns:
-        An `aevb.VAE` or `aevb.ConvVAE`, on the CPU: to `reconstruct`, `sample`, `embed`, `impute`, `denoise`.
+        An `aevb.VAE` or `aevb.ConvVAE` on the CPU, with `reconstruct`, `sample`, `embed`, `impute` and `denoise`.
 
     Raises:
-        FileNotFoundError: there is no such run or file. ValueError: the file is damaged, or holds something else.
+        FileNotFoundError: there is no such run or file.
+        ValueError: the file is damaged, or holds no model.
 
     Example::
 

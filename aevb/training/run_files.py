@@ -1,9 +1,12 @@
-"""Which files in a folder are a run's, and how those of a new run take the place of those of an old one.
+"""Files of a run, and their replacement by a new run's files.
 
-The new run's first files, config.json and a checkpoint, are written beside, in a folder of their own. When they are
-whole and on the disk that folder gets its final name, and from then on the new run is the one that is there: whoever
-opens the folder next removes the old run's files and moves the new ones to their place, however often that is stopped.
-Before that moment nothing is removed. No file is removed that a run did not write.
+The new run's first files, config.json and a checkpoint, are written beside the old ones, in a folder of their own.
+Once they are whole and on the disk, that folder gets its final name, and the new run counts as the folder's run.
+Whoever opens the run folder next removes the old run's files and moves the new ones to their place. This is finished
+however often it is interrupted. Before the renaming nothing is removed. A file is removed only if its name is one that
+a run or its answers use.
+
+An answer is the output of a command about a run, such as `aevb sample`.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ EVALUATION = "evaluation.json"
 PICTURES = ("reconstructions.png", "samples.png", "latent.png")
 TENSORBOARD = "events.out.tfevents.*"
 REPORT = "report.html"
-OWN = (CONFIG, METRICS, MODEL, BEST)  # what only training writes
-TRAINED = (*OWN, *PICTURES)  # what training leaves
+OWN = (CONFIG, METRICS, MODEL, BEST)  # written by training alone
+TRAINED = (*OWN, *PICTURES)  # left by training
 ANSWERS = ("reconstructions", "samples", "latent", "impute", "denoise", "manifold", "traverse", "interpolate")
 ANSWER_FILES = (REPORT, *(name + suffix for name in ANSWERS for suffix in (".png", ".npy", ".npz")))
 _NAMED = tuple(dict.fromkeys((*TRAINED, EVALUATION, *ANSWER_FILES)))
@@ -37,25 +40,39 @@ _BEGUN, _NEXT = ".next-run.part", ".next-run"
 
 
 class RunFolderError(OSError):
-    """The run folder is taken, or cannot be written to. Its text is a sentence."""
+    """Error of a run folder that is taken or cannot be written.
+
+    Its text is a sentence.
+    """
 
 
 class LockedError(RunFolderError):
-    """Another process, or another trainer of this one, is training in the folder."""
+    """Error of a run folder in which another process or trainer trains."""
 
 
 def holds_run(path: Path) -> bool:
+    """Whether a folder has a file that training leaves, checkpoints aside."""
     return any((path / file).exists() for file in TRAINED)
 
 
 def is_free(path: Path) -> bool:
-    """Whether no file there has a name that a run, or an answer to it, would have."""
+    """Whether a folder has no file named like a run's or answer's.
+
+    Checkpoints are not looked at.
+    """
     return not any((path / file).exists() for file in _NAMED)
 
 
 def check_may_be_replaced(path: Path, data: str) -> None:
-    """Raises RunFolderError where a new run in the folder would cost something that no run wrote, or `data`, the images
-    that it is to train on."""
+    """Raises RunFolderError unless a new run may replace the folder's files.
+
+    Args:
+        path: the folder.
+        data: the images that the new run is to train on.
+
+    Raises:
+        RunFolderError: the replacement would delete a file that no run wrote, or `data`.
+    """
     if not (is_free(path) or _is_of_a_run(_options(path))):
         found = ", ".join(name for name in _NAMED if (path / name).exists())
         raise RunFolderError(
@@ -75,16 +92,16 @@ def check_may_be_replaced(path: Path, data: str) -> None:
 
 
 def left_by_run(path: Path) -> list[Path]:
-    """The files that a run and the answers to it left there, but for checkpoints."""
+    """Returns the files that a run and its answers left, without checkpoints."""
     names = (*_NAMED, *(f".{name}.part" for name in _NAMED))
     found = [path / name for name in names]
-    if _options(path).get("tensorboard") is True:  # or others wrote them
+    if _options(path).get("tensorboard") is True:  # otherwise another program wrote them
         found += path.glob(TENSORBOARD)
     return [file for file in found if file.is_symlink() or file.is_file()]
 
 
 def _options(path: Path) -> Mapping[str, Any]:
-    """What config.json holds; nothing where that is not a run's."""
+    """Returns the contents of config.json, empty if it has no JSON object."""
     try:
         options = json.loads((path / CONFIG).read_text())
     except (OSError, ValueError):
@@ -93,7 +110,10 @@ def _options(path: Path) -> Mapping[str, Any]:
 
 
 def _is_of_a_run(options: Mapping[str, Any]) -> bool:
-    """Whether config.json is a run's, perhaps of a version with other options: many programs have a file so named."""
+    """Whether the contents of config.json are a run's.
+
+    Many programs have a file of that name. The run may be of a version with other options.
+    """
     known = {field.name for field in fields(TrainConfig)}
     return "out" in options and (set(options) <= known or {"data", "latent_dim", "estimator"} <= set(options))
 
@@ -101,7 +121,7 @@ def _is_of_a_run(options: Mapping[str, Any]) -> bool:
 def _is_same(file: Path, other: Path) -> bool:
     try:
         return file.samefile(other)
-    except OSError:  # one of them is not there
+    except OSError:  # a file is missing
         return False
 
 
@@ -109,20 +129,23 @@ def _is_same(file: Path, other: Path) -> bool:
 
 
 def begin_beside(path: Path) -> Path:
-    """An empty folder for the first files of a run that is to take the place of what is there."""
+    """Returns a new empty folder for the next run's first files."""
     drop_begun(path)
     (path / _BEGUN).mkdir()
     return path / _BEGUN
 
 
 def drop_begun(path: Path) -> None:
-    """Takes back a run that has begun beside."""
+    """Remove a run that has begun beside."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path / _BEGUN)
 
 
 def take_place(path: Path) -> None:
-    """The run that has begun beside, whose files are on the disk, is the one that is there."""
+    """Put the run that has begun beside in the old run's place.
+
+    Its files must be on the disk.
+    """
     sync(path / _BEGUN)
     os.rename(path / _BEGUN, path / _NEXT)
     sync(path)
@@ -130,16 +153,16 @@ def take_place(path: Path) -> None:
 
 
 def is_taking_place(path: Path) -> bool:
-    """Whether there is something to be finished."""
+    """Whether a replacement was begun and is not finished."""
     return (path / _NEXT).is_dir()
 
 
 def finish_taking_place(path: Path) -> None:
-    """Goes on with what `take_place` did, from wherever it was stopped; nothing where it was not."""
+    """Finish an interrupted `take_place`, wherever it stopped; otherwise do nothing."""
     begun = path / _NEXT
     if not is_taking_place(path):
         return
-    for checkpoint in Checkpoints(begun).there():  # which is one, and is gone from there once the old ones are
+    for checkpoint in Checkpoints(begun).there():  # a single file, moved after the old files are removed
         _unlink(Checkpoints(path).there())
         (path / FOLDER).mkdir(exist_ok=True)
         _move(checkpoint, path / FOLDER / checkpoint.name)
@@ -172,9 +195,15 @@ def _move(file: Path, to: Path) -> None:
 
 
 class Lock:
-    """Keeps other processes from training in a folder, for as long as it is held and the process lives.
+    """Lock that keeps other processes and trainers from training in a folder.
 
-    Raises LockedError where another has it. On a file system that knows no locks it does nothing.
+    It lasts until `release` or the process's end. On a file system without locks it does nothing.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        LockedError: another process or trainer has the lock.
     """
 
     def __init__(self, path: Path):
@@ -190,6 +219,7 @@ class Lock:
             self.release()
 
     def release(self) -> None:
+        """Release the lock."""
         descriptor, self.descriptor = self.descriptor, None
         if descriptor is not None:
             os.close(descriptor)

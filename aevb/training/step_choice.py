@@ -1,4 +1,4 @@
-"""Which training step a model, its loss and its device allow, and when it must be made anew."""
+"""Choice of the training step, and the key of its cache."""
 
 from __future__ import annotations
 
@@ -27,20 +27,23 @@ def training_step(
     clip_norm: float | None = None,
     processes: SingleProcess | None = None,
 ) -> AutogradStep | GraphStep:
-    """Returns the fastest of the steps that the model, its loss and its device allow."""
+    """Returns the fastest training step that model, loss and device allow."""
     loss = objective_of(objective)
     parts = (model, loss, optimizer, batch, batch.x_scale, bf16, clip_norm)
     if isinstance(processes, ProcessGroup):
         return DistributedStep(*parts, processes)
     direct = DirectStep.fits(model, loss, batch.images, bf16)
     step = (DirectStep if direct else AutogradStep)(*parts)
-    # What is gathered from the disk comes from the CPU, where no graph reaches.
+    # Streamed images are gathered by the CPU, which a graph cannot capture.
     in_graph = batch.images.is_cuda and not batch.streamed and not calls_others(model, loss, optimizer)
     return GraphStep(step, batch_size) if in_graph else step
 
 
 class _Same:
-    """An object in a cache key, equal to itself alone; the key keeps it, so that no other has its place in memory."""
+    """Object in a cache key, equal to itself alone.
+
+    The key keeps the object alive, so that no other object gets its place in memory.
+    """
 
     __slots__ = ("value",)
 
@@ -54,9 +57,9 @@ class _Same:
 
 
 def step_key(model: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple:
-    """Returns the cache key of a training step: where it changes, the step must be built anew.
+    """Cache key of a training step: rebuild the step when it changes.
 
-    A captured step has addresses and hyperparameters in it.
+    A captured step contains addresses and hyperparameters, so the key has them too.
     """
     parameters = list(model.parameters())
     found: list = [*objective.settings(), optimizer, *model.modules(), *parameters]
@@ -72,5 +75,8 @@ def step_key(model: nn.Module, objective: Objective, optimizer: torch.optim.Opti
 
 
 def _where(option: object) -> object:
-    """Returns a tensor's address, since a captured step reads its value anew each time."""
+    """Returns a tensor's address; any other option stays as it is.
+
+    A captured step reads a tensor's value anew each time.
+    """
     return option.data_ptr() if isinstance(option, Tensor) else option

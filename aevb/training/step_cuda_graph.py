@@ -1,4 +1,4 @@
-"""A training step captured in a CUDA graph."""
+"""Training step captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ from .step import AutogradStep, Outcome
 
 @dataclass
 class GraphStep:
-    """A step on a GPU, captured in a CUDA graph after a few that run as they are: batch, noise, gradients and update
-    are one launch. Batches of another size run as they are."""
+    """Training step on a GPU, captured in a CUDA graph.
+
+    Batch, noise, gradients and update are one launch. The first steps run uncaptured, and so do batches of another
+    size.
+
+    Args:
+        step: the step to capture.
+        batch_size: the batch size of the captured step.
+        warm_up: the number of steps before the capture.
+    """
 
     step: AutogradStep
     batch_size: int
@@ -28,6 +36,7 @@ class GraphStep:
         self.inputs: _GraphInputs | None = None
 
     def __call__(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Outcome:
+        """Train on one batch, as `AutogradStep` does."""
         if self.given_up or len(index) != self.batch_size:
             return self.step(index, batch_seed, noise_seed)
         if self.inputs is None:
@@ -43,7 +52,10 @@ class GraphStep:
         return Outcome(self.outcome.numbers.clone())
 
     def _take(self) -> Outcome:
-        """A step of the inputs, which the graph reads. A beta that is a number is read where it is too."""
+        """Take a step on the inputs' memory, which the graph reads.
+
+        The objective's beta, a number, is read from there too.
+        """
         assert self.inputs is not None
         objective = self.step.objective
         if objective.beta is None:
@@ -60,7 +72,7 @@ class GraphStep:
             self.graph, self.outcome = cuda_graphs.capture(self._take)
         except RuntimeError as error:
             self.given_up = True
-            first: BaseException = error  # where ending the capture failed too, what went wrong before says why
+            first: BaseException = error  # if the end of the capture failed too, the first error is the cause
             while first.__context__ is not None:
                 first = first.__context__
             reason = str(first).splitlines()[0] if str(first) else type(first).__name__
@@ -77,7 +89,13 @@ def _beta_of(objective: Objective) -> Tensor | float:
 
 
 class _GraphInputs:
-    """What a captured step reads anew each time; it is copied only where it is not what it was."""
+    """Inputs that a captured step reads anew each time.
+
+    A value is copied only when it has changed.
+
+    Args:
+        given: the index and the seeds, from which the memory is made.
+    """
 
     def __init__(self, *given: Tensor):
         self.tensors = tuple(t.clone() for t in given)
@@ -85,8 +103,9 @@ class _GraphInputs:
         self.known: list[object] = [None] * (len(given) + 1)
 
     def set(self, *given: Tensor | float) -> None:
+        """Set the index, the seeds and beta."""
         for i, (to, value) in enumerate(zip((*self.tensors, self.beta), given, strict=True)):
-            # A tensor may have been written to since.
+            # The version tells of writes to the same tensor.
             now = (value, value._version) if isinstance(value, Tensor) else value
             before = self.known[i]
             if isinstance(value, Tensor):

@@ -1,4 +1,7 @@
-"""The training step of an `aevb.VAE` without autograd, whose bookkeeping would be a quarter of a step of 100 images."""
+"""Training step of `aevb.VAE` with hand-written gradients, without autograd.
+
+Autograd's bookkeeping would be a quarter of a step of 100 images.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..checks.choices import ACTIVATIONS, GRADIENTS
+from ..checks.choices import ACTIVATIONS, ESTIMATORS, GRADIENTS
 from ..likelihoods import Likelihood
-from ..losses.elbo import ESTIMATORS, FusedELBO
+from ..losses.elbo import FusedELBO
 from ..models import VAE, BaseVAE
 from ..ops import matmul_cuda as cuda_products
 from ..ops.autograd import on_reference
@@ -27,17 +30,21 @@ _sample_log_ratio = torch.ops.aevb.sample_gaussian_log_ratio_forward.default
 _sample_log_ratio_backward = torch.ops.aevb.sample_gaussian_log_ratio_backward.default
 
 
-_OWN = ("encode", "decode", "recon", "_encoded", "_decoded", "_output", "beside_the_layer")  # which a step goes by
+# Methods of VAE whose work the step does itself: a model that overrides any of them needs autograd.
+_OWN = ("encode", "decode", "recon", "_encoded", "_decoded", "_output", "beside_the_layer")
 
 
 def has_shared_parameter(model: BaseVAE) -> bool:
-    """Whether one learned number is the variance of all elements."""
+    """Whether the variance is one learned scalar, shared by all elements."""
     return model.family.has_spread and model.variance == "shared"
 
 
 def is_known(model: nn.Module) -> bool:
-    """Whether the model is a VAE as `VAE` makes it, no layer replaced, frozen or shared, and each of them
-    plain."""
+    """Whether `DirectStep` has the gradients of this model.
+
+    The model must be a VAE as `VAE` builds it, with float32 parameters. Each layer must be plain: none replaced,
+    frozen, shared or hooked.
+    """
     if not (is_plain(model, VAE) and inherits(model, VAE, *_OWN)):
         return False
     mlps = [model.encoder, model.decoder]
@@ -55,13 +62,20 @@ def is_known(model: nn.Module) -> bool:
 
 @dataclass
 class DirectStep(AutogradStep):
-    """The parameters' .grad is memory that the next step writes over."""
+    """Training step of a plain `VAE` under `SGVB`, without autograd.
 
-    plans: dict[int, _Plan] = field(default_factory=dict, init=False)  # by the batch size
+    The next step overwrites the memory of the parameters' `.grad`.
+    """
+
+    plans: dict[int, _Plan] = field(default_factory=dict, init=False)  # by batch size
 
     @staticmethod
     def fits(model: nn.Module, objective: Objective | FusedELBO, x: Tensor, bf16: bool) -> bool:
-        """Whether the model and the objective are ones that this knows, and the kernels are there."""
+        """Whether the step supports the model, the objective and the device.
+
+        The criterion must be a plain `FusedELBO` of the model's likelihood, with reduction "mean" and a float beta.
+        bf16, free bits, a capacity, and devices without the kernels are not supported.
+        """
         loss = objective_of(objective)
         if type(loss) is not SGVB:
             return False
@@ -76,7 +90,7 @@ class DirectStep(AutogradStep):
             and not on_reference(x)
             and criterion.free_bits is None
             and criterion.capacity is None
-            and (criterion.num_samples or 1) <= 8 * FEWEST_ROWS[x.device.type]  # what `sum_of_bounds` takes
+            and (criterion.num_samples or 1) <= 8 * FEWEST_ROWS[x.device.type]  # limit of `sum_of_bounds`
             and isinstance(criterion.beta, float)
         )
 
@@ -87,6 +101,15 @@ class DirectStep(AutogradStep):
 
     @torch.no_grad()
     def gradients(self, x: Tensor, seeds: Tensor) -> Outcome:
+        """Set the loss's gradients as the parameters' `.grad`.
+
+        Args:
+            x: (B, D), the batch.
+            seeds: (B,) or (num_samples, B), the seed of each z.
+
+        Returns:
+            The step's loss, mean KL, and loss + ELBO.
+        """
         criterion, B = self.criterion, x.shape[0]
         plan = self.plans.get(B)
         if plan is None:
@@ -122,9 +145,18 @@ class DirectStep(AutogradStep):
         return outcome
 
     def _loss(self, plan: _Plan, h: Tensor, x: Tensor, kl: Tensor) -> tuple[Outcome, Tensor, Tensor]:
-        """The loss of FusedELBO, and its gradients by h (rows, H) and kl. Sets those of the last layer."""
+        """Returns the outcome, and the loss's gradients by h and kl.
+
+        Also sets the gradients of the last layer and of a shared logvar.
+
+        Args:
+            plan: the layers for this batch size.
+            h: (rows, H), the input of the decoder's last layer.
+            x: (B, D), the batch.
+            kl: the KL of each z, as the posterior's sampling op gives it.
+        """
         criterion, last, B = self.criterion, plan.last, x.shape[0]
-        beta = criterion.beta  # a tensor where this is captured in a graph
+        beta = criterion.beta  # a tensor while a CUDA graph is captured
         weighted = ESTIMATORS[criterion.estimator].importance_weighted
         kernel = plan.kernel(criterion.family.density if weighted else criterion.family, x, self.x_scale)
         if weighted:
@@ -174,7 +206,15 @@ def _on_gpu(t: Tensor) -> bool:
 
 
 class _Plan:
-    """The layers of a VAE for batches of one size, and on a CPU their memory, kept from step to step."""
+    """Layers of a VAE for batches of one size.
+
+    On a CPU the plan keeps their memory from step to step.
+
+    Args:
+        model: the VAE.
+        B: the batch size.
+        num_samples: samples of z for each image; None stands for 1.
+    """
 
     def __init__(self, model: VAE, B: int, num_samples: int | None):
         encoder, (*decoder, last) = _linear_layers(model.encoder), _linear_layers(model.decoder)
@@ -197,7 +237,7 @@ class _Plan:
             self.grad_weight = torch.empty_like(last.weight)
 
     def kernel(self, family: Likelihood, x: Tensor, x_scale: float | None) -> Kernel:
-        """A likelihood's, of what the last layer gives."""
+        """Returns a likelihood's kernel for the output of the last layer."""
         shared, floor = self.model.beside_the_layer()
         D = x.shape[-1]
         name, scalar, shared = family.linear_kernel(self.last.out_features // D, shared)
@@ -208,7 +248,11 @@ class _Plan:
         return Kernel(name, scalar, x_scale, shared, floor)
 
     def set_shared_gradient(self, grad: Tensor | None) -> None:
-        """That of the one logvar of all, from the gradient [D] of what it makes."""
+        """Set the gradient of the shared logvar, if the model learns one.
+
+        Args:
+            grad: (D,), the gradient by the kernel's shared parameter, summed over rows.
+        """
         if self.learns_shared:
             assert grad is not None
             self.model.logvar.grad = self.model.family.above_backward(
@@ -216,7 +260,10 @@ class _Plan:
             )
 
     def grad_kl(self, beta: Tensor | float, kl: Tensor) -> Tensor:
-        """That of beta times the mean of kl: as autograd has it, first over datapoints, then over samples."""
+        """Returns the gradient by kl of beta times the mean of kl.
+
+        It divides first by datapoints, then by samples, as autograd does.
+        """
         if isinstance(beta, Tensor):
             return _grad_of_mean(beta, kl)
         if self.known_kl[0] != beta or self.known_kl[1].shape != kl.shape:
@@ -234,7 +281,15 @@ def _linear_layers(mlp: nn.Module) -> list[nn.Linear]:
 
 
 class _Layer:
-    """A layer of so many rows, and the two passes through it. What the forward pass gives is there until the next."""
+    """Linear layer and activation on a CPU, for a fixed row count.
+
+    The next forward pass overwrites the result of the last.
+
+    Args:
+        layer: the weight and bias.
+        rows: the number of rows of its input.
+        activation: "tanh" or "none".
+    """
 
     def __init__(self, layer: nn.Linear, rows: int, activation: str):
         self.layer, self.activation, self.code = layer, activation, ACTIVATIONS.index(activation)
@@ -243,6 +298,7 @@ class _Layer:
         self.grad_weight = torch.empty_like(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns the activations for x (rows, in_features)."""
         self.x, self.sparse = x, False
         bias = self.layer.bias
         if self.activation == "none":
@@ -253,6 +309,7 @@ class _Layer:
         return self.value
 
     def forward_of_images(self, x: Tensor, x_scale: float | None) -> Tensor:
+        """Returns the activations for x_scale * x; sparse images are not converted."""
         if not is_sparse(x):
             return self.forward(floating(x, x_scale, self.layer.weight))
         self.x, self.x_scale, self.sparse = x, x_scale, True
@@ -260,7 +317,12 @@ class _Layer:
         return self.value
 
     def backward(self, grad: Tensor, wanted: bool = True) -> Tensor:
-        """Sets the gradients of weight and bias; gives that of x, where it is wanted. grad is written over."""
+        """Set the gradients of weight and bias; return the gradient of x.
+
+        Args:
+            grad: the upstream gradient (rows, out_features), which is overwritten.
+            wanted: whether the gradient of x is needed; the result has no meaning otherwise.
+        """
         weight, bias = self.layer.weight, self.layer.bias
         bias.grad = activation_backward_(self.value, grad, self.code)
         if self.sparse:
@@ -271,7 +333,10 @@ class _Layer:
 
 
 class _GpuLayer:
-    """The same on a GPU, where a graph keeps the memory."""
+    """Linear layer and activation on a GPU, with the methods of `_Layer`.
+
+    It keeps no memory for its results: a CUDA graph does.
+    """
 
     def __init__(self, layer: nn.Linear, rows: int, activation: str):
         self.layer, self.activation, self.code = layer, activation, ACTIVATIONS.index(activation)

@@ -1,4 +1,4 @@
-"""The training step of several processes."""
+"""Training step of several processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .step import AutogradStep, Outcome, outcome_of
 
 
 class _Loss(nn.Module):
-    """A step's loss as a module's forward, which is what DistributedDataParallel wraps."""
+    """Loss of a step as a module, for DistributedDataParallel to wrap."""
 
     def __init__(self, step: AutogradStep):
         super().__init__()
-        self.model = step.model  # its parameters are those whose gradients are added up
+        self.model = step.model  # DistributedDataParallel finds the parameters in it
         self.terms = step.terms
 
     def forward(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, ...]:
@@ -25,13 +25,17 @@ class _Loss(nn.Module):
 
 @dataclass
 class DistributedStep(AutogradStep):
-    """Each process takes its part of the batch, and DistributedDataParallel adds up their gradients.
+    """Training step in which each process takes its part of the batch.
 
-    They are those of one process, but for the order of additions. The outcome is that of the part.
+    DistributedDataParallel adds up the processes' gradients. But for the order of additions, the sum is the gradient
+    that one process would have. The outcome is of this process's part.
+
+    Args:
+        processes: the processes that train together.
     """
 
     processes: SingleProcess | None = None
-    share: float = field(default=1.0, init=False)  # of the batch
+    share: float = field(default=1.0, init=False)  # this process's part of the batch
 
     def __post_init__(self) -> None:
         from torch.nn.parallel import DistributedDataParallel
@@ -40,9 +44,10 @@ class DistributedStep(AutogradStep):
         self.parallel = DistributedDataParallel(_Loss(self), gradient_as_bucket_view=True)
 
     def __call__(self, index: Tensor, batch_seed: Tensor, noise_seed: Tensor) -> Outcome:
+        """Train on one batch, of which each process takes its part."""
         assert self.processes is not None
         part = self.processes.part(index)
-        # DistributedDataParallel averages over processes. One that has no image left takes part with weight 0.
+        # DistributedDataParallel averages over processes. A process without an image takes part with weight 0.
         self.share = len(part) / len(index)
         weight = self.share * self.processes.size
         part = part if len(part) else index[:1]
@@ -53,6 +58,10 @@ class DistributedStep(AutogradStep):
         return outcome_of(terms)
 
     def of_whole_batch(self, kl: Tensor) -> Tensor:
+        """Returns the KL with its mean shifted to the whole batch's mean.
+
+        Only free bits and a capacity depend on that mean: without them the KL is returned as it is.
+        """
         criterion = self.objective.criterion if isinstance(self.objective, SGVB) else None
         if criterion is None or (criterion.free_bits is None and criterion.capacity is None):
             return kl

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from ..checks.arguments import takes_plain_values
-from ..data import Dataset, Targets, load
+from ..checks.errors import warn
+from ..data import Dataset, LoadedImages, Targets, from_torch, is_torch_data, load
 from ..data.fingerprint import check_same_data
 from ..losses.elbo import FusedELBO
 from ..models import VAE, BaseVAE, ConvVAE
+from ..models.own import NAME as OWN_CLASS
+from ..models.own import build, check_model, load_weights, name_of
 from ..ops import mix_seed
 from .config import TrainConfig
 from .distributed import SingleProcess, is_launched, local_rank, processes
@@ -76,22 +79,32 @@ class Trainer:
     Args:
         config: the options.
         model: by default a new one of the config's kind and sizes, which give way to this one's. It is trained in
-            place.
-        dataset: by default the config's `data`, which gives way to this one's name, loaded.
+            place. Any `torch.nn.Module` will do that has encode(x) -> (mu, logvar), each (B, latent_dim), and
+            log_prob(x, z) -> log p(x|z), (*samples, B), in nats; x is (B, data_dim), floating, in [0, 1]: bits, unless
+            the config's binarize is "none". It is trained by any estimator, evaluated, saved and resumed; there are no
+            pictures of it.
+        dataset: by default the config's `data`, which gives way to this one's name, loaded. A `Dataset`; a data set of
+            `torch.utils.data`, which is read into memory; or a mapping with "train", "test" and perhaps "validation"
+            (see `aevb.data.from_torch`), where "train" may be a DataLoader, whose order cannot be resumed to the bit.
 
     Raises:
         ValueError, FileNotFoundError: bad data; a model whose data_dim is not the data's.
+        TypeError: a model without encode or log_prob.
     """
 
     folder: RunFolder
 
     def __init__(
-        self, config: TrainConfig | None = None, *, model: BaseVAE | None = None, dataset: Dataset | None = None
+        self, config: TrainConfig | None = None, *, model: Any | None = None, dataset: Dataset | Any | None = None
     ):
         config = config or TrainConfig()
+        if is_torch_data(dataset):
+            name = config.data if config.data != TrainConfig.data else "data"
+            dataset = from_torch(dataset, name, config.validation, config.split_seed)
         if dataset is not None:
             config = dataclasses.replace(config, data=dataset.name)
         if model is not None:
+            check_model(model)
             config = dataclasses.replace(config, **_sizes_of(model, config))
         self.device = _device(config.device)
         self.processes: SingleProcess = processes(self.device)
@@ -109,7 +122,7 @@ class Trainer:
             )
         init_seed = int(mix_seed(config.seed, 0))
         model = model or _new_model(config, self.dataset, torch.Generator().manual_seed(init_seed))
-        if model.data_dim != self.dataset.data_dim:
+        if getattr(model, "data_dim", self.dataset.data_dim) != self.dataset.data_dim:
             raise ValueError(
                 f"the model's data_dim is {model.data_dim}; expected {self.dataset.data_dim}, "
                 f"the pixels of an image of {self.dataset.name}"
@@ -123,15 +136,32 @@ class Trainer:
             num_samples=None if config.num_samples == 1 else config.num_samples,
             free_bits=config.free_bits,
             capacity=config.capacity,
-            likelihood=model.likelihood,
-            sigmoid_means=getattr(model.family, "sigmoid_means", False),
+            **_likelihood_of(model),
         )
         rate: float | Tensor = config.learning_rate
         if self.device.type == "cuda" and (config.schedule != "constant" or config.learning_rate_warmup > 0):
             rate = torch.tensor(rate, device=self.device)  # which a captured step reads anew each time
         optimizer = OPTIMIZERS[config.optimizer](model.parameters(), rate, self.device)
+        self._say_what_is_lacking(model)
         self.state = TrainState(model, optimizer, criterion, self.device)
         self.loop = TrainingLoop(config, self.dataset, inputs, self.state, self.processes)
+
+    def _say_what_is_lacking(self, model: Any) -> None:
+        if isinstance(self.dataset.train_images, LoadedImages):
+            if self.processes.size > 1:
+                raise ValueError(
+                    "the training images are a DataLoader, which does not know of the other processes; expected a "
+                    "Dataset, or one process"
+                )
+            warn(
+                "the training images come from a DataLoader, in its own order and batches: a run that goes on with "
+                "resume sees others than one that was not stopped, and batch_size is not used"
+            )
+        if not isinstance(model, BaseVAE):
+            warn(
+                f"{type(model).__name__} has encode and log_prob alone: it is trained, evaluated and saved, but there "
+                "are no pictures, and no command can ask the run; an aevb.BaseVAE has both"
+            )
 
     model = _of_state("model", "The VAE that is trained.")
     optimizer = _of_state("optimizer", "What updates its weights.")
@@ -168,15 +198,23 @@ class Trainer:
         device: str | None = None,
         best: bool = False,
         *,
-        dataset: Dataset | None = None,
+        model: Any | None = None,
+        dataset: Dataset | Any | None = None,
     ) -> Trainer:
-        """The trainer of a run that is done, with the model it saved: to evaluate, sample, or look at; on the device
-        that it was trained on, or the CPU where that is not here, or on another. `epoch` and `step` are the model's.
-        `best`: the model of the epoch with the best ELBO of the validation images, instead of the last epoch's. A data
-        set of one's own is to be given again.
+        """Returns the trainer of a finished run, with its model: to evaluate, sample, or look at.
 
-        Raises FileNotFoundError: there is no run, or its data are gone. ValueError: a damaged or foreign file; data
-        that are others than those that the run began with.
+        `epoch` and `step` are the model's.
+
+        Args:
+            run: the folder.
+            device: by default that of the training, or the CPU where it is not here.
+            best: take the model of the epoch with the best ELBO of the validation images, not the last epoch's.
+            model: a model of one's own that was given to the trainer; the run's weights are put into it.
+            dataset: a data set of one's own that was given to the trainer.
+
+        Raises:
+            FileNotFoundError: there is no run, or its data are gone.
+            ValueError: a damaged or foreign file, or data that differ from those that the run began with.
         """
         folder = RunFolder.open(run)
         config = folder.config()
@@ -188,9 +226,12 @@ class Trainer:
             )
         if device is None:
             device = config.device if config.device == "cpu" or torch.cuda.is_available() else "cpu"
-        model = BaseVAE.load(path)
+        if model is None and OWN_CLASS.fullmatch(config.architecture) is None:
+            model = BaseVAE.load(path)
         with _as_config_says(folder):
             trainer = cls(dataclasses.replace(config, device=device), model=model, dataset=dataset)
+        if not isinstance(model, BaseVAE):
+            load_weights(trainer.model, path)
         check_same_data(data_of(path), trainer.dataset)
         trainer.folder = folder
         trainer.epoch, trainer.step = saved_at(path)
@@ -201,16 +242,22 @@ class Trainer:
         cls,
         run: str | PathLike[str],
         *,
-        model: BaseVAE | None = None,
-        dataset: Dataset | None = None,
+        model: Any | None = None,
+        dataset: Dataset | Any | None = None,
         **changes: Any,
     ) -> Trainer:
-        """The trainer of a run that was stopped, whose `fit` goes on with it. `changes` are options that may be others
-        than those it began with: epochs (in all), patience, device, threads, checkpoint_seconds, invert, tensorboard,
-        progress.
-        A model or data set of one's own is to be given again; the model's weights will be the checkpoint's.
+        """Returns the trainer of a stopped run, whose `fit` goes on with it.
 
-        Raises FileNotFoundError: there is no run. ValueError: a damaged config.json.
+        Args:
+            run: the folder.
+            model: a model of one's own that was given to the trainer; its weights become the checkpoint's.
+            dataset: a data set of one's own that was given to the trainer.
+            **changes: options that may change: epochs (in all), patience, device, threads, checkpoint_seconds, invert,
+                tensorboard, progress.
+
+        Raises:
+            FileNotFoundError: there is no run.
+            ValueError: a damaged config.json.
         """
         folder = RunFolder.open(run, needs_model=False)
         config = dataclasses.replace(folder.config(), **changes, out=str(folder.path), overwrite=False, resume=True)
@@ -260,13 +307,16 @@ class Trainer:
     # ---- a loop of one's own ----
 
     def train_epoch(self, report: Callable[[int, Evaluation], None] = lambda images, averages: None) -> Evaluation:
-        """One pass over the training images; its averages, in nats per datapoint, as the weights moved. For "iwae" and
-        "dreg" the elbo is their bound.
+        """Takes one pass over the training images and returns its averages.
 
-        Each datapoint has the same weight, those of a smaller last batch too. Every few steps calls
-        ``report(images done since the last call, averages of those)``.
+        They are in nats per datapoint, as the weights moved; for "iwae" and "dreg" the elbo is their bound. Each
+        datapoint has the same weight, in a smaller last batch too.
 
-        Raises NotFiniteError, naming the step and the term, where the loss is not finite.
+        Args:
+            report: called every few steps with the number of images since its last call, and their averages.
+
+        Raises:
+            NotFiniteError: the loss is not finite; it names the step and the term.
         """
         for _ in self.loop.epoch(report):
             pass
@@ -284,10 +334,16 @@ class Trainer:
 
     @takes_plain_values
     def evaluate(self, images: int | None = None, part: str = "test") -> Evaluation:
-        """The ELBO of the test images (or of `part` "validation"), or of the first so many, one sample of z each: a
-        function of the weights and the config's seed. The model is in eval mode meanwhile.
+        """Returns the ELBO of images that are not trained on, with one sample of z each.
 
-        Raises ValueError: a number of images below 1; a part that there is not.
+        It is a function of the weights and the config's seed. The model is in eval mode meanwhile.
+
+        Args:
+            images: how many, the first ones; by default all.
+            part: "test" or "validation".
+
+        Raises:
+            ValueError: a number of images below 1, or a part that the data lack.
         """
         if images is not None and images < 1:
             raise ValueError(f"images is {images}; expected at least 1")
@@ -308,6 +364,8 @@ class Trainer:
     def _draw(self, folder: RunFolder) -> None:
         from .pictures import draw
 
+        if not isinstance(self.model, BaseVAE):
+            return
         # A copy, since moving the model would move what a captured step writes to.
         model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
         try:
@@ -334,20 +392,36 @@ def _as_config_says(folder: RunFolder) -> Iterator[None]:
         raise type(error)(f"{error} (as {folder.path / CONFIG} has it)") from error
 
 
-def _new_model(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> BaseVAE:
+def _likelihood_of(model: Any) -> dict[str, Any]:
+    """Returns the criterion's options that say the likelihood: a model of one's own has log_prob in its place."""
+    if not isinstance(model, BaseVAE):
+        return {}
+    return {"likelihood": model.likelihood, "sigmoid_means": getattr(model.family, "sigmoid_means", False)}
+
+
+def _new_model(config: TrainConfig, dataset: Dataset, generator: torch.Generator) -> Any:
     options: dict[str, Any] = {
         "generator": generator,
         "likelihood": config.likelihood,
         "variance": config.variance,
         "min_variance": dataset.x_scale**2 / 12 if dataset.max_value > 1 else 1 / (12 * 255**2),
     }
+    if OWN_CLASS.fullmatch(config.architecture):
+        sizes = {"data_dim": dataset.data_dim, "image_shape": dataset.image_shape, "latent_dim": config.latent_dim}
+        sizes |= {"hidden_dims": config.hidden_dims, "channels": config.channels}
+        with torch.random.fork_rng(devices=[]):  # its layers draw their weights from PyTorch's own generator
+            torch.manual_seed(generator.initial_seed())
+            return build(config.architecture, {**sizes, **options})
     if config.architecture == "conv":
         return ConvVAE(dataset.image_shape, config.channels, config.latent_dim, **options)
     return VAE(dataset.data_dim, config.hidden_dims, config.latent_dim, **options)
 
 
-def _sizes_of(model: BaseVAE, config: TrainConfig) -> dict[str, Any]:
-    """The options that say which model it is."""
+def _sizes_of(model: Any, config: TrainConfig) -> dict[str, Any]:
+    """Returns the options that say which model this is."""
+    if not isinstance(model, BaseVAE):
+        name = name_of(model)
+        return {"architecture": name} if OWN_CLASS.fullmatch(name) else {}
     found = {"latent_dim": model.latent_dim, "likelihood": model.likelihood, "variance": model.variance}
     if model.likelihood != config.likelihood:
         found["binarize"] = "auto"

@@ -1,4 +1,4 @@
-"""The order of an epoch, and its batches: for images on the disk, read in long pieces, ahead of their use."""
+"""Order of an epoch and its batches, with background reading from disk."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from torch import Tensor
 from ..checks.arguments import takes_plain_values
 from .memmap import MappedImages
 
-BLOCK_BYTES = 1 << 22  # neighbours on the disk that are read together
-WINDOW_BLOCKS = 32  # blocks that are shuffled with each other
+BLOCK_BYTES = 1 << 22  # consecutive images, shuffled as one block
+WINDOW_BLOCKS = 32  # blocks shuffled with each other
 _READ_BYTES = 1 << 22
 _ANNOUNCED_BYTES = 1 << 20
-_GAP_BYTES = 1 << 16  # that are rather read than sought over
+_GAP_BYTES = 1 << 16  # a gap below this is read, not skipped
 
 
 @takes_plain_values
 def epoch_order(images: Tensor | MappedImages, seed: int) -> Tensor:
-    """The images' numbers, (N,), int64, in the order of an epoch: a permutation that is a function of N and `seed`.
+    """Returns the images' indices in the order of an epoch.
 
-    For images in memory it is ``torch.randperm``. For those on the disk, blocks of 4 MiB of consecutive images are put
-    in random order, and each 32 of them, a window of 128 MiB, are shuffled with each other: what is read is long, and
+    For images in memory it is ``torch.randperm``. For images on the disk, blocks of 4 MiB of consecutive images are put
+    in random order. Every 32 of them, a window of 128 MiB, are then shuffled with each other. So reads are long, and
     each window is read once.
+
+    Args:
+        images: (N, D).
+        seed: Seed of the permutation, which depends on it and N alone.
+
+    Returns:
+        A permutation, (N,), int64.
     """
     generator = torch.Generator().manual_seed(seed)
     if not isinstance(images, MappedImages):
@@ -39,11 +46,22 @@ def epoch_order(images: Tensor | MappedImages, seed: int) -> Tensor:
 
 @takes_plain_values
 def batches(images: Tensor | MappedImages, order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """`order`, or any part of it, cut into batches. Of images on the disk, what the next batches need is read in the
-    background, and the memory of those before is given back: some 3 windows of 128 MiB are held at any time, and
-    for each image 16 bytes, its place in the order and in the file.
+    """Yields the batches of `order`, or of any part of it.
 
-    Raises OSError, in a batch's turn, where the file cannot be read, or has become shorter.
+    Of images on the disk, rows of the next batches are read in the background, and the memory of earlier batches is
+    given back. Some 3 windows of 128 MiB are held at any time. Each image takes 16 bytes more, its place in the order
+    and in the file.
+
+    Args:
+        images: (N, D).
+        order: Indices of the images, int64.
+        batch_size: Size of a batch; the last may be smaller.
+
+    Yields:
+        Indices, (batch_size,), int64.
+
+    Raises:
+        OSError: In a batch's turn, where the file cannot be read, or has become shorter.
     """
     if len(order) == 0:
         return
@@ -61,7 +79,10 @@ def _rows_of_block(images: MappedImages) -> int:
 
 
 class _Reader:
-    """Reads the rows of an order into the system's cache, a window or two ahead of where they are used."""
+    """Background reader of an epoch's rows into the system's cache.
+
+    It is a window or two ahead of the use of the rows.
+    """
 
     def __init__(self, images: MappedImages, order: Tensor):
         self.images = images
@@ -86,7 +107,7 @@ class _Reader:
         self._release(len(self.windows))
 
     def wait_for(self, start: int, end: int) -> None:
-        """Until the rows of order[start:end] have been read; those before are not needed any more."""
+        """Waits until the rows of order[start:end] are read, and releases earlier ones."""
         with self.state:
             self.wanted = (end - 1) // self.size
             self.state.notify_all()
@@ -120,19 +141,22 @@ class _Reader:
                     with self.state:
                         self.ready = number + 1
                         self.state.notify_all()
-        except Exception as error:  # raised where the batch is waited for
+        except Exception as error:  # raised by `wait_for`
             with self.state:
                 self.error = error
                 self.state.notify_all()
 
     @staticmethod
     def _announce(descriptor: int, start: int, end: int) -> None:
-        """So that the disk has more than one piece to do: in pieces that the system takes as a whole."""
+        """Tells the system to read these bytes soon.
+
+        The pieces are of a size that the system takes whole, so that the disk has more than one piece to do.
+        """
         for piece in range(start, end, _ANNOUNCED_BYTES):
             os.posix_fadvise(descriptor, piece, min(_ANNOUNCED_BYTES, end - piece), os.POSIX_FADV_WILLNEED)
 
     def _read(self, descriptor: int, start: int, end: int, buffer: memoryview) -> None:
-        """Reads, and forgets: the pages are in the system's cache then, where the mapping finds them."""
+        """Reads the bytes into the page cache, where the mapping finds them."""
         while start < end:
             count = os.preadv(descriptor, [buffer[: end - start]], start)
             if count == 0:
@@ -140,7 +164,7 @@ class _Reader:
             start += count
 
     def _ranges(self, window: Tensor) -> list[tuple[int, int]]:
-        """The bytes of the file to read for a window, in order, together where they are near."""
+        """Returns a window's byte ranges of the file, sorted, near ones joined."""
         rows = np.sort(self.images.file_rows(window).numpy())
         apart = np.flatnonzero(np.diff(rows) * self.images.row_bytes > _GAP_BYTES + self.images.row_bytes)
         firsts, lasts = rows[np.r_[0, apart + 1]], rows[np.r_[apart, len(rows) - 1]]

@@ -1,0 +1,125 @@
+"""Models of a user's own: any module that encodes x and gives log p(x|z)."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..ops.linear import floating
+from ..ops.plain_modules import weight_of
+from .base import BaseVAE
+
+NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
+
+
+def check_model(model: object) -> None:
+    """Raises TypeError unless the trainer can train this: a module with `encode` and `log_prob`."""
+    missing = [name for name in ("encode", "log_prob") if not callable(getattr(model, name, None))]
+    if not isinstance(model, nn.Module) or missing:
+        lacks = f" without {' and '.join(missing)}" if missing else ", which is no torch.nn.Module"
+        raise TypeError(
+            f"the model is a {type(model).__name__}{lacks}; expected a torch.nn.Module with encode(x) -> (mu, logvar), "
+            "each (B, latent_dim), and log_prob(x, z) -> log p(x|z), (*samples, B), in nats"
+        )
+
+
+def encode(model: Any, x: Tensor, x_scale: float | None) -> tuple[Tensor, Tensor]:
+    """Returns mu and logvar of x, to be multiplied by x_scale.
+
+    A model of aevb's takes bits and bytes as they are, any other floating x.
+    """
+    if isinstance(model, BaseVAE):
+        return model.encode(x, x_scale)
+    return model.encode(floating(x, x_scale, weight_of(model)))
+
+
+def log_prob_of(model: Any, x: Tensor, x_scale: float | None, z: Tensor) -> Tensor:
+    """Returns log p(x|z) of x, to be multiplied by x_scale: (*samples, B), in nats."""
+    if x_scale is not None or not isinstance(model, BaseVAE):
+        x = floating(x, x_scale, weight_of(model))
+    return model.log_prob(x, z)
+
+
+def class_named(name: str) -> type[nn.Module]:
+    """Returns the class of a name such as "mymodule:MyVAE", also of a module in the working directory.
+
+    Raises:
+        ValueError: there is no such module, or no such class in it.
+    """
+    module_name, _, class_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"architecture is {name!r}, but there is no module {error.name}; expected one that is installed, or in the "
+            "working directory"
+        ) from error
+    kind = getattr(module, class_name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"architecture is {name!r}, but {module_name} has no torch.nn.Module called {class_name}")
+    return kind
+
+
+def build(name: str, options: Mapping[str, Any]) -> Any:
+    """Makes the model of a class, of those options that its constructor takes.
+
+    Raises:
+        ValueError: there is no such class, or its constructor wants more.
+        TypeError: it is no model.
+    """
+    kind = class_named(name)
+    has_own = kind.__init__ is not nn.Module.__init__
+    parameters = inspect.signature(kind).parameters.values() if has_own else ()
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = {p.name for p in parameters}
+    wanted = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if unknown := sorted(set(wanted) - set(options)):
+        raise ValueError(
+            f"{name} wants {', '.join(unknown)}, which no option of a run gives; expected arguments with a default, or "
+            f"some of {', '.join(options)}"
+        )
+    model = kind(**{key: value for key, value in options.items() if takes_all or key in known})
+    check_model(model)
+    return model
+
+
+def name_of(model: nn.Module) -> str:
+    """Returns the name by which `class_named` finds the model's class."""
+    return f"{type(model).__module__}:{type(model).__qualname__}"
+
+
+def metadata_of(model: nn.Module) -> dict[str, str]:
+    """Returns the header of a file of weights, which names the model."""
+    if isinstance(model, BaseVAE):
+        return model.metadata()
+    return {"model": json.dumps({"class": name_of(model)})}
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Puts a file's weights into a model.
+
+    Raises:
+        ValueError: the file is damaged, or of another model.
+    """
+    import safetensors
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path} does not hold the weights of this {type(model).__name__}: {error}") from error
