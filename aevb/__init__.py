@@ -1,17 +1,30 @@
-"""aevb: variational autoencoders in PyTorch, with fused, exact and reproducible ELBO kernels.
+"""Variational autoencoders in PyTorch, with fused, exact and reproducible ELBO kernels.
 
-After Kingma & Welling, *Auto-Encoding Variational Bayes* (2013). The ops and `FusedELBO` drop into any PyTorch model;
-`VAE` and `Trainer` are the paper's model and algorithm; `aevb.reference` has every function in plain PyTorch.
+After Kingma & Welling, *Auto-Encoding Variational Bayes* (2013). The ops and `FusedELBO` drop into any PyTorch model.
+`VAE` and `Trainer` are the paper's model and algorithm. `aevb.reference` has the ops and `FusedELBO` in plain PyTorch.
 
-* A loss for a model of yours: `FusedELBO`; its recon may be a `LinearLogits`, `LinearOutput` or `GaussianOutput`.
-* The loss in parts: `sample_gaussian`, `sample_gaussian_log_ratio`, `gaussian_kl`; `bernoulli_log_prob`,
-  `gaussian_log_prob`, `linear_bernoulli_log_prob`; of any of `likelihoods` `log_prob`, `linear_log_prob` and
-  `sample_likelihood`; `elbo`, `importance_weighted_bound`; `free_bits`, `capacity`, `linear_warmup`, `cyclical_warmup`.
-* A model and its training: `VAE`, `ConvVAE` (both `BaseVAE`), `TrainConfig`, `Trainer`; `load` gives a run's model;
-  `data.load`, a data set. `linear` and `binarize` are a layer and dynamic binarization by themselves.
-* What it is worth: `log_marginal_likelihood`, `diagnostics`, `Evaluation`.
-* What is raised: `NotFiniteError`, `CheckpointError`, `RunFolderError`, and PyTorch's and Python's own.
-* Seeds for datapoints, steps and ranks: `mix_seed`. What this installation has: `build_info`.
+* Loss for any model: `FusedELBO`; its recon may be a `LinearLogits`, `LinearOutput` or `GaussianOutput`.
+* Samples and KL: `sample_gaussian`, `sample_gaussian_log_ratio`, `gaussian_kl`.
+* Log-likelihoods: `bernoulli_log_prob`, `gaussian_log_prob`, `linear_bernoulli_log_prob`; `log_prob`, `linear_log_prob`
+  and `sample_likelihood` take any of `likelihoods`.
+* Bounds: `elbo`, `importance_weighted_bound`; `free_bits`, `capacity`, `linear_warmup`, `cyclical_warmup`.
+* Models and training: `VAE`, `ConvVAE` (both `BaseVAE`), `TrainConfig`, `Trainer`. `load` gives a run's model, and
+  `data.load` a data set. `linear` is a layer, `binarize` is dynamic binarization.
+* Evaluation: `log_marginal_likelihood`, `diagnostics`, `Evaluation`.
+* Exceptions: `NotFiniteError`, `CheckpointError`, `RunFolderError`, and the built-in ones of PyTorch and Python.
+* Seeds for datapoints, steps and ranks: `mix_seed`. Versions and instruction sets of this installation: `build_info`.
+
+Packages:
+
+* `aevb.ops`: the fused ops, with their gradients.
+* `aevb.likelihoods`: the families p(x|z).
+* `aevb.losses`: `FusedELBO`.
+* `aevb.models`: `VAE`, `ConvVAE`, `BaseVAE`.
+* `aevb.training`: `Trainer`, `TrainConfig`, run folders and checkpoints.
+* `aevb.inference`: log p(x), imputation, noise models and latent-space diagnostics.
+* `aevb.data`: data sets by name or path.
+* `aevb.cli`: the command `aevb`.
+* `aevb.checks`: checks and conversions of arguments.
 """
 
 import torch  # noqa: F401  the kernels link against it, so it comes first

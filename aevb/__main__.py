@@ -1,3 +1,5 @@
+"""The command line: `python -m aevb`."""
+
 import sys
 
 from .cli import main

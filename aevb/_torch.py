@@ -1,6 +1,7 @@
-"""PyTorch's private names: all that aevb uses, each with what takes its place in a version that lacks it.
+"""PyTorch's private names that aevb uses, each with a fallback.
 
-A fallback is the careful answer: a call then goes a slower way, to the same numbers.
+A fallback stands in for a name that a version of PyTorch lacks. It is the careful answer: a call then goes a slower
+way, to the same numbers.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ F = TypeVar("F")
 
 
 def find(path: str, otherwise: F) -> F | Any:
-    """Returns the object of that dotted name under `torch`, or `otherwise`."""
+    """Returns the object of a dotted name under `torch`, or `otherwise`."""
     try:
         return functools.reduce(getattr, path.split("."), torch)
     except AttributeError:
         return otherwise
 
 
-# ---- what runs around a call -----------------------------------------------------------------------------------------
+# ---- transforms and modes around a call ------------------------------------------------------------------------------
 
 _functorch_query: Callable[[], bool] | None = find("_C._are_functorch_transforms_active", None)
 
@@ -34,20 +35,29 @@ def _is_of_subclass(t: Tensor) -> bool:
 
 
 functorch_active: Callable[[], bool] = _functorch_query or (lambda: False)
-"""Whether a transform of `torch.func` runs. Without it, `apply_of` leaves transforms to PyTorch, which refuses them."""
+"""Whether a transform of `torch.func` runs.
+
+Without it, `apply_of` leaves transforms to PyTorch, which refuses them.
+"""
 
 is_legacy_batched: Callable[[Tensor], bool] = find("_C._functorch.is_legacy_batchedtensor", _is_of_subclass)
-"""Whether a tensor stands for many: those of `torch.autograd.grad(..., is_grads_batched=True)`."""
+"""Whether a tensor stands for many, under ``torch.autograd.grad(..., is_grads_batched=True)``."""
 
 num_dispatch_modes: Callable[[], int] = find("_C._len_torch_dispatch_stack", lambda: 1)
-"""How many dispatch modes, such as fake tensors, see each operation."""
+"""Number of dispatch modes, such as fake tensors, that see each operation."""
 
 keeps_graph: Callable[[], bool] = find("_C._autograd._get_current_graph_task_keep_graph", lambda: True)
-"""Whether the running backward pass keeps its graph, so that nothing in it may be written over."""
+"""Whether the running backward pass keeps its graph.
+
+Then none of the graph's tensors may be overwritten.
+"""
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Returns `function.apply` without its part for `torch.func`, which takes 2 us a call."""
+    """Returns `function.apply` without its support for `torch.func`.
+
+    The support takes 2 us a call.
+    """
     try:
         without = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     except AttributeError:
@@ -63,8 +73,8 @@ _REPLACED_CALL = ("forward", "_call_impl", "_compiled_call_impl")
 
 
 def has_hooks(module: Any) -> bool:
-    """Whether a call of the module, or of every module, calls a hook too."""
-    try:  # of all modules' hooks each time: registering one may replace the dictionary
+    """Whether a call of the module runs a hook, own or global."""
+    try:  # global hooks are looked up each time: registering one may replace the dictionary
         of_all = _modules._global_forward_hooks or _modules._global_forward_pre_hooks
         of_all = of_all or _modules._global_backward_hooks or _modules._global_backward_pre_hooks
         own = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
@@ -82,7 +92,7 @@ def has_gradient_hooks(parameter: Any) -> bool:
 
 
 def has_optimizer_hooks(optimizer: Any) -> bool:
-    """Whether a step of the optimizer, or of every optimizer, calls a hook too."""
+    """Whether a step of the optimizer runs a hook, own or global."""
     try:
         of_all = _optimizers._global_optimizer_pre_hooks or _optimizers._global_optimizer_post_hooks
         own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
@@ -92,7 +102,10 @@ def has_optimizer_hooks(optimizer: Any) -> bool:
 
 
 def has_call_replaced(module: nn.Module) -> bool:
-    """Whether a method that a call of the module runs was replaced on this object, or compiled."""
+    """Whether a method behind the module's call was replaced or compiled.
+
+    Only replacements on this object count.
+    """
     own = vars(module)
     return any(name in own for name in _REPLACED_CALL)
 
@@ -103,18 +116,21 @@ def former_parameters(module: nn.Module) -> list[Tensor]:
 
 
 def is_traced_by_fake_tensors(t: object) -> bool:
-    """Whether this is a tensor of PyTorch's own tracing."""
+    """Whether t is a tensor of PyTorch's own tracing."""
     return type(t).__module__.startswith("torch._subclasses.")
 
 
 # ---- operations ------------------------------------------------------------------------------------------------------
 
 view_of_unshared: Callable[[Tensor, list[int]], Tensor] = find("ops.aten._unsafe_view", torch.reshape)
-"""A tensor that nobody else has in another shape; no view, so that it may be written over."""
+"""Returns an unshared tensor in another shape.
+
+It is no view, so it may be overwritten.
+"""
 
 
 def linear_pointwise() -> Callable[..., Tensor] | None:
-    """Returns oneDNN's product with the bias added in, or None where this PyTorch has none that works."""
+    """Returns oneDNN's product with bias, or None if missing or broken."""
     op = find("ops.mkldnn._linear_pointwise.default", None)
     a = torch.ones(3, 2)
     try:
@@ -125,7 +141,7 @@ def linear_pointwise() -> Callable[..., Tensor] | None:
 
 
 reorder_linear_weight: Callable[[Tensor], Tensor] = find("ops.mkldnn._reorder_linear_weight", lambda t: t)
-"""A weight in the order that oneDNN likes best, for `linear_pointwise` alone."""
+"""Returns a weight in oneDNN's preferred layout, for `linear_pointwise` alone."""
 
 
 def _add_(tensors: Sequence[Tensor], others: Any) -> None:
@@ -143,7 +159,7 @@ def _addcdiv_(tensors: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor
         t.addcdiv_(x, y)
 
 
-# Each does to all tensors of a list what the operation of that name does to one.
+# Each applies the operation of its name to every tensor of a list.
 foreach_add_ = find("_foreach_add_", _add_)
 foreach_addcmul_ = find("_foreach_addcmul_", _addcmul_)
 foreach_addcdiv_ = find("_foreach_addcdiv_", _addcdiv_)

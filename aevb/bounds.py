@@ -1,6 +1,7 @@
-"""Lower bounds of log p(x) from samples, and what is done to their KL while training.
+"""Lower bounds of log p(x), and KL weights and thresholds for training.
 
-Everything here is a short function of numbers that the ops return, one a sample or a datapoint, in nats.
+The bounds, `free_bits` and `capacity` take log-likelihoods and KL divergences from the ops, in nats, one per sample or
+datapoint. The warm-ups give beta, the weight of the KL, for a training step.
 """
 
 from __future__ import annotations
@@ -25,18 +26,23 @@ def _check_samples(log_prob: Tensor, kl: Tensor, name: str, *, per_sample: bool)
 
 
 def elbo(log_prob: Tensor, kl: Tensor, beta: Tensor | float = 1.0) -> Tensor:
-    """The evidence lower bound of each datapoint, as SGVB estimates it from L samples.
+    """Returns the ELBO of each datapoint by SGVB from L samples.
 
-    * with the KL divergence of each datapoint, SGVB-B: ``1/L sum_l log p(x|z_l) - beta KL`` (Kingma & Welling 2013,
-      eq. 7);
-    * with ``log q(z|x) - log p(z)`` of each sample, SGVB-A: ``1/L sum_l (log p(x|z_l) - beta log_ratio_l)`` (eq. 6).
+    * SGVB-B, with the KL divergence of each datapoint: ``1/L sum_l log p(x|z_l) - beta KL`` (Kingma & Welling 2013, eq.
+      7).
+    * SGVB-A, with ``log q(z|x) - log p(z)`` of each sample: ``1/L sum_l (log p(x|z_l) - beta log_ratio_l)`` (eq. 6).
 
     Args:
         log_prob: (L, ...), log p(x|z) of each sample, in nats.
-        kl: (...), as `sample_gaussian` returns it, or (L, ...), the log_ratio of `sample_gaussian_log_ratio`.
-        beta: weight of the KL: a number or a tensor.
+        kl: (...), the KL divergence from `sample_gaussian`, or (L, ...), the log_ratio from
+            `sample_gaussian_log_ratio`.
+        beta: Weight of the KL: a number or a tensor.
 
-    Returns (...), in nats. Raises ValueError for shapes that do not fit, or a negative number for beta.
+    Returns:
+        The ELBO, (...), in nats.
+
+    Raises:
+        ValueError: Shapes that do not fit, no samples, or a number for beta that is negative or not finite.
     """
     if not isinstance(beta, Tensor):
         check_beta(beta)
@@ -46,17 +52,22 @@ def elbo(log_prob: Tensor, kl: Tensor, beta: Tensor | float = 1.0) -> Tensor:
 
 
 def importance_weighted_bound(log_prob: Tensor, log_ratio: Tensor, beta: Tensor | float = 1.0) -> Tensor:
-    """The importance-weighted bound of each datapoint: ``log 1/L sum_l exp(log p(x|z_l) - beta log_ratio_l)``.
+    """Returns the importance-weighted bound of each datapoint.
 
-    With beta = 1 the summands are importance weights p(x, z) / q(z|x): the bound of Burda et al. 2015 (eq. 8), which
-    grows with L from the ELBO towards log p(x). Its gradient weighs samples by their normalised weights.
+    The bound is ``log 1/L sum_l exp(log p(x|z_l) - beta log_ratio_l)``. With beta = 1 the summands are the importance
+    weights p(x, z) / q(z|x). This is the bound of Burda et al. 2015 (eq. 8), which grows with L from the ELBO towards
+    log p(x). Its gradient weighs samples by their normalised weights.
 
     Args:
         log_prob: (L, ...), log p(x|z) of each sample, in nats.
-        log_ratio: (L, ...), log q(z|x) - log p(z) of each, from `sample_gaussian_log_ratio`.
-        beta: weight of the ratio.
+        log_ratio: (L, ...), log q(z|x) - log p(z) of each sample, from `sample_gaussian_log_ratio`.
+        beta: Weight of the log-ratio: a number or a tensor.
 
-    Returns (...), in nats. Raises ValueError for shapes that do not fit, or a negative number for beta.
+    Returns:
+        The bound, (...), in nats.
+
+    Raises:
+        ValueError: Shapes that do not fit, no samples, or a number for beta that is negative or not finite.
     """
     if not isinstance(beta, Tensor):
         check_beta(beta)
@@ -65,17 +76,21 @@ def importance_weighted_bound(log_prob: Tensor, log_ratio: Tensor, beta: Tensor 
 
 
 def free_bits(kl: Tensor, nats: float) -> Tensor:
-    """The KL of each datapoint with at least `nats` of it free in each group of latent dimensions.
+    """Returns the KL of each datapoint with `nats` free per latent group.
 
-    A group counts ``max(nats, mean over the batch of its KL)`` (Kingma et al. 2016, "inverse autoregressive flow", eq.
-    15): one whose KL is below is not pressed further, and has no gradient. Every datapoint of the batch gets its share,
-    so that the mean over the batch is that sum over groups.
+    Each group counts ``max(nats, mean over the batch of its KL)`` (Kingma et al. 2016, "inverse autoregressive flow",
+    eq. 15). A group whose mean KL is below `nats` is not pressed further: its gradient is 0. Every datapoint gets its
+    share, so that the mean over the batch is the sum of these maxima over the groups.
 
     Args:
-        kl: (*batch, groups), from ``gaussian_kl(mu, logvar, groups)``.
-        nats: what is free in a group.
+        kl: (*batch, groups), from ``gaussian_kl(mu, logvar, groups)``, in nats.
+        nats: Free KL per group.
 
-    Returns (*batch,), in nats. Raises ValueError for a negative number.
+    Returns:
+        The KL, (*batch,), in nats.
+
+    Raises:
+        ValueError: A negative number of nats.
     """
     if not nats >= 0:
         raise ValueError(f"free_bits is {nats}; expected nats from 0 up")
@@ -84,24 +99,35 @@ def free_bits(kl: Tensor, nats: float) -> Tensor:
 
 
 def capacity(kl: Tensor, nats: Tensor | float) -> Tensor:
-    """The distance of the batch's mean KL from a capacity: ``|mean KL - nats|`` (Burgess et al. 2018, eq. 8).
+    """Returns each datapoint's share of the distance |mean KL - capacity|.
 
-    Every datapoint of the batch gets its share, ``sign(mean KL - nats) (KL - nats)``: their mean is that.
+    The batch mean of the result is ``|mean KL - nats|`` (Burgess et al. 2018, eq. 8). The share of a datapoint is
+    ``sign(mean KL - nats) (KL - nats)``.
 
     Args:
         kl: (*batch,), in nats.
-        nats: the capacity C: a number or a 0-d tensor.
+        nats: The capacity C: a number or a 0-d tensor.
 
-    Returns (*batch,), in nats.
+    Returns:
+        The shares, (*batch,), in nats.
     """
     return torch.sign(kl.detach().mean() - nats) * (kl - nats)
 
 
 def linear_warmup(step: int, steps: int, *, start: float = 0.0, end: float = 1.0) -> float:
-    """beta that grows evenly from `start` at step 0 to `end` at step `steps`, and stays there (Bowman et al. 2016).
+    """Returns beta of a linear warm-up from `start` to `end`.
 
-    With ``criterion = FusedELBO(beta=torch.tensor(0.0))``: ``criterion.beta.fill_(linear_warmup(step, 10_000))``.
-    Raises ValueError for a negative number of steps.
+    beta grows evenly from `start` at step 0 to `end` at step `steps`, and stays there (Bowman et al. 2016). For
+    ``criterion = FusedELBO(beta=torch.tensor(0.0))``, call ``criterion.beta.fill_(linear_warmup(step, 10_000))``.
+
+    Args:
+        step: Number of the training step, from 0.
+        steps: Number of steps of the warm-up; with 0, beta is always `end`.
+        start: beta at step 0.
+        end: beta from step `steps` on.
+
+    Raises:
+        ValueError: A negative number of steps.
     """
     if steps < 0:
         raise ValueError(f"steps is {steps}; expected a number from 0 up")
@@ -112,10 +138,21 @@ def linear_warmup(step: int, steps: int, *, start: float = 0.0, end: float = 1.0
 def cyclical_warmup(
     step: int, steps: int, *, cycles: int = 4, ratio: float = 0.5, start: float = 0.0, end: float = 1.0
 ) -> float:
-    """beta through `cycles` linear warm-ups in `steps` steps; then it stays at `end` (Fu et al. 2019, eq. 6).
+    """Returns beta of `cycles` linear warm-ups within `steps` steps.
 
-    Of each cycle the first part, `ratio`, grows from `start` to `end`, and the rest stays at `end`.
-    Raises ValueError for numbers out of range.
+    In the first part of each cycle, `ratio` of its length, beta grows from `start` to `end`. It stays at `end` for the
+    rest of the cycle, and after the last cycle (Fu et al. 2019, eq. 6).
+
+    Args:
+        step: Number of the training step, from 0.
+        steps: Number of steps of all cycles together; with 0, beta is always `end`.
+        cycles: Number of cycles, at least 1.
+        ratio: Part of each cycle in which beta grows, in [0, 1].
+        start: beta at the start of a cycle.
+        end: beta at the end of each warm-up.
+
+    Raises:
+        ValueError: Negative `steps`, fewer than 1 cycle, or a ratio outside [0, 1].
     """
     if steps < 0 or cycles < 1 or not 0 <= ratio <= 1:
         raise ValueError(

@@ -1,4 +1,8 @@
-"""What a posterior holds, and log p(x) by annealed importance sampling: the diagnostics of `aevb.inference`."""
+"""Diagnostics of a posterior's latent space, and annealed importance sampling.
+
+They are functions of `aevb.inference`: active units, KL per dimension, mutual information, posterior collapse, log
+p(x).
+"""
 
 from .inference.ais import AnnealedImportanceSampling, annealed_importance_sampling
 from .inference.latent_space import (

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and tensors as they go into them: equal tensors, equal bytes."""
+"""Atomic file writes, and safetensors bytes that depend on the tensors alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO
 
 from torch import Tensor
 
-MODEL = "model.safetensors"  # as a run calls its last epoch's
+MODEL = "model.safetensors"  # model of a run's last epoch
 _REFUSED = {
     *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF),
     *(errno.EACCES, errno.EPERM, errno.EISDIR),
@@ -20,7 +20,18 @@ _REFUSED = {
 
 
 def replace(path: Path, data: bytes, durably: bool = False) -> Path:
-    """Writes or replaces a file, whole or not at all, whatever stops the process; `durably`: or the machine."""
+    """Writes or replaces a file atomically.
+
+    The file is whole or absent if the process is stopped at any time.
+
+    Args:
+        path: The file; it is written next to its place first.
+        data: Its content.
+        durably: Guard against a stop of the machine too, by fsync of the file and its folder.
+
+    Returns:
+        The path.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "wb") as file:
@@ -38,7 +49,7 @@ def replace(path: Path, data: bytes, durably: bool = False) -> Path:
 
 
 def sync(folder: Path) -> None:
-    """Forces to the disk which files a folder has, where the file system can."""
+    """Forces a folder's entries to the disk, where the file system can."""
     with _unless_refused():
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -55,7 +66,10 @@ def sync_file(file: IO[bytes]) -> None:
 
 @contextlib.contextmanager
 def _unless_refused() -> Iterator[None]:
-    """SMB, FUSE and shared folders refuse fsync, of folders or of all: then there is none, and a run goes on."""
+    """Ignores refusals of fsync by the file system.
+
+    SMB, FUSE and shared folders refuse fsync, of folders or of all files. A run goes on without it.
+    """
     try:
         yield
     except OSError as error:
@@ -64,18 +78,26 @@ def _unless_refused() -> Iterator[None]:
 
 
 def safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file of what `saveable` gave: the same for the same tensors and metadata."""
+    """Returns a safetensors file's bytes, equal for equal tensors and metadata.
+
+    Args:
+        tensors: Tensors from `saveable`, by name.
+        metadata: Texts of the file's header.
+    """
     from safetensors.torch import save
 
     data = save(dict(tensors), metadata=dict(metadata))
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(metadata.items()))  # the library writes them in an order that it draws
+    header["__metadata__"] = dict(sorted(metadata.items()))  # the library's order is random
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    text += b" " * (-len(text) % 8)  # 8-byte alignment of the tensors
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def saveable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU: safetensors refuses tensors that share memory, as those of a layer that is used twice do."""
+    """Returns contiguous CPU copies of the tensors.
+
+    safetensors refuses tensors that share memory, such as the weights of a layer used twice.
+    """
     return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}

@@ -1,4 +1,4 @@
-"""What this installation is: for `aevb info`, benchmark results and bug reports."""
+"""Build information for `aevb info`, benchmark results and bug reports."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from . import _C
 
 
 def build_info() -> dict[str, Any]:
-    """Versions, the instruction sets built and in use, threads, compiler, and whether CUDA kernels were built, and why.
+    """Returns versions, instruction sets, threads, compiler and CUDA state of this installation.
 
-    Keys: aevb, torch, python (versions); isas (list), isa (the one in use); threads; compiler; cuda (a phrase).
+    Returns:
+        A dict with the keys aevb, torch and python (versions), threads and compiler. Its isas is a list of the
+        instruction sets built, and isa the instruction set in use. Its cuda is a phrase: whether CUDA kernels were
+        built, and why.
     """
     from . import __version__
 

@@ -1,4 +1,4 @@
-"""matplotlib as pictures are drawn with it, whatever the world around has made of it."""
+"""matplotlib with fixed defaults, independent of the user's configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _within = False
 
 
 def _matplotlib() -> Any:
-    """The module, imported without a MPLBACKEND that is a notebook's: no figure here needs a backend of a screen."""
+    """Returns the matplotlib module, imported without the environment's MPLBACKEND.
+
+    A notebook sets MPLBACKEND to a backend of its own; the figures here need no screen.
+    """
     if "matplotlib" in sys.modules:
         return sys.modules["matplotlib"]
     backend = os.environ.pop("MPLBACKEND", None)
@@ -29,9 +32,15 @@ def _matplotlib() -> Any:
 
 @contextlib.contextmanager
 def style(**settings: Any) -> Iterator[None]:
-    """Figures within are drawn with matplotlib's defaults and `settings`, not with a user's matplotlibrc.
+    """Draws figures with matplotlib's defaults and `settings`, without the user's matplotlibrc.
 
-    A "$" is a dollar sign. Within another `style`, only the settings are added.
+    A "$" is drawn as a dollar sign. Inside another `style` only the settings are added.
+
+    Args:
+        **settings: Entries of `matplotlib.rcParams`.
+
+    Yields:
+        None.
     """
     global _within
     matplotlib = _matplotlib()
@@ -49,7 +58,7 @@ def style(**settings: Any) -> Iterator[None]:
 
 
 def drawn(function: Callable[P, T]) -> Callable[P, T]:
-    """A function that makes or writes figures, within `style`."""
+    """Decorates a function that makes or writes figures to run within `style`."""
 
     @functools.wraps(function)
     def within(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -60,5 +69,8 @@ def drawn(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def printable(text: str) -> str:
-    """The text with what no font has, of a file's name that is no text, as \\udce9."""
+    r"""Returns the text with surrogate characters written as \udce9.
+
+    No font has them. They come from file names that are not valid text.
+    """
     return text.encode("utf-8", "backslashreplace").decode()

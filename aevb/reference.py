@@ -1,8 +1,11 @@
-"""The functions of `aevb` in plain PyTorch: the oracle of the tests, and the path for float64 and second derivatives.
+"""Plain-PyTorch twins of the fused ops and of `FusedELBO`.
 
-Each has the signature of its fused twin and computes in float32 or better (float64 inputs stay float64). Noise comes
-from `seed` through this module's own Philox, written in tensor arithmetic, or is given explicitly as `eps`:
-`sample_gaussian(mu, logvar, eps=torch.randn_like(mu))` is what a person would write.
+They are the oracle of the tests, and the path for float64 and second derivatives. Each takes the arguments of its fused
+twin, with fewer checks. Log-likelihoods, KL divergences and samples are computed in float32, or in float64 for float64
+inputs.
+
+Noise comes from `seed` through this module's own Philox, written in tensor arithmetic, or from an explicit `eps`. So
+`sample_gaussian(mu, logvar, eps=torch.randn_like(mu))` is the usual reparameterisation.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 
 from . import bounds
 from .checks.batch_dims import latents, shaped
-from .checks.choices import ACTIVATIONS, GRADIENTS, REDUCTIONS, unknown
+from .checks.choices import ACTIVATIONS, ESTIMATORS, GRADIENTS, REDUCTIONS, unknown
 from .checks.seeds import Generators, check_generators, int64
 from .likelihoods import Bernoulli, Gaussian, Likelihood, named
 from .likelihoods.base import Formula, Parameter
@@ -28,11 +31,16 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 
 
 def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
-    """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32-bit words: four counter words, two key words."""
+    """Returns the four output words of Philox4x32-10 (Salmon et al. 2011).
+
+    Args:
+        counter: Four counter words: int64 tensors that hold 32-bit words.
+        key: Two key words, likewise.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        p0, p1 = c0 * _M0, c2 * _M1  # modulo 2^64: the bits are those of the unsigned product
+        p0, p1 = c0 * _M0, c2 * _M1  # modulo 2^64: same bits as the unsigned product
         c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _WORD, p1 & _WORD, ((p0 >> 32) ^ c3 ^ k1) & _WORD, p0 & _WORD
         k0, k1 = (k0 + _W0) & _WORD, (k1 + _W1) & _WORD
     return [c0, c1, c2, c3]
@@ -43,9 +51,14 @@ def _words(x: Tensor) -> list[Tensor]:
 
 
 def normal(seed: Tensor | int, size: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normals of shape `size`; `seed` is an int, or an int64 tensor whose shape is a prefix of `size`.
+    """Returns standard normals of shape `size`, a function of `seed`.
 
     Element i of a seed's block is output i % 4 of counter i // 4; outputs (0, 1) and (2, 3) are Box-Muller pairs.
+
+    Args:
+        seed: An int, or an int64 tensor whose shape is a prefix of `size`.
+        size: Shape of the result.
+        dtype: Its dtype; the arithmetic is float64.
     """
     seed = int64(seed, "seed")
     n = math.prod(size[seed.dim() :])
@@ -62,7 +75,10 @@ def normal(seed: Tensor | int, size: tuple[int, ...], dtype: torch.dtype = torch
 
 
 def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
-    """As `aevb.mix_seed`: the first two Philox words of counter (index, 1, 0) under the key `seed`, as an int64."""
+    """Plain-PyTorch twin of `aevb.mix_seed`.
+
+    The result holds the first two Philox words of counter (index, 1, 0) under the key `seed`, as an int64.
+    """
     device = next((t.device for t in (index, seed) if isinstance(t, Tensor)), None)
     keys, counters = torch.broadcast_tensors(int64(seed, "seed", device), int64(index, "index", device))
     zero = torch.zeros_like(counters)
@@ -71,7 +87,11 @@ def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
 
 
 def binarize(images: Tensor, index: Tensor | None = None, seed: Tensor | int = 0, max_value: int = 255) -> Tensor:
-    """As `aevb.binarize`: set is where word d % 4 of counter (d // 4, 2) is below value * floor(2^32 / max_value)."""
+    """Plain-PyTorch twin of `aevb.binarize`.
+
+    Bit d is set where word d % 4 of counter (d // 4, 2) is below value * floor(2^32 / max_value). It is always set for
+    values from max_value up. The key is ``mix_seed(seed, index)``.
+    """
     index = torch.arange(images.shape[0], device=images.device) if index is None else index
     pixels = images[index].long()
     counter = torch.arange((pixels.shape[1] + 3) // 4, device=images.device)
@@ -84,7 +104,7 @@ def binarize(images: Tensor, index: Tensor | None = None, seed: Tensor | int = 0
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", x_scale: float | None = None
 ) -> Tensor:
-    """As `aevb.linear`."""
+    """Plain-PyTorch twin of `aevb.linear`."""
     x = x if x.is_floating_point() else x.to(weight.dtype)
     out = F.linear(x if x_scale is None else x * x_scale, weight, bias)
     if activation not in ACTIVATIONS:
@@ -93,7 +113,7 @@ def linear(
 
 
 def _noise(mu: Tensor, num_samples: int | None, seed: Tensor | int | None, generator: Generators | None) -> Tensor:
-    """Standard normals for samples of mu, in its dtype."""
+    """Returns standard normals for samples of mu, in its dtype."""
     size = mu.shape if num_samples is None else (num_samples, *mu.shape)
     if seed is None and isinstance(generator, Sequence):
         check_generators(generator, mu)
@@ -116,7 +136,10 @@ def sample_gaussian(
     generator: Generators | None = None,
     eps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `aevb.sample_gaussian`; with `eps`, of z's shape, that noise."""
+    """Plain-PyTorch twin of `aevb.sample_gaussian`.
+
+    `eps`, of z's shape, takes the place of noise from a seed or generator.
+    """
     m, v = _compute(mu), _compute(logvar)
     z = m + torch.exp(0.5 * v) * (_noise(m, num_samples, seed, generator) if eps is None else eps.to(m.dtype))
     return z.to(mu.dtype), gaussian_kl(mu, logvar, batch_dims=batch_dims)
@@ -133,7 +156,11 @@ def sample_gaussian_log_ratio(
     generator: Generators | None = None,
     eps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `aevb.sample_gaussian_log_ratio`: log N(z; mu, exp(logvar)) - log N(z; 0, I)."""
+    """Plain-PyTorch twin of `aevb.sample_gaussian_log_ratio`.
+
+    The log-ratio is ``log N(z; mu, exp(logvar)) - log N(z; 0, I)``. `eps`, of z's shape, takes the place of noise from
+    a seed or generator.
+    """
     m, v = _latents(_compute(mu), _compute(logvar), batch_dims)
     eps = _noise(_compute(mu), num_samples, seed, generator) if eps is None else eps.to(m.dtype)
     if m.dim() < mu.dim():
@@ -143,9 +170,9 @@ def sample_gaussian_log_ratio(
         raise unknown("gradient", gradient, GRADIENTS)
     if gradient == "total":
         two_log_q = -(eps * eps) - v
-    else:  # mu and logvar in log q(z), but not in z, are constants
+    else:  # mu and logvar are constants in log q(z), but not in z
         v_q = v.detach()
-        eps_q = eps + (z - z.detach()) * torch.exp(-0.5 * v_q)  # (z - mu) / sd, without its rounding
+        eps_q = eps + (z - z.detach()) * torch.exp(-0.5 * v_q)  # (z - mu) / sd without rounding
         two_log_q = -(eps_q * eps_q) - v_q
     log_ratio = 0.5 * (two_log_q + z * z).sum(-1)
     if gradient == "doubly_reparameterized":
@@ -158,13 +185,20 @@ def _latents(mu: Tensor, logvar: Tensor, batch_dims: int | None) -> tuple[Tensor
 
 
 def sample_weights(grad: Tensor) -> Tensor:
-    """(L, ...) weights that sum to 1 over the samples, from a multiple of them; 0 where all are 0."""
+    """Returns weights, (L, ...), that sum to 1 over the samples.
+
+    Args:
+        grad: (L, ...), a multiple of the weights. Where its sum over the samples is 0, the weights are 0.
+    """
     total = grad.sum(0, keepdim=True)
     return torch.where(total == 0, 0.0, grad / total)
 
 
 class _DoublyReparameterized(torch.autograd.Function):
-    """The identity, whose gradient weighs each sample with what flows into its log_ratio (Tucker et al. 2018)."""
+    """Identity that weighs each sample's gradient by its log_ratio's upstream gradient.
+
+    The weights are normalised over the samples (Tucker et al. 2018).
+    """
 
     generate_vmap_rule = True
 
@@ -183,7 +217,10 @@ class _DoublyReparameterized(torch.autograd.Function):
 
 
 class _Final(torch.autograd.Function):
-    """The identity on a gradient that is an estimator's own and no function's: a derivative of it would be wrong."""
+    """Identity on a gradient that refuses to be differentiated.
+
+    A doubly reparameterized gradient is an estimate and not the gradient of a function: its derivative would be wrong.
+    """
 
     generate_vmap_rule = True
 
@@ -204,19 +241,28 @@ class _Final(torch.autograd.Function):
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_dims: int | None = None) -> Tensor:
-    """As `aevb.gaussian_kl`: 0.5 sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)."""
+    """Plain-PyTorch twin of `aevb.gaussian_kl`.
+
+    It is ``0.5 sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)``.
+    """
     m, v = _latents(_compute(mu), _compute(logvar), batch_dims)
     kl = 0.5 * (m * m + (torch.expm1(v) - v))
     return (kl if groups is None else kl.unflatten(-1, (groups, kl.shape[-1] // groups))).sum(-1)
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, x_scale: float | None = None) -> Tensor:
-    """As `aevb.bernoulli_log_prob`: sum_i (x_i l_i - log(1 + exp(l_i)))."""
+    """Plain-PyTorch twin of `aevb.bernoulli_log_prob`.
+
+    It is ``sum_i (x_i l_i - log(1 + exp(l_i)))``.
+    """
     return Bernoulli().reference((logits,), x, x_scale)
 
 
 def bernoulli_log_prob_from_probs(probs: Tensor, x: Tensor, x_scale: float | None = None) -> Tensor:
-    """sum_i (x_i log p_i + (1 - x_i) log(1 - p_i)), each log clamped at -100, as by `F.binary_cross_entropy`."""
+    """Returns the Bernoulli log-likelihood of probabilities instead of logits.
+
+    It is ``sum_i (x_i log p_i + (1 - x_i) log(1 - p_i))``, each log clamped at -100, as by `F.binary_cross_entropy`.
+    """
     return Bernoulli(from_probs=True).reference((probs,), x, x_scale)
 
 
@@ -228,26 +274,38 @@ def gaussian_log_prob(
     *,
     sigmoid: bool = False,
 ) -> Tensor:
-    """As `aevb.gaussian_log_prob`: -1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log 2 pi)."""
+    """Plain-PyTorch twin of `aevb.gaussian_log_prob`.
+
+    It is ``-1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log 2 pi)``.
+    """
     return Gaussian(sigmoid_means=sigmoid).reference((mean, logvar), x, x_scale)
 
 
 def linear_bernoulli_log_prob(
     h: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor, x_scale: float | None = None
 ) -> Tensor:
-    """As `aevb.linear_bernoulli_log_prob`: `bernoulli_log_prob` of the logits ``h @ weight.T + bias``."""
+    """Plain-PyTorch twin of `aevb.linear_bernoulli_log_prob`.
+
+    It is `bernoulli_log_prob` of the logits ``h @ weight.T + bias``.
+    """
     return bernoulli_log_prob(F.linear(h, weight, bias), x, x_scale)
 
 
 def elbo(log_prob: Tensor, kl: Tensor, beta: Tensor | float = 1.0) -> Tensor:
-    """As `aevb.elbo`: the mean over samples of log p(x|z), less beta times the KL, or its mean over samples."""
+    """Plain-PyTorch twin of `aevb.elbo`.
+
+    It is the mean over samples of log p(x|z), minus beta times the KL; a KL of each sample is averaged first.
+    """
     if kl.dim() == log_prob.dim():
         kl = kl.mean(0)
     return log_prob.mean(0) - beta * kl
 
 
 def importance_weighted_bound(log_prob: Tensor, log_ratio: Tensor, beta: Tensor | float = 1.0) -> Tensor:
-    """As `aevb.importance_weighted_bound`: log 1/L sum_l exp(log p(x|z_l) - beta log_ratio_l)."""
+    """Plain-PyTorch twin of `aevb.importance_weighted_bound`.
+
+    It is ``log 1/L sum_l exp(log p(x|z_l) - beta log_ratio_l)``.
+    """
     log_weight = log_prob - beta * log_ratio
     largest = log_weight.detach().amax(0)
     return largest + torch.log(torch.exp(log_weight - largest).mean(0))
@@ -268,7 +326,10 @@ def negative_elbo(
     variance: float = 1.0,
     sigmoid_means: bool = False,
 ) -> Tensor:
-    """What `FusedELBO` computes: beta KL - mean over samples of log p(x|z), reduced over datapoints."""
+    """Returns the negative ELBO, the loss of `FusedELBO` with estimator "sgvb-b".
+
+    It is beta KL - mean over samples of log p(x|z), in nats, reduced over datapoints.
+    """
     if kl is None:
         assert mu is not None
         assert logvar is not None
@@ -279,7 +340,10 @@ def negative_elbo(
 
 
 def _log_likelihood(recon, x: Tensor, batch: int, family: Likelihood, x_scale: float | None) -> Tensor:
-    """log p(x|z), (samples, *batch), of recon (*samples, *batch, *datapoint) and x (*batch, *datapoint)."""
+    """Returns log p(x|z), (samples, *batch).
+
+    recon is (*samples, *batch, *datapoint), x is (*batch, *datapoint).
+    """
     first, *others = family.parameters(recon)
     assert isinstance(first, Tensor)
     rows, x = _flat(first, x, batch)
@@ -292,29 +356,42 @@ def _log_likelihood(recon, x: Tensor, batch: int, family: Likelihood, x_scale: f
 
 
 def log_prob_of_samples(formula: Formula, recon: Tensor, x: Tensor, batch: int, x_scale: float | None) -> Tensor:
-    """log p(x|z), (samples, *batch), by the formula of a likelihood of which recon is all that there is."""
+    """Returns log p(x|z), (samples, *batch), for a likelihood with one parameter.
+
+    Args:
+        formula: The likelihood's formula, from `Likelihood.formulas`.
+        recon: (*samples, *batch, *datapoint), the parameter.
+        x: (*batch, *datapoint).
+        batch: Number of batch dimensions.
+        x_scale: Multiplies x.
+    """
     recon, x = _flat(recon, x, batch)
     return formula(recon, x, 0.0, x_scale)
 
 
 def _flat(recon: Tensor, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """recon (*samples, *batch, *datapoint) and x (*batch, *datapoint) as (samples, *batch, D) and (*batch, D)."""
+    """Returns recon as (samples, *batch, D) and x as (*batch, D).
+
+    They are given as (*samples, *batch, *datapoint) and (*batch, *datapoint).
+    """
     x = x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
     samples = recon.numel() // x.numel() if x.numel() else math.prod(recon.shape[: recon.dim() - x.dim()])
     return recon.reshape(samples, *x.shape), x
 
 
 def reduced(loss: Tensor, reduction: str) -> Tensor:
+    """Returns the loss of each datapoint reduced by "none", "mean" or "sum".
+
+    Raises:
+        ValueError: An unknown reduction.
+    """
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
-ESTIMATORS = {"sgvb-b": None, "sgvb-a": "total", "stl": "path", "iwae": "total", "dreg": "doubly_reparameterized"}
-
-
 class FusedELBO(nn.Module):
-    """`aevb.FusedELBO` in plain PyTorch."""
+    """Plain-PyTorch twin of `aevb.FusedELBO`, with the same options but validate_args."""
 
     def __init__(
         self,
@@ -340,7 +417,8 @@ class FusedELBO(nn.Module):
         ):
             if value not in choices:
                 raise unknown(name, value, choices)
-        named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)  # which raises
+        # Raises for wrong options.
+        named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
         self.batch_dims = batch_dims
         self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
         self.likelihood, self.variance, self.sigmoid_means = likelihood, variance, sigmoid_means
@@ -348,8 +426,14 @@ class FusedELBO(nn.Module):
         self.free_bits, self.groups, self.capacity = free_bits, groups, capacity
 
     def sample(self, mu: Tensor, logvar: Tensor, **noise) -> tuple[Tensor, Tensor]:
-        """As `aevb.FusedELBO.sample`; `noise` is seed, generator or eps."""
-        gradient = ESTIMATORS[self.estimator]
+        """Plain-PyTorch twin of `aevb.FusedELBO.sample`.
+
+        Args:
+            mu: (..., D).
+            logvar: Of mu's shape.
+            **noise: seed, generator or eps.
+        """
+        gradient = ESTIMATORS[self.estimator].gradient
         noise["batch_dims"] = self.batch_dims
         if gradient is not None:
             return sample_gaussian_log_ratio(mu, logvar, self.num_samples, gradient=gradient, **noise)
@@ -364,16 +448,17 @@ class FusedELBO(nn.Module):
         *,
         kl: Tensor | None = None,
     ) -> Tensor:
+        """Returns the loss, with the KL given or computed."""
         if kl is None:
             assert mu is not None
             assert logvar is not None
             kl = self._kl(mu, logvar)
-        if self.estimator in ("iwae", "dreg"):
+        if ESTIMATORS[self.estimator].importance_weighted:
             options = {"from_probs": self.from_probs, "sigmoid_means": self.sigmoid_means, "variance": self.variance}
             family = named(self.likelihood, **options)
             log_prob = _log_likelihood(recon, x, kl.dim() - 1, family.density, self.x_scale)
             return reduced(-importance_weighted_bound(log_prob, kl, self.beta), self.reduction)
-        if ESTIMATORS[self.estimator] is not None and self.num_samples is not None:
+        if ESTIMATORS[self.estimator].gradient is not None and self.num_samples is not None:
             kl = kl.mean(0)
         if self.free_bits is not None:
             kl = bounds.free_bits(kl, self.free_bits)

@@ -1,0 +1,1 @@
+"""Checks and conversions of arguments: dtypes, shapes, seeds, choices and error messages."""

@@ -1,7 +1,7 @@
-"""Values as scripts, sweeps and files give them, made the values that type annotations ask for.
+"""Conversion of arguments from scripts, sweeps and files to their annotated types.
 
-A path for a text, a number of numpy's or a 0-d tensor for Python's, "1e-3" for a number, 8 for (8,): where the meaning
-is plain, it is taken. Where it is not, a sentence names the argument; nothing is cut to a whole number.
+Accepted are a path for a text, numpy's number or a 0-d tensor for Python's, "1e-3" for a number, and 8 for (8,). A
+value whose meaning is not plain is refused by an error that names the argument. No number is rounded to a whole one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 import torch
 
 F = TypeVar("F", bound=Callable[..., Any])
-_SHOWN = 100  # characters of a wrong value, at most
+_SHOWN = 100  # most characters of a wrong value in an error
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NONES = ("none", "null")
 
 
 class ArgumentTypeError(ValueError):
-    """An argument is of another kind than expected. Its text is a sentence that names it."""
+    """An argument of another kind than expected; the message names it."""
 
 
 class _Wrong(Exception):
@@ -36,10 +36,15 @@ class _Wrong(Exception):
 
 
 def converted(name: str, value: Any, hint: Any) -> Any:
-    """The value that `hint`, a type annotation, asks for: of bool, int, float, str, a `Literal` of texts, a tuple or
-    sequence of these, or a union of them and None.
+    """Returns the value converted to `hint`, a type annotation.
 
-    Raises ArgumentTypeError, a ValueError, where the meaning is not plain.
+    Args:
+        name: Name of the argument, for the error.
+        value: Value as given.
+        hint: bool, int, float, str, a `Literal` of texts, a tuple or sequence of these, or a union of them and None.
+
+    Raises:
+        ArgumentTypeError: A ValueError, where the value's meaning is not plain.
     """
     try:
         return _as(_unwrapped(value), hint)
@@ -48,8 +53,10 @@ def converted(name: str, value: Any, hint: Any) -> Any:
 
 
 def takes_plain_values(function: F) -> F:
-    """The function, whose arguments are made what their annotations say before it is called; those whose annotation
-    says more than `converted` knows, a tensor say, are left as they are."""
+    """Returns the function with its arguments converted to their annotations first.
+
+    Arguments whose annotation `converted` does not know, such as a tensor, stay as they are.
+    """
     signature = inspect.signature(function)
 
     @functools.cache
@@ -74,7 +81,7 @@ def _known_hints(function: Callable, signature: inspect.Signature) -> dict[str, 
         if isinstance(hint, str):
             try:
                 hint = eval(hint, getattr(inspect.unwrap(function), "__globals__", {}))
-            except NameError:  # a name that only a type checker sees
+            except NameError:  # imported under TYPE_CHECKING alone
                 continue
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and _is_known(hint):
             found[name] = hint
@@ -94,12 +101,12 @@ def _is_union(hint: Any) -> bool:
 
 
 def _is_sequence(hint: Any) -> bool:
-    """Whether it is a tuple or sequence of any number of one kind."""
+    """Whether `hint` is a tuple or sequence of one kind, any length."""
     origin, args = get_origin(hint), get_args(hint)
     return origin is collections.abc.Sequence or (origin is tuple and len(args) == 2 and args[1] is Ellipsis)
 
 
-# ---- by kind --------------------------------------------------------------------------------------------------------
+# ---- conversions by kind --------------------------------------------------------------------------------------------
 
 
 def _as(value: Any, hint: Any) -> Any:
@@ -113,7 +120,10 @@ def _as(value: Any, hint: Any) -> Any:
 
 
 def _as_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
-    """The first kind that it is; a choice only where it is one of them."""
+    """Returns the value as the first kind in a union that fits.
+
+    A `Literal` fits only where the value is one of its choices.
+    """
     wanted = [hint for hint in hints if hint is not type(None)]
     if len(wanted) < len(hints):
         if value is None:
@@ -131,13 +141,16 @@ def _as_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
 
 
 def _unwrapped(value: Any) -> Any:
-    """Python's own value of a member of an enum, a number of numpy's, or a 0-d array or tensor."""
+    """Returns the Python value of an enum member, number, array or tensor.
+
+    numpy's numbers, 0-d arrays and 0-d tensors become Python's numbers.
+    """
     if isinstance(value, enum.Enum):
         value = value.value
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         try:
             return value.item()
-        except (RuntimeError, NotImplementedError):  # a tensor that has no numbers
+        except (RuntimeError, NotImplementedError):  # a tensor without data, such as a meta tensor
             raise _Wrong from None
     return value
 
@@ -161,7 +174,7 @@ def _int(value: Any) -> int:
     if hasattr(value, "__index__"):
         try:
             return operator.index(value)
-        except (TypeError, RuntimeError):  # an array or tensor that is not one whole number
+        except (TypeError, RuntimeError):  # not a single whole number
             raise _Wrong from None
     number = _float(value)
     if not math.isfinite(number) or number != math.floor(number) or number != value:
@@ -180,7 +193,7 @@ def _float(value: Any) -> float:
 
 def _text(value: Any, paths: bool = True) -> str:
     if isinstance(value, str):
-        return str.__str__(value)  # of numpy's and of enums, which are more than a str
+        return str.__str__(value)  # subclasses such as numpy's and enums to str
     if paths and isinstance(value, os.PathLike):
         return os.fsdecode(value)
     if paths and isinstance(value, torch.device):
@@ -189,10 +202,13 @@ def _text(value: Any, paths: bool = True) -> str:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """The values in a list of any kind, in a text with commas or spaces between them; or one alone."""
+    """Returns the values of a list or a separated text.
+
+    Commas or spaces separate values in a text. A single value is a list of one.
+    """
     if isinstance(value, str):
         return value.strip().strip("()[]").replace(",", " ").split()
-    if isinstance(value, bytes | Mapping | Set) or value is None:  # which have no order
+    if isinstance(value, bytes | Mapping | Set) or value is None:  # without an order
         raise _Wrong
     if getattr(value, "ndim", 1) != 1:
         raise _Wrong
@@ -204,7 +220,7 @@ def _parts(value: Any) -> Iterable[Any]:
 _BY_TYPE: dict[Any, Callable[[Any], Any]] = {bool: _bool, int: _int, float: _float, str: _text}
 
 
-# ---- in words -------------------------------------------------------------------------------------------------------
+# ---- descriptions ---------------------------------------------------------------------------------------------------
 
 
 def _words(hint: Any) -> str:

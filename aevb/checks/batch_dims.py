@@ -1,4 +1,4 @@
-"""Which leading dimensions of the posterior's parameters are the batch, and which the latent ones."""
+"""Batch and latent dimensions of the posterior's mu and logvar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _said: set[str] = set()
 
 
 def checked_batch_dims(batch_dims: int | None) -> int | None:
-    """batch_dims, None or a whole number from 0 up."""
+    """Returns batch_dims as None or a whole number from 0 up.
+
+    Raises:
+        ValueError: Another value.
+    """
     if batch_dims is not None and (isinstance(batch_dims, bool) or not isinstance(batch_dims, int)):
         batch_dims = converted("batch_dims", batch_dims, int)
     if batch_dims is not None and batch_dims < 0:
@@ -25,8 +29,18 @@ def checked_batch_dims(batch_dims: int | None) -> int | None:
 
 
 def latents(mu: Tensor, logvar: Tensor, batch_dims: int | None, reader: str = "") -> tuple[Tensor, Tensor]:
-    """mu and logvar as (*batch, D). Without batch_dims the batch is all but the last dimension, and `reader` says once
-    how it read more than two."""
+    """Returns mu and logvar as (*batch, D).
+
+    Args:
+        mu: (*batch, *latent).
+        logvar: Of mu's shape.
+        batch_dims: Number of leading batch dimensions. With None the batch is all dimensions but the last.
+        reader: Name of the calling function. It warns once how mu of more than two dimensions was read without
+            batch_dims.
+
+    Raises:
+        ValueError: mu without a latent dimension, or logvar of another shape, with batch_dims given.
+    """
     if batch_dims is None:
         if mu.dim() > 2 and _can_say(reader):
             _say_batch(mu, reader)
@@ -38,7 +52,7 @@ def latents(mu: Tensor, logvar: Tensor, batch_dims: int | None, reader: str = ""
             f"mu has shape {tuple(mu.shape)} and batch_dims is {batch_dims}; expected (*batch, *latent): at least "
             f"{batch_dims + 1} dimensions"
         )
-    if mu.shape != logvar.shape:  # which flat ones would not show
+    if mu.shape != logvar.shape:  # flattened shapes could agree
         raise ValueError(f"mu has shape {tuple(mu.shape)} and logvar {tuple(logvar.shape)}; expected one shape")
     if mu.dim() == batch_dims + 1:
         return mu, logvar
@@ -46,13 +60,16 @@ def latents(mu: Tensor, logvar: Tensor, batch_dims: int | None, reader: str = ""
 
 
 def shaped(z: Tensor, mu: Tensor, flat: Tensor) -> Tensor:
-    """Samples (*samples, *batch, D) of flat latents, in the shape of mu."""
+    """Returns samples of flat latents, (*samples, *batch, D), in mu's shape."""
     return z if flat.dim() == mu.dim() else z.reshape(*z.shape[: z.dim() - flat.dim()], *mu.shape)
 
 
 def _can_say(what: str) -> bool:
-    """Whether to say it: once, and not where nobody would see it, or only part of the dimensions. What was said is no
-    guard of a compiled function."""
+    """Whether to warn now: once, and where the user sees it.
+
+    There is no warning in compiled code or under `torch.func`, where only part of the dimensions is seen. The set of
+    warnings given is not read while compiling, so it is no guard of a compiled function.
+    """
     return not torch.compiler.is_compiling() and not _functorch_active() and what not in _said
 
 
@@ -68,7 +85,10 @@ def _say_batch(mu: Tensor, reader: str) -> None:
 
 
 def say_one_datapoint(mu: Tensor, x: Tensor) -> None:
-    """Warns once of mu (B,) beside x (B, ...), which is one datapoint of B latent dimensions."""
+    """Warns once of mu (B,) read as one datapoint.
+
+    Beside x (B, ...) such a mu may be meant as B datapoints of one latent dimension.
+    """
     if not _can_say("1-d"):
         return
     _said.add("1-d")

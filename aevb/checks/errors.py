@@ -1,4 +1,4 @@
-"""What a call says: which argument was no dense tensor, how much memory was asked for and for what, and warnings."""
+"""Errors that name the argument or memory; warnings at the caller's line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _C
 
-READERS = {  # who calls an op of another name, or `log_prob` of a likelihood
+READERS = {  # the caller's name of an op, or of `log_prob` with a likelihood's kernel
     "negative_elbo": "FusedELBO",
     **dict.fromkeys(_C.likelihoods(), "log_prob"),
     **{name: f"{kind}_log_prob" for kind in ("bernoulli", "gaussian") for name in _C.likelihoods() if kind in name},
@@ -22,12 +22,20 @@ _strided = torch.strided
 
 
 def is_dense(t: object) -> bool:
-    """Whether t is a tensor whose elements lie at strides, as kernels read them."""
+    """Whether t is a strided tensor, as kernels read it."""
     return isinstance(t, Tensor) and t.layout is _strided and not t.is_quantized and not t.is_nested
 
 
 def check_dense(reader: str, **tensors: object) -> None:
-    """Raises, for the first of the arguments of `reader` that is no dense tensor, a TypeError that says what it is."""
+    """Checks that every argument of `reader` is a dense tensor.
+
+    Args:
+        reader: Name of the called function, for the error.
+        **tensors: The arguments, by name.
+
+    Raises:
+        TypeError: The first argument that is not a dense tensor; the message says of which kind it is.
+    """
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
             kind = type(t).__name__ if type(t).__module__ == "builtins" else f"{type(t).__module__}.{type(t).__name__}"
@@ -43,10 +51,22 @@ def check_dense(reader: str, **tensors: object) -> None:
 
 
 def explain(error: BaseException, op: str, arguments: Mapping[str, Any], fake: Callable) -> None:
-    """Raises what is to be said instead of `error`, of a kernel, if something is; `fake` gives its results' shapes."""
+    """Raises a clearer error in place of a kernel's, if possible.
+
+    Args:
+        error: The kernel's error.
+        op: Name of the op.
+        arguments: The op's arguments by name, in order.
+        fake: Function of the arguments that returns the op's results, for their shapes.
+
+    Raises:
+        TypeError: An argument that is not a dense tensor.
+        OutOfMemoryError: See `explain_memory`.
+        RuntimeError: The kernel's own error, with the name of the function that was called.
+    """
     likelihood = arguments.get("likelihood", "") if op == "log_prob" else ""
     reader = READERS.get(likelihood or op, op)
-    # A likelihood's parameters by their own names.
+    # A likelihood's parameters get their own names.
     named = {f"p{i}": name for i, name in enumerate(_C.likelihoods().get(likelihood, ()))}
     tensors = {named.get(name, name): t for name, t in arguments.items() if isinstance(t, Tensor)}
     check_dense(reader, **tensors)
@@ -58,12 +78,22 @@ def explain(error: BaseException, op: str, arguments: Mapping[str, Any], fake: C
 def explain_memory(
     error: BaseException, reader: str, tensors: Mapping[str, Tensor], fake: Callable[[], Tensor | Sequence[Tensor]]
 ) -> None:
-    """Raises, where a kernel of `reader` found too little memory, an error that says how many bytes for what."""
+    """Raises an OutOfMemoryError that says how many bytes are needed.
+
+    Args:
+        error: The kernel's error.
+        reader: Name of the called function.
+        tensors: Its tensor arguments, by name.
+        fake: Returns the op's results, for their shapes.
+
+    Raises:
+        OutOfMemoryError: The kernel found too little memory for the results and copies that it needs.
+    """
     if isinstance(error, torch.OutOfMemoryError):
         return
     try:
         results = fake()
-    except Exception:  # of arguments that are wrong otherwise, which the error says
+    except Exception:  # wrong arguments, which the original error names
         return
     parts = list(_parts(tensors, [results] if isinstance(results, Tensor) else results))
     total = sum(size for _, size in parts)
@@ -76,7 +106,10 @@ def explain_memory(
 
 
 def _parts(tensors: Mapping[str, Tensor], results: Sequence[Tensor]) -> Iterator[tuple[str, int]]:
-    """What a kernel allocates, and how many bytes: its results, and copies of rows that are not evenly spaced."""
+    """Yields description and bytes of each tensor that a kernel allocates.
+
+    These are the results, and copies of the tensors that are not contiguous.
+    """
     for t in results:
         if t.numel():
             yield f"a result, {_of(t)}", t.numel() * t.element_size()

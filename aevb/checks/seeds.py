@@ -1,4 +1,4 @@
-"""Seeds and generators as they are given, before noise is made of them."""
+"""Checks and conversions of seeds and generators."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from torch import Tensor
 from .arguments import converted
 from .errors import check_dense, is_dense
 
-Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator]"  # or one for each datapoint
+Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator]"  # or one per datapoint
 
 
 def int64(value: Tensor | int, name: str, device: torch.device | None = None) -> Tensor:
-    """An int or a tensor of int64, as a tensor: what is no whole number is not cut to one."""
+    """Returns an int or an int64 tensor as a tensor.
+
+    Args:
+        value: The seed or index. A number that is not whole is not cut to one.
+        name: Name of the argument, for the error.
+        device: Device of the tensor made of an int.
+
+    Raises:
+        RuntimeError: A tensor of another dtype.
+        ValueError: A number that is not whole, or does not fit in 64 bits.
+        TypeError: A tensor that is not dense.
+    """
     if isinstance(value, Tensor):
         if value.dtype != torch.int64:
             raise RuntimeError(f"{name} has dtype {str(value.dtype)[6:]}; expected an int or an int64 tensor")
@@ -26,11 +37,15 @@ def int64(value: Tensor | int, name: str, device: torch.device | None = None) ->
         value = converted(name, value, int)
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} is {value}; expected a 64-bit signed integer")
-    return torch.full((), value, dtype=torch.int64, device=device)  # a fill: a copy would wait for a GPU
+    return torch.full((), value, dtype=torch.int64, device=device)  # a fill: a copy would synchronize with the GPU
 
 
 def check_generators(generators: Sequence[torch.Generator], mu: Tensor) -> None:
-    """That there is one for each datapoint of mu (*batch, D), by its first dimension."""
+    """Checks that each datapoint of mu (*batch, D) has one generator.
+
+    Raises:
+        ValueError: Another number of generators than mu's first dimension, or mu of fewer than 2 dimensions.
+    """
     if mu.dim() < 2 or len(generators) != mu.shape[0]:
         raise ValueError(
             f"there are {len(generators)} generators for mu of shape {tuple(mu.shape)}; expected one for each of its "
@@ -39,7 +54,13 @@ def check_generators(generators: Sequence[torch.Generator], mu: Tensor) -> None:
 
 
 def check_seed(seed: object, batch_dims: int | None, num_samples: int | None) -> None:
-    """That a tensor of seeds, where batch_dims is given, has a seed for each datapoint, or fewer."""
+    """Checks that a seed tensor has at most one seed per datapoint.
+
+    Only a tensor of seeds with batch_dims given is checked.
+
+    Raises:
+        ValueError: A seed of more dimensions than the batch, and the samples with num_samples.
+    """
     if batch_dims is None or not isinstance(seed, Tensor):
         return
     most = batch_dims + (num_samples is not None)

@@ -1,0 +1,1 @@
+"""Inference with trained models: log p(x), latent dimensions, restoration and visualization."""

@@ -21,7 +21,7 @@ from .protocols import (
     in_batches,
 )
 
-PILOT_CHAINS = 4  # that only find the step size
+PILOT_CHAINS = 4  # chains that only adapt the step size
 TARGET_ACCEPTANCE = 0.65
 ADAPTATION = 0.2  # how far log(step size) moves for an acceptance that is off by 1
 JITTER = 0.2  # a trajectory's step size is within this fraction of the adapted one
@@ -34,12 +34,18 @@ class AnnealedImportanceSampling:
     log_prob: Tensor
     """(B,), float64, in nats: log of the mean weight of the chains."""
     standard_error: Tensor
-    """(B,), in nats, of log_prob, from the spread of the weights (the delta method); NaN for one chain. Where the
-    effective sample size is near 1 it is not to be trusted: what carries most weight was then hardly seen."""
+    """(B,), in nats: standard error of log_prob; NaN for one chain.
+
+    It comes from the spread of the weights (the delta method). Where the effective sample size is near 1, do not
+    trust it: the chains hardly saw the region that carries most weight.
+    """
     effective_sample_size: Tensor
     """(B,), 1 to num_chains: (sum w)^2 / sum w^2."""
     acceptance_rate: Tensor
-    """(B,), the mean over chains and temperatures; NaN for one temperature, which has no transition."""
+    """(B,), mean over chains and temperatures.
+
+    NaN for one temperature, which has no transition.
+    """
     log_weights: Tensor
     """(num_chains, B), float64, in nats."""
 
@@ -56,36 +62,45 @@ def annealed_importance_sampling(
     start: Literal["prior", "posterior"] = "prior",
     batch_size: int = 100,
 ) -> AnnealedImportanceSampling:
-    """log p(x) by annealed importance sampling with Hamiltonian transitions (Neal 2001; Wu et al. 2017).
+    """Estimate of log p(x) by annealed importance sampling with Hamiltonian transitions.
 
-    A chain starts at z ~ f_0 = p(z), or q(z|x), and goes through ``f_t = f_0^(1 - b_t) (p(z) p(x|z))^b_t`` with
+    Sources: Neal 2001; Wu et al. 2017.
+
+    A chain starts at z ~ f_0 = p(z), or q(z|x). It goes through ``f_t = f_0^(1 - b_t) (p(z) p(x|z))^b_t`` with
     ``0 = b_0 < ... < b_T = 1``, T = num_temperatures, the b evenly spaced on a sigmoid from -4 to 4. At each t its
-    weight gains ``log w += log f_t(z) - log f_{t-1}(z)``, and z makes one trajectory of num_leapfrog steps that leaves
+    weight gains ``log w += log f_t(z) - log f_{t-1}(z)``. Then z makes one trajectory of num_leapfrog steps that leaves
     f_t in place, which is accepted or not. E[w] = p(x), so ``log_prob = log mean w`` over the chains is below log p(x)
-    in expectation, the less so the more chains and temperatures. T = 1 is importance sampling from f_0.
+    in expectation. The gap shrinks with more chains and temperatures. T = 1 is importance sampling from f_0.
 
     The step size is adapted towards an acceptance of 65%, as in the paper, but for each datapoint, and by 4 further
-    chains whose weights are not used. The chains that count never touch it: given the pilots, it is fixed for each t,
-    so that E[w] = p(x) holds exactly, which adapting to the chains themselves would spoil. The step size of each single
-    trajectory is jittered by up to a fifth, against closed orbits (Neal 2011). From the posterior, space
-    is scaled by its standard deviations, and the chains have less far to go; what q(z|x) hardly covers is found more
-    readily from the prior.
+    chains. The weights of the pilots are not used, and the chains that count never touch the step size. Given the
+    pilots, the step size is fixed for each t, so that E[w] = p(x) holds exactly. Adapting to the chains themselves
+    would spoil that. The step size of each single trajectory is jittered by up to a fifth, against closed orbits (Neal
+    2011).
 
-    The cost is num_temperatures * num_leapfrog gradients of log p(x|z) with respect to z, each of batch_size *
+    From the posterior, space is scaled by its standard deviations, and the chains have less far to go. From the prior,
+    the chains find regions that q(z|x) hardly covers more readily.
+
+    The cost is num_temperatures * num_leapfrog gradients of log p(x|z) with respect to z. Each is of batch_size *
     (num_chains + 4) decoded z. No gradient of a parameter is computed.
 
     Args:
-        model: what has `encode` and `log_prob`, the latter differentiable in z.
+        model: an object with `encode` and `log_prob`, the latter differentiable in z.
         x: (B, ...), the datapoints.
-        num_chains, num_temperatures, num_leapfrog: at least 1 each; the paper took thousands of temperatures.
-        seed: all of the noise follows from it and the datapoint's number in x. The batches matter only where rounding
+        num_chains: at least 1.
+        num_temperatures: at least 1; the paper took thousands.
+        num_leapfrog: at least 1.
+        seed: all of the noise follows from it and the datapoint's index in x. The batches matter only where rounding
             turns an acceptance.
         start: "prior" or "posterior".
         batch_size: datapoints at a time.
 
+    Returns:
+        The estimates of log p(x), their standard errors and the chains' weights.
+
     Raises:
-        ValueError: an argument out of range; no datapoints; an encoder or log_prob that gives other shapes, an encoder
-            that gives what is not finite, or a log_prob that is NaN at the start.
+        ValueError: an argument out of range; no datapoints; an encoder or log_prob with other shapes; an encoder with
+            non-finite results; or a log_prob that is NaN at the start.
     """
     check_counts(
         num_chains=num_chains, num_temperatures=num_temperatures, num_leapfrog=num_leapfrog, batch_size=batch_size
@@ -121,19 +136,25 @@ def _summary(log_weights: Tensor, acceptance: Tensor) -> AnnealedImportanceSampl
 
 
 def _temperatures(count: int) -> list[float]:
-    """b_0 = 0 to b_count = 1, evenly spaced on a sigmoid from -4 to 4."""
+    """Returns the temperatures b_0 = 0 to b_count = 1.
+
+    They are evenly spaced on a sigmoid from -4 to 4.
+    """
     sigmoid = [1 / (1 + math.exp(4 - 8 * t / count)) for t in range(count + 1)]
     first, last = sigmoid[0], sigmoid[-1]
     return [(s - first) / (last - first) for s in sigmoid]
 
 
 class _Path:
-    """The densities between f_0 and p(z) p(x|z) of a batch, in coordinates u in which f_0 is N(0, I)."""
+    """Densities between f_0 and p(z) p(x|z) of a batch.
+
+    The coordinates are u, in which f_0 is N(0, I).
+    """
 
     def __init__(self, model: LatentVariableModel, x: Tensor, first: int, start: str):
         self.model, self.x, self.first = model, x, first
         mu, logvar = encoded_batch(model, x, first)
-        self.dtype = mu.dtype  # z's, as the model knows it; what is computed here is float32 at least
+        self.dtype = mu.dtype  # z's dtype for the model; the densities here are float32 at least
         mu, logvar = (t if t.dtype == torch.float64 else t.float() for t in (mu, logvar))
         prior = start == "prior"
         self.mean = torch.zeros_like(mu) if prior else mu
@@ -141,7 +162,10 @@ class _Path:
         self.log_scale = 0 if prior else 0.5 * logvar.sum(-1)
 
     def log_ratio(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(z) p(x|z) / f_0(z), (S, B), at z(u), u (S, B, D); and its gradient with respect to u."""
+        """Returns log p(z) p(x|z) / f_0(z) and its gradient by u.
+
+        The first is (S, B). z is z(u), for u (S, B, D).
+        """
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             z = self.mean + self.scale * u
@@ -159,13 +183,15 @@ class _Path:
 def _anneal(
     path: _Path, temperatures: list[float], num_chains: int, num_leapfrog: int, keys: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log weights (num_chains, B) and acceptance rates (B,). The pilots are the first chains, and leave no other trace
-    than the step size."""
+    """Returns log weights (num_chains, B) and acceptance rates (B,).
+
+    The first chains are the pilots. They affect the others only by the step size.
+    """
     batch, latent_dim = path.mean.shape
     chains = PILOT_CHAINS + num_chains
 
     def noise(step: int) -> Tensor:
-        """(chains, B, D + 2) standard normals."""
+        """Returns (chains, B, D + 2) standard normals."""
         return normals(mix_seed(keys, step), chains, latent_dim + 2).transpose(0, 1).to(path.mean.dtype)
 
     u = noise(0)[..., :latent_dim]

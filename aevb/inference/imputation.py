@@ -1,22 +1,23 @@
-"""The posterior of a clean image, of which only a part or a noisy version was seen.
+"""Posterior of a clean image, given a part or a noisy version.
 
-The model is the trained one, p(z) p(x|z); what is seen is y, with a known p(y|x) that treats every pixel for itself. So
-p(y|z) is a product over pixels, in closed form, and p(z|y) is a posterior like any other: the encoder's q(z|y) is only
-a start, since it never saw such images. Two ways lead on:
+The model is the trained one, p(z) p(x|z). The observation is y, with a known p(y|x) that is independent for each pixel.
+So p(y|z) is a product over pixels, in closed form, and p(z|y) is a posterior like any other. The encoder's q(z|y) is
+only a start, since it never saw such images. Two methods improve on it:
 
-* "gradient": for each datapoint Adam on its own (mu, logvar) maximises the ELBO of y, ``E_q[log p(y|z)] - KL(q || p)``
-  (semi-amortised: Kim et al. 2018); then S samples get weights ``p(y|z) p(z) / r(z)``, normalised to a sum of 1, which
-  corrects what a diagonal Gaussian cannot be (Mattei & Frellsen 2019, section 3, for missing pixels). They are drawn
-  from a mixture, nine tenths of that q and a tenth of the prior, ``r = 0.9 q + 0.1 p``, so that no weight is above
-  10 p(y|z) (defensive importance sampling: Hesterberg 1995). A mode of p(z|y) that q does not reach is found where
-  samples of the prior find it: with few latent dimensions. With many it is neither found nor seen in the effective
-  sample size, which is of the samples that there are.
-* "gibbs": Metropolis-within-Gibbs (Mattei & Frellsen 2018, section 3), chains whose limit is p(z, x|y): z is proposed
-  by the encoder at the present x and accepted or not, then x is drawn from p(x|y, z). Accepting always would be the
-  pseudo-Gibbs of Rezende et al. (2014, appendix F). The chains start at draws of the q that the gradient found; they
-  can leave its mode for another, in time.
+* "gradient": for each datapoint, Adam on its own (mu, logvar) maximises the ELBO of y, ``E_q[log p(y|z)] - KL(q || p)``
+  (semi-amortised: Kim et al. 2018). Then S samples get weights ``p(y|z) p(z) / r(z)``, normalised to a sum of 1. The
+  weights correct the limits of a diagonal Gaussian (Mattei & Frellsen 2019, section 3, for missing pixels). The samples
+  are drawn from a mixture, nine tenths of that q and a tenth of the prior, ``r = 0.9 q + 0.1 p``. So no weight is above
+  10 p(y|z) (defensive importance sampling: Hesterberg 1995). The prior's share is ``S // 10`` samples, so the numbers
+  are exact where S is a multiple of 10. A mode of p(z|y) that q does not reach is found where samples of the prior find
+  it: with few latent dimensions. With many it is neither found nor seen in the effective sample size, which knows only
+  the samples drawn.
+* "gibbs": Metropolis-within-Gibbs (Mattei & Frellsen 2018, section 3), chains whose limit is p(z, x|y). The encoder
+  proposes z at the present x, and the proposal is accepted or not; then x is drawn from p(x|y, z). Accepting always
+  would be the pseudo-Gibbs of Rezende et al. (2014, appendix F). The chains start at draws of the q that the gradient
+  found. They can leave its mode for another, in time.
 
-Either gives weighted samples of z, and the clean image's mean, ``sum_s w_s E[x|y, z_s]``.
+Either method gives weighted samples of z, and the clean image's mean, ``sum_s w_s E[x|y, z_s]``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ BATCH = 100  # datapoints at a time
 ROWS = 2048  # samples that the decoder sees at a time
 REFINEMENT_SAMPLES = 2  # of z, for each step's gradient
 LEARNING_RATE = 0.2
-PRIOR_FRACTION = 10  # of the importance samples, one in so many is from the prior
+PRIOR_FRACTION = 10  # one importance sample in so many is from the prior
 CHAINS = 10
 
 Method = Literal["gradient", "gibbs"]
@@ -46,24 +47,34 @@ Method = Literal["gradient", "gibbs"]
 
 @dataclass(frozen=True, eq=False)
 class Restoration:
-    """The posterior of clean images, in numbers: B datapoints."""
+    """Posterior moments and diagnostics of B clean images."""
 
     mean: Tensor
-    """(B, data_dim): E[x|y], for bits the probability of each. Where a pixel was seen without noise, that pixel."""
+    """(B, data_dim): E[x|y], for bits the probability of each.
+
+    A pixel that was observed without noise is unchanged.
+    """
     variance: Tensor
     """(B, data_dim): Var[x_i|y] of each pixel."""
     log_prob: Tensor | None
-    """(B, data_dim), in nats: log p(x_i|y) of each pixel of the given clean image, 0 where it was seen without noise.
-    None where none was given."""
+    """(B, data_dim), in nats: log p(x_i|y) of the given clean image's pixels.
+
+    It is 0 where a pixel was observed without noise. None without a clean image.
+    """
     mu: Tensor
-    """(B, latent_dim): the mean of q(z) after refinement; with "gibbs" that of the chains."""
+    """(B, latent_dim): mean of q(z) after refinement; with "gibbs" of the chains."""
     logvar: Tensor
-    """(B, latent_dim): the logarithm of its variance."""
+    """(B, latent_dim): logarithm of the variance that belongs to mu."""
     effective_sample_size: Tensor | None
-    """(B,), of num_samples: (sum w)^2 / sum w^2. Near 1, one sample decides. It knows nothing of a mode that no sample
-    reached. None with "gibbs"."""
+    """(B,), of num_samples: (sum w)^2 / sum w^2.
+
+    Near 1, one sample decides. It does not show a mode that no sample reached. None with "gibbs".
+    """
     acceptance_rate: Tensor | None
-    """(B,): how many proposals the chains accepted after their burn-in. None with "gradient"."""
+    """(B,): fraction of proposals that the chains accepted after their burn-in.
+
+    None with "gradient".
+    """
 
 
 @takes_plain_values
@@ -79,19 +90,20 @@ def restore(
     seed: int = 0,
     clean: Tensor | None = None,
 ) -> Restoration:
-    """The posterior of clean images, given what was observed of them.
+    """Posterior of clean images, given observations of them.
 
     Args:
         model: the model; in `eval()`, where it has dropout.
-        observe: what was observed of datapoints begin to end.
-        index: (B,), int64: which datapoint each is; its noise is that of `seed` and this.
+        observe: returns the observation of a slice of the datapoints.
+        index: (B,), int64: the datapoints' numbers; a datapoint's noise depends on `seed` and its number.
         method: "gradient" or "gibbs": see the module.
         steps: of Adam.
         num_samples: importance samples, or draws kept, from `CHAINS` chains together.
         seed: all noise follows from it.
-        clean: (B, data_dim), to know the log-likelihood of.
+        clean: (B, data_dim), clean images for `Restoration.log_prob`.
 
-    Raises ValueError for numbers that are too small, an unknown method, or no datapoints.
+    Raises:
+        ValueError: numbers that are too small, an unknown method, or no datapoints.
     """
     if method not in ("gradient", "gibbs"):
         raise ValueError(f"method is {method!r}; expected 'gradient' or 'gibbs'")
@@ -115,8 +127,10 @@ def restore(
 
 @dataclass(frozen=True, eq=False)
 class _Samples:
-    """Samples of p(z|y), (S, B, latent_dim), the logarithms of their weights, (S, B), which sum to 1; and how good they
-    are."""
+    """Samples of p(z|y), (S, B, latent_dim), with log weights and diagnostics.
+
+    The log weights are (S, B); the weights sum to 1 over samples.
+    """
 
     z: Tensor
     log_weights: Tensor
@@ -133,8 +147,11 @@ class _Samples:
 def refine(
     model: PixelModel, observation: Observation, seeds: Tensor, steps: int, learning_rate: float = LEARNING_RATE
 ) -> tuple[Tensor, Tensor]:
-    """(mu, logvar), each (B, latent_dim): the encoder's, then `steps` steps of Adam on each datapoint's own, along the
-    gradient of ``E_q[log p(y|z)] - KL(q || p)`` by samples of z. The model's weights get no gradient."""
+    """Returns (mu, logvar), each (B, latent_dim), refined by Adam for each datapoint.
+
+    They start at the encoder's. Then `steps` steps of Adam follow the gradient of ``E_q[log p(y|z)] - KL(q || p)``,
+    estimated by samples of z. The model's weights get no gradient.
+    """
     # The functional Adam: the optimizer's import costs seconds.
     from torch.optim.adam import adam
 
@@ -191,7 +208,7 @@ def _by_gradient(model: PixelModel, observation: Observation, seeds: Tensor, ste
 
 
 def _by_gibbs(model: PixelModel, observation: Observation, seeds: Tensor, steps: int, num_samples: int) -> _Samples:
-    """Chains of (z, x); the first third of each is dropped."""
+    """Returns samples from chains of (z, x), without each chain's first third."""
     chains = min(CHAINS, num_samples)
     keep = math.ceil(num_samples / chains)
     drop = keep // 2
@@ -220,20 +237,20 @@ def _by_gibbs(model: PixelModel, observation: Observation, seeds: Tensor, steps:
 
 
 def _log_weight(model: PixelModel, x: Tensor, z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log p(x|z) p(z) / q(z|x)."""
+    """Returns log p(x|z) p(z) / q(z|x)."""
     return model.log_prob(x, z) - _log_ratio(z, mu, logvar)
 
 
 def _draw(model: PixelModel, observation: Observation, z: Tensor, seeds: Tensor) -> Tensor:
-    """x of p(x|y, z)."""
+    """Returns a sample x of p(x|y, z)."""
     return observation.draw(z, normals(seeds, model.data_dim))
 
 
-# ---- what they share ------------------------------------------------------------------------------------------------
+# ---- shared by both methods -----------------------------------------------------------------------------------------
 
 
 def _log_ratio(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log q(z) / p(z)."""
+    """Returns log q(z) / p(z)."""
     return 0.5 * (z.square() - (z - mu).square() * (-logvar).exp() - logvar).sum(-1)
 
 

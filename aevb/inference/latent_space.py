@@ -1,4 +1,4 @@
-"""Which latent dimensions a trained posterior uses, and how much they say of x."""
+"""Use of latent dimensions: KL, active units, mutual information and posterior collapse."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from .protocols import (
 
 QUADRATIC_BLOCK = 1 << 20  # entries of the (samples, datapoints) matrix at a time: 8 MB of float64
 TABLE_ROWS = 20
-NEAR_LOG_N = 0.5  # nats: a mutual information so near to its limit says little
+NEAR_LOG_N = 0.5  # nats: a mutual information this near its limit says little
 
 
 @dataclass(frozen=True, eq=False)
 class ActiveUnits:
-    """Which dimensions of the posterior mean move with x."""
+    """Latent dimensions whose posterior mean varies with x."""
 
     count: int
-    """How many."""
+    """Number of active dimensions."""
     variances: Tensor
-    """(D,), float64: the variance of each dimension's posterior mean over the datapoints."""
+    """(D,), float64: variance of each dimension's posterior mean over the datapoints."""
     mask: Tensor
-    """(D,), bool: the variance is above the threshold."""
+    """(D,), bool: whether the variance is above the threshold."""
 
 
 @takes_plain_values
 @torch.no_grad()
 def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000) -> Tensor:
-    """The mean over datapoints of KL(q(z_j|x) || p(z_j)), for each dimension j.
+    """Mean over datapoints of KL(q(z_j|x) || p(z_j)), for each dimension j.
 
     ``mean_n 0.5 (mu_nj^2 + exp(logvar_nj) - 1 - logvar_nj)`` (Kingma & Welling 2013, appendix B). A dimension near 0
     has collapsed: its posterior is the prior.
 
     Args:
-        model: what has `encode`.
+        model: an object with `encode`.
         x: (N, ...), the datapoints.
         batch_size: datapoints encoded at a time.
 
@@ -53,7 +53,7 @@ def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000) -> Te
         (D,), float64, in nats. Their sum is the mean KL of the posterior.
 
     Raises:
-        ValueError: no datapoints, a batch_size below 1, or an encoder that gives other shapes or what is not finite.
+        ValueError: no datapoints, a batch_size below 1, or an encoder with other shapes or non-finite results.
     """
     return _kl_per_dimension(*encode_all(model, x, batch_size))
 
@@ -61,14 +61,16 @@ def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000) -> Te
 @takes_plain_values
 @torch.no_grad()
 def active_units(model: Encoder, x: Tensor, threshold: float = 0.01, *, batch_size: int = 1000) -> ActiveUnits:
-    """The dimensions whose posterior mean varies with x.
+    """Latent dimensions whose posterior mean varies with x.
 
-    Unit j is active where ``A_j = Var_x(E_q(z_j|x)[z_j]) = Var_n(mu_nj) > threshold`` (Burda et al. 2015, section 5.2);
-    the variance is that of the N datapoints, divided by N.
+    Unit j is active where ``A_j = Var_x(E_q(z_j|x)[z_j]) = Var_n(mu_nj) > threshold`` (Burda et al. 2015, section 5.2).
+    The variance is over the N datapoints, divided by N.
 
     Args:
-        model, x, batch_size: as for `kl_per_dimension`.
+        model: as for `kl_per_dimension`.
+        x: as for `kl_per_dimension`.
         threshold: 0.01 in the paper, where the variances lay in two groups far apart.
+        batch_size: as for `kl_per_dimension`.
 
     Raises:
         ValueError: as `kl_per_dimension`; a threshold below 0.
@@ -92,18 +94,24 @@ def _active_units(mu: Tensor, threshold: float) -> ActiveUnits:
 
 @dataclass(frozen=True)
 class MutualInformation:
-    """The mean KL in two parts, in nats: mean_kl = mutual_information + aggregate_kl."""
+    """The two parts of the mean KL, in nats: mutual_information + aggregate_kl."""
 
     mutual_information: float
-    """I_q(n; z): what z tells of which of the N datapoints it came from; at most log N."""
+    """I_q(n; z): information in z about its datapoint's index n.
+
+    It is at most log N.
+    """
     aggregate_kl: float
     """KL(q(z) || p(z)) of the aggregate posterior q(z) = 1/N sum_n q(z|x_n)."""
     mean_kl: float
-    """The mean over datapoints of KL(q(z|x) || p(z)); exact."""
+    """Mean over datapoints of KL(q(z|x) || p(z)); exact."""
     standard_error: float
-    """Of mutual_information and of aggregate_kl alike, since their sum is exact: the noise of the samples of z, the N
-    datapoints being given. With one sample of each it cannot be told from what varies between datapoints, and is too
-    large rather than too small."""
+    """Standard error of mutual_information and of aggregate_kl alike.
+
+    It is the same for both because their sum is exact. It measures the noise of the samples of z, for the given N
+    datapoints. With one sample of each datapoint, that noise cannot be told from variation between datapoints. The
+    standard error is then too large rather than too small.
+    """
     num_datapoints: int
     """N."""
 
@@ -113,20 +121,22 @@ class MutualInformation:
 def mutual_information(
     model: Encoder, x: Tensor, num_samples: int = 1, *, seed: int = 0, batch_size: int = 1000
 ) -> MutualInformation:
-    """How much z tells of the datapoint, and how far the aggregate posterior is from the prior.
+    """Information in z about its datapoint, and the aggregate posterior's KL.
 
     ``mean_n KL(q(z|x_n) || p(z)) = I_q(n; z) + KL(q(z) || p(z))`` with ``q(z) = 1/N sum_n q(z|x_n)`` over the N given
-    datapoints (Hoffman & Johnson 2016, "ELBO surgery"). ``I_q(n; z) = mean_n E_q(z|x_n)[log q(z|x_n) -
-    log q(z)]`` is estimated, without bias, with `num_samples` samples of each posterior; log q(z) is exact. The left
-    side is exact too, so the other term follows.
+    datapoints (Hoffman & Johnson 2016, "ELBO surgery"). ``I_q(n; z) = mean_n E_q(z|x_n)[log q(z|x_n) - log q(z)]`` is
+    estimated, without bias, with `num_samples` samples of each posterior; log q(z) is exact. The left side is exact
+    too, so the other term follows.
 
-    I_q(n; z) is at most log N: where it comes near, it says that N datapoints are told apart, and no more. The cost is
-    O(num_samples N^2 D), in matrix products; the memory O(num_samples N D), and a block of tens of megabytes.
+    I_q(n; z) is at most log N. Near that limit it says that N datapoints are told apart, and no more. The cost is
+    O(num_samples N^2 D), in matrix products. The memory is O(num_samples N D), and a block of tens of megabytes.
 
     Args:
-        model, x, batch_size: as for `kl_per_dimension`.
+        model: as for `kl_per_dimension`.
+        x: as for `kl_per_dimension`.
         num_samples: samples of z for each datapoint.
-        seed: the samples of datapoint n are `aevb.sample_gaussian`'s of the seed ``aevb.mix_seed(seed, n)``.
+        seed: the samples of datapoint n are `aevb.sample_gaussian`'s for the seed ``aevb.mix_seed(seed, n)``.
+        batch_size: as for `kl_per_dimension`.
 
     Raises:
         ValueError: as `kl_per_dimension`; num_samples below 1.
@@ -143,7 +153,7 @@ def _mutual_information(mu: Tensor, logvar: Tensor, num_samples: int, seed: int)
     blocks = z.flatten(0, 1).split(max(1, QUADRATIC_BLOCK // n))
     log_aggregate = torch.cat([_log_aggregate(block, mu, logvar) for block in blocks])
     information = log_posterior - log_aggregate.view(n, num_samples)
-    # Within a datapoint where that can be seen: its samples are the noise, the datapoints are not.
+    # Within datapoints if possible: a datapoint's samples are the noise, the datapoints are given.
     spread = information.var(1).mean() if num_samples > 1 else information.var() if n > 1 else information.new_zeros(())
     mean, mean_kl = float(information.mean()), float(reference.gaussian_kl(mu, logvar).mean())
     error = math.sqrt(float(spread) / (n * num_samples))
@@ -151,11 +161,13 @@ def _mutual_information(mu: Tensor, logvar: Tensor, num_samples: int, seed: int)
 
 
 def _log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log 1/N sum_n N(z; mu_n, exp(logvar_n)), (M,), of z (M, D); float64.
+    """Returns log 1/N sum_n N(z; mu_n, exp(logvar_n)).
 
-    The squares are opened for a matrix product: (z - mu)^2 / v = z^2 / v - 2 z mu / v + mu^2 / v. Cancellation costs
-    2^-52 of the largest term; where that might be seen, in posteriors 20,000 times narrower than they are apart, the
-    differences are taken first, which is slower.
+    The result is (M,), float64, for z (M, D).
+
+    The squares are expanded for a matrix product: ``(z - mu)^2 / v = z^2 / v - 2 z mu / v + mu^2 / v``. Cancellation
+    costs 2^-52 of the largest term. It might be seen in posteriors 20,000 times narrower than they are apart. The
+    differences are then taken first, which is slower.
     """
     n, latent_dim = mu.shape
     centre = mu.mean(0)
@@ -179,22 +191,28 @@ def _log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class PosteriorCollapse:
-    """What a posterior uses of its dimensions. `str` says it in a table and sentences."""
+    """Use of the posterior's dimensions. `str` gives a table and sentences."""
 
     kl_per_dimension: Tensor
     """(D,), float64, in nats."""
     active_units: ActiveUnits
-    """The dimensions whose mean moves with x."""
+    """Dimensions whose posterior mean varies with x."""
     collapsed: Tensor
-    """(D,), bool: the mean KL is below the threshold, so that the dimension is the prior whatever x is."""
+    """(D,), bool: whether the mean KL is below the threshold.
+
+    Such a dimension is the prior whatever x is.
+    """
     num_collapsed: int
-    """How many."""
+    """Number of collapsed dimensions."""
     information: MutualInformation
     """Mutual information and the aggregate posterior's KL."""
     ignores_x: bool
-    """The mutual information is below the threshold: the posterior as a whole tells nothing of x."""
+    """Whether the mutual information is below the threshold.
+
+    The posterior as a whole then tells nothing of x.
+    """
     threshold: float
-    """In nats."""
+    """Threshold of the mean KL and the mutual information, in nats."""
     active_threshold: float = field(repr=False)
 
     def __str__(self) -> str:
@@ -239,20 +257,23 @@ def posterior_collapse(
     seed: int = 0,
     batch_size: int = 1000,
 ) -> PosteriorCollapse:
-    """Which dimensions are the prior whatever x is, and whether all of the posterior is: a summary to print.
+    """Summary of collapsed dimensions, and of a posterior that ignores x.
 
-    A dimension has collapsed where its mean KL is below `threshold`; the posterior ignores x where its mutual
-    information is. The two differ: a posterior may be the same for every x without being the prior, and many dimensions
-    of small KL may together tell something.
+    A dimension has collapsed where its mean KL is below `threshold`. The posterior ignores x where its mutual
+    information is below it. The two differ: a posterior may be the same for every x without being the prior. Many
+    dimensions of small KL may together tell something.
 
     Args:
-        model, x, batch_size: as for `kl_per_dimension`; x is encoded once.
+        model: as for `kl_per_dimension`.
+        x: as for `kl_per_dimension`; x is encoded once.
         threshold: in nats.
-        active_threshold: that of `active_units`.
-        num_samples, seed: those of `mutual_information`, which see for the cost, O(num_samples N^2 D).
+        active_threshold: the threshold of `active_units`.
+        num_samples: as for `mutual_information`; the cost is O(num_samples N^2 D).
+        seed: as for `mutual_information`.
+        batch_size: as for `kl_per_dimension`.
 
     Raises:
-        ValueError: as the functions above.
+        ValueError: as `kl_per_dimension`; a threshold below 0; num_samples below 1.
     """
     check_threshold("threshold", threshold)
     check_threshold("active_threshold", active_threshold)
@@ -274,7 +295,7 @@ def posterior_collapse(
 
 
 def _ranges(numbers: list[int]) -> str:
-    """ "0, 3-5" of [0, 3, 4, 5]."""
+    """Returns the numbers as ranges: "0, 3-5" for [0, 3, 4, 5]."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""log p(x) by importance sampling, in memory that does not grow with the number of samples."""
+"""log p(x) by importance sampling, in memory independent of num_samples."""
 
 from __future__ import annotations
 
@@ -24,30 +24,38 @@ ROWS = 8192  # samples that the decoder sees at a time
 
 @dataclass(frozen=True, eq=False)
 class MarginalLikelihood:
-    """An estimate of log p(x) for each datapoint, in nats."""
+    """Estimate of log p(x) for each datapoint, in nats."""
 
     log_prob: Tensor
-    """(B,), float64: the logarithm of the mean importance weight."""
+    """(B,), float64: logarithm of the mean importance weight."""
     standard_error: Tensor
-    """(B,), float64: its Monte Carlo standard error, to first order; NaN for one sample."""
+    """(B,), float64: Monte Carlo standard error of log_prob.
+
+    It is a first-order value, and NaN for one sample.
+    """
     effective_sample_size: Tensor
-    """(B,), float64: (sum of the weights)^2 / sum of their squares. Near 1, one sample decides, and the standard error
-    is not to be trusted."""
+    """(B,), float64: (sum of the weights)^2 / sum of their squares.
+
+    Near 1, one sample decides, and the standard error is not to be trusted.
+    """
     num_samples: int
 
     @property
     def mean(self) -> float:
-        """The average over datapoints."""
+        """The average of log_prob over datapoints."""
         return float(self.log_prob.mean())
 
     @property
     def mean_standard_error(self) -> float:
-        """The Monte Carlo standard error of that average: what other noise would change, not other datapoints."""
+        """The Monte Carlo standard error of `mean`.
+
+        It measures the effect of other noise, not of other datapoints.
+        """
         return float(self.standard_error.square().sum().sqrt() / len(self.standard_error))
 
 
 class _LogMeanExp:
-    """The running mean of exp(log_weight) and of its square, (B,), in float64."""
+    """Running mean of exp(log_weight) and of its square, (B,), in float64."""
 
     def __init__(self, size: int, device: torch.device):
         self.count = 0
@@ -56,7 +64,7 @@ class _LogMeanExp:
         self.squares = torch.zeros_like(self.largest)
 
     def add(self, log_weight: Tensor) -> None:
-        """(samples, B)."""
+        """Add log weights (samples, B)."""
         log_weight = log_weight.double()
         largest = torch.maximum(self.largest, log_weight.amax(0))
         shift = largest.where(largest > -math.inf, 0.0)  # weights that are all 0 so far; NaN stays NaN
@@ -69,6 +77,7 @@ class _LogMeanExp:
         self.count += len(log_weight)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the log mean, its standard error and the effective sample size."""
         log_mean = self.largest + torch.log(self.total / self.count)
         effective = self.total.square() / self.squares
         if self.count == 1:
@@ -89,29 +98,32 @@ def log_marginal_likelihood(
     rows: int = ROWS,
     progress: bool = False,
 ) -> MarginalLikelihood:
-    """log p(x) of each datapoint by importance sampling from the model's posterior, no gradient.
+    """Estimate of log p(x) by importance sampling from the posterior; no gradient.
 
-    ``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)``, z_k from q(z|x) (Kingma & Welling 2013, appendix D's quantity; this
-    estimator: Rezende et al. 2014, appendix E, and Burda et al. 2015, eq. 8). In expectation it is a lower bound of log
-    p(x), and tightens as K grows. K = 1 is one sample, the ELBO's; K samples are K samples.
+    ``log 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x)``, z_k from q(z|x). Kingma & Welling 2013, appendix D, estimate the same
+    quantity; the estimator is in Rezende et al. 2014, appendix E, and Burda et al. 2015, eq. 8. In expectation it is a
+    lower bound of log p(x), and tightens as K grows. K = 1 is one sample, the ELBO's; K samples are K samples.
 
     The noise belongs to the datapoint and the sample, ``mix_seed(mix_seed(seed, index), k)``, and weights are summed in
-    float64: the estimate of a datapoint does not depend on `rows`, nor on what other datapoints x holds, beyond the
-    rounding of matrix products, and the first K samples of a larger number are the samples of K. Memory does not grow
-    with num_samples.
+    float64. So the estimate of a datapoint does not depend on `rows`, nor on the other datapoints of x, beyond the
+    rounding of matrix products. The first K samples of a larger number are the samples of K. Memory does not grow with
+    num_samples.
 
     Args:
-        model: an `aevb.VAE`, or anything with ``encode(x) -> (mu, logvar)`` and ``log_prob(x, z) -> log p(x|z)``
+        model: an `aevb.VAE`, or any object with ``encode(x) -> (mu, logvar)`` and ``log_prob(x, z) -> log p(x|z)``
             for z (samples, B, latent_dim), whose prior is N(0, I). Dropout belongs in `eval()` first.
-        x: (B, ...), what the model takes.
+        x: (B, ...), the model's input.
         num_samples: K.
         seed: all the noise follows from it.
         index: (B,), int64: which datapoint each of x is; by default 0, 1, 2, ...
         rows: how many samples of z the model sees at a time, of one datapoint or of several.
-        progress: show a progress bar.
+        progress: whether to show a progress bar.
 
-    Returns a `MarginalLikelihood`. Raises ValueError for numbers below 1, an index that does not fit, and a model whose
-    log_prob is not one number for each z.
+    Returns:
+        The estimates, their standard errors and effective sample sizes.
+
+    Raises:
+        ValueError: numbers below 1, an index that does not fit, or a model whose log_prob is not one number for each z.
     """
     for name, value in (("num_samples", num_samples), ("rows", rows)):
         if value < 1:
@@ -129,7 +141,7 @@ def log_marginal_likelihood(
     datapoints = max(min(count, rows // min(num_samples, rows // 2 or 1)), 1)
     samples = max(rows // datapoints, 1)
     found = []
-    interval = 0.1 if sys.stderr.isatty() else 5  # in a file it leaves a line every few seconds
+    interval = 0.1 if sys.stderr.isatty() else 5  # seconds; each update of a log file is a line
     with tqdm(
         desc="log p(x)",
         total=count * num_samples,

@@ -1,11 +1,11 @@
-"""What a trained model can be asked: methods that every model has."""
+"""Inference methods that every trained model has."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,51 +15,50 @@ from ..checks.arguments import takes_plain_values
 from ..checks.choices import unknown
 from ..checks.errors import check_dense
 from ..inference.imputation import Method, Restoration, restore
-from ..inference.noise_models import NoisyBits, NoisyValues, Observation, Seen
+from ..inference.noise_models import GaussianNoise, MaskedObservation, NoisyBits, Observation
 from ..likelihoods.values import check_pixels
 from ..ops import mix_seed, sample_gaussian
 from ..ops.plain_modules import weight_of
 from .latent_space import kl_per_dimension
+
+if TYPE_CHECKING:
+    from .protocols import GenerativeModel as _Model
+else:
+    _Model = object  # the inheriting module has the protocol's methods
 
 BATCH = 1000  # datapoints encoded at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """The posterior q(z|x) = N(mu, exp(logvar)) of each datapoint."""
+    """Posterior q(z|x) = N(mu, exp(logvar)) of each datapoint."""
 
     mu: Tensor
-    """(N, latent_dim): its mean."""
+    """(N, latent_dim): posterior mean."""
     logvar: Tensor
-    """(N, latent_dim): the logarithm of its variance."""
+    """(N, latent_dim): logarithm of the posterior variance."""
     z: Tensor | None
-    """(num_samples, N, latent_dim): draws of it, where they were asked for."""
+    """(num_samples, N, latent_dim): draws of the posterior, if requested."""
 
 
-class InferenceMethods:
-    """Recognition, generation, restoration and visualization (Kingma & Welling 2013, section 1), for a module that has
-    `data_dim`, `latent_dim`, `likelihood` (a name), `encode`, `decode`, `mean`, `moments`, `draw`, `pixel_log_prob` and
-    `log_prob`: see `aevb.VAE`. The prior is N(0, I).
+class InferenceMethods(_Model):
+    """Recognition, generation, restoration and visualization (Kingma & Welling 2013, section 1).
+
+    A mixin for a module with `data_dim`, `latent_dim`, `likelihood` (a name), `encode`, `decode`, `mean`, `moments`,
+    `pixel_log_prob` and `log_prob`: see `aevb.VAE`. The prior is N(0, I).
 
     No method leaves a gradient. x is (N, data_dim), on the model's device; every sample is a function of a seed. A
     model with dropout belongs in `eval()`.
     """
 
-    data_dim: int
-    latent_dim: int
-    likelihood: str
-
-    if TYPE_CHECKING:  # what the module brings
-
-        def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-        def mean(self, z: Tensor) -> Tensor: ...
-        def moments(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
-        def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
-        def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
-        def decode(self, z: Tensor) -> Any: ...
-
     def draw(self, z: Tensor, noise: Tensor) -> Tensor:
-        """x of p(x|z), (..., data_dim), from standard normals of its shape."""
+        """Returns a sample x of p(x|z), (..., data_dim).
+
+        `noise` is standard normals of x's shape.
+
+        Raises:
+            ValueError: the model's likelihood is unknown.
+        """
         family = likelihoods.of(self)
         if family is None:
             raise unknown("likelihood", self.likelihood, likelihoods.REGISTRY)
@@ -68,15 +67,16 @@ class InferenceMethods:
     @takes_plain_values
     @torch.no_grad()
     def embed(self, x: Tensor, num_samples: int | None = None, *, seed: int = 0) -> Embedding:
-        """The posterior of each datapoint: mu and logvar; and z, `num_samples` draws, only where they are asked for.
+        """Posterior of each datapoint: mu, logvar, and draws of z if requested.
 
         Args:
             x: (N, data_dim).
-            num_samples: draws of each posterior.
-            seed: the draws of datapoint n are `aevb.sample_gaussian`'s of the seed ``aevb.mix_seed(seed, n)``, mixed
+            num_samples: draws of each posterior; None for no draws.
+            seed: the draws of datapoint n are `aevb.sample_gaussian`'s for the seed ``aevb.mix_seed(seed, n)``, mixed
                 with the draw's number.
 
-        Raises ValueError for a num_samples below 1, or x of another shape.
+        Raises:
+            ValueError: a num_samples below 1, or x of another shape.
         """
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; expected at least 1")
@@ -100,37 +100,41 @@ class InferenceMethods:
         fill: Tensor | float = 0.5,
         clean: Tensor | None = None,
     ) -> Restoration:
-        """The posterior of missing pixels, ``E[x_missing | x_observed]``, with a likelihood of the observed ones alone:
-        ``p(z|y)`` is in proportion to ``p(z) prod_{i observed} p(x_i|z)``; see `aevb.inference.imputation`.
+        """Posterior of missing pixels, ``E[x_missing | x_observed]``.
+
+        Its likelihood is of the observed pixels alone: ``p(z|y)`` is in proportion to
+        ``p(z) prod_{i observed} p(x_i|z)``. See `aevb.inference.imputation`.
 
         Sources: Mattei & Frellsen 2019 ("MIWAE"), eq. 13, and 2018 ("Leveraging the exact likelihood of deep latent
         variable models"), algorithm 2; Rezende et al. 2014, appendix F.
 
         Args:
-            x: (B, data_dim). What it holds where a pixel is missing is not used; it may be NaN.
+            x: (B, data_dim). Missing pixels are not used and may be NaN.
             observed: bool, (data_dim,) or (B, data_dim): True where a pixel is known.
             method: "gradient" or "gibbs".
             steps: of Adam on each datapoint's (mu, logvar).
             num_samples: importance samples; with "gibbs" the draws that its chains keep.
             seed: all noise follows from it and a datapoint's number.
-            fill: a number or (data_dim,): what the encoder is given first where pixels are missing.
+            fill: a number or (data_dim,): the encoder's first input where pixels are missing.
             clean: (B, data_dim): the true image where it is known, for `Restoration.log_prob`.
 
-        Returns a `Restoration`; its `mean` has the observed pixels as they are.
+        Returns:
+            The posterior's moments. Observed pixels are unchanged in its `mean`.
 
-        Raises ValueError for shapes that do not fit, pixels that are observed but NaN, or numbers that are too small.
+        Raises:
+            ValueError: shapes that do not fit, pixels that are observed but NaN, or numbers that are too small.
         """
         observed = _observed(self, x, observed)
         check_pixels(self, {"x": torch.where(observed, x, 0.5), "clean": clean})
 
         def observe(rows: slice) -> Observation:
-            return Seen(self, x[rows].float(), observed[rows], fill)
+            return MaskedObservation(self, x[rows].float(), observed[rows], fill)
 
         index = torch.arange(len(x), device=x.device)
         found = restore(
             self, observe, index, method=method, steps=steps, num_samples=num_samples, seed=seed, clean=clean
         )
-        return replace(  # what was seen is known to the last bit, beyond the rounding of weights
+        return replace(  # observed pixels are exact, without the rounding of weights
             found,
             mean=torch.where(observed, x.to(found.mean.dtype), found.mean),
             variance=found.variance.where(~observed, 0.0),
@@ -152,39 +156,34 @@ class InferenceMethods:
         fill: Tensor | float = 0.5,
         clean: Tensor | None = None,
     ) -> Restoration:
-        """The posterior of the clean image, ``E[clean | x]``, where x has noise of a known kind.
+        """Posterior of the clean image, ``E[clean | x]``, under known noise.
 
-        The noise is one of two. `flip`: each bit was flipped with that probability (a Bernoulli model). `sigma`: N(0,
-        sigma^2) was added to each pixel; under a Bernoulli model the clean pixels are then bits. The likelihood of z is
-        that of the noisy pixels, ``p(x|z) = prod_i sum or integral of p(x_i|clean_i) p(clean_i|z)``, and the clean
-        pixel follows by Bayes' rule: `NoisyBits` and `NoisyValues` in `aevb.inference.noise_models` have the formulas.
+        The noise is one of two:
+
+        * `flip`: each bit was flipped with that probability (a Bernoulli model).
+        * `sigma`: N(0, sigma^2) was added to each pixel. Under a Bernoulli model the clean pixels are then bits.
+
+        The likelihood of z is taken of the noisy pixels,
+        ``p(x|z) = prod_i sum or integral of p(x_i|clean_i) p(clean_i|z)``. The clean pixel follows by Bayes' rule.
+        `NoisyBits` and `GaussianNoise` in `aevb.inference.noise_models` have the formulas.
 
         Args:
             x: (B, data_dim), the noisy images.
             flip: between 0 and 1.
             sigma: above 0, where pixels are in [0, 1].
             observed: as in `impute`, where pixels are missing as well.
-            method, steps, num_samples, seed, fill, clean: as in `impute`.
+            method: as in `impute`.
+            steps: as in `impute`.
+            num_samples: as in `impute`.
+            seed: as in `impute`.
+            fill: as in `impute`.
+            clean: as in `impute`.
 
-        Raises ValueError as `impute`; for both kinds of noise, or none; for flips of what are no bits; for a Bernoulli
-        model where `clean` is no bits.
+        Raises:
+            ValueError: as `impute`; both kinds of noise, or none; flips of pixels that are not bits; for a Bernoulli
+                model, a `clean` that is not bits.
         """
-        if (flip is None) == (sigma is None):
-            raise ValueError(f"flip is {flip} and sigma {sigma}; expected one of them: the noise must be known")
-        if flip is not None and not 0 < flip < 1:
-            raise ValueError(f"flip is {flip}; expected a probability between 0 and 1")
-        if sigma is not None and not 0 < sigma < math.inf:
-            raise ValueError(f"sigma is {sigma}; expected a positive number")
-        family = likelihoods.of(self)
-        if family is None:
-            raise unknown("likelihood", self.likelihood, likelihoods.REGISTRY)
-        if flip is not None and "flip" not in family.noise:
-            raise ValueError(f"flip is {flip}, but the model's pixels are {self.likelihood}, no bits; expected sigma")
-        if sigma is not None and "sigma" not in family.noise:
-            raise ValueError(
-                f"sigma is {sigma}, but with likelihood={self.likelihood!r} p(x|y) of Gaussian noise has no closed "
-                "form; expected a bernoulli or gaussian model"
-            )
+        family = _check_noise(self, flip, sigma)
         _check(self, x=x)
         observed = _observed(self, x, torch.ones_like(x, dtype=torch.bool) if observed is None else observed)
         check_pixels(self, {"x": torch.where(observed, x, 0.5)}, sigma or 0.0)
@@ -203,7 +202,7 @@ class InferenceMethods:
             if flip is not None:
                 return NoisyBits.flipped(self, y, observed[rows], fill, flip)
             assert sigma is not None
-            noisy = NoisyBits.with_gaussian if family.of_bits else NoisyValues
+            noisy = NoisyBits.with_gaussian if family.of_bits else GaussianNoise
             return noisy(self, y, observed[rows], fill, sigma)
 
         index = torch.arange(len(x), device=x.device)
@@ -214,11 +213,17 @@ class InferenceMethods:
     @takes_plain_values
     @torch.no_grad()
     def manifold(self, n: int = 20) -> Tensor:
-        """E[x|z], (n, n, data_dim), on a grid over a latent plane: each coordinate goes through the quantiles
-        (i + 1/2) / n of the standard normal, so that the prior has the same mass around every point (Kingma & Welling
-        2013, figure 4). z_1 grows along a row, z_2 from the last row to the first, as axes are drawn.
+        """Returns E[x|z], (n, n, data_dim), on a grid over a latent plane.
 
-        Raises ValueError where latent_dim is not 2 (see `traverse`), or n is below 1.
+        Each coordinate goes through the quantiles (i + 1/2) / n of the standard normal. So the prior has the same mass
+        around every point (Kingma & Welling 2013, figure 4). z_1 grows along a row, z_2 from the last row to the first,
+        as axes are drawn.
+
+        Args:
+            n: points along each axis.
+
+        Raises:
+            ValueError: a latent_dim other than 2 (see `traverse`), or n below 1.
         """
         if self.latent_dim != 2:
             raise ValueError(
@@ -232,15 +237,17 @@ class InferenceMethods:
     @takes_plain_values
     @torch.no_grad()
     def traverse(self, x: Tensor, dims: Sequence[int] | None = None, steps: int = 10) -> Tensor:
-        """E[x|z], (N, len(dims), steps, data_dim): one z_j at a time goes through the quantiles (i + 1/2) / steps of
-        its prior, the others stay at the posterior mean of x.
+        """Returns E[x|z], (N, len(dims), steps, data_dim), varying one z_j at a time.
+
+        z_j goes through the quantiles (i + 1/2) / steps of its prior. The others stay at the posterior mean of x.
 
         Args:
             x: (N, data_dim).
-            dims: which; by default all, in the order of their mean KL over x, the most informative first.
+            dims: which dimensions; by default all, in the order of their mean KL over x, the most informative first.
             steps: values of z_j.
 
-        Raises ValueError for a dimension that the model has not, or steps below 1.
+        Raises:
+            ValueError: a dimension that the model has not, or steps below 1.
         """
         _check(self, x=x)
         check_pixels(self, {"x": x})
@@ -258,14 +265,24 @@ class InferenceMethods:
     @takes_plain_values
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int = 10, *, spherical: bool = False) -> Tensor:
-        """E[x|z], (N, steps, data_dim), at z from the posterior mean of a to that of b, both (N, data_dim).
+        """Returns E[x|z], (N, steps, data_dim), between two posterior means.
 
-        Linear by default: ``z_t = (1 - t) z_a + t z_b``, t from 0 to 1. Since log p(z) is concave, the prior is on that
-        line nowhere less dense than at the less dense of its ends. Spherical keeps to the lengths of the ends, which in
-        many dimensions the middle of a line falls short of (White 2016): ``z_t = (sin((1 - t) w) z_a + sin(t w) z_b) /
-        sin w``, w the angle between them.
+        z goes from the posterior mean of a to the posterior mean of b.
 
-        Raises ValueError for shapes that differ, or steps below 2.
+        Linear by default: ``z_t = (1 - t) z_a + t z_b``, t from 0 to 1. Since log p(z) is concave, the prior is nowhere
+        on that line less dense than at the less dense of its ends.
+
+        Spherical: ``z_t = (sin((1 - t) w) z_a + sin(t w) z_b) / sin w``, w the angle between them. It keeps to the
+        lengths of the ends. In many dimensions the middle of a line falls short of them (White 2016).
+
+        Args:
+            a: (N, data_dim), the first images.
+            b: (N, data_dim), the last images.
+            steps: number of points, with both ends.
+            spherical: whether to interpolate along an arc.
+
+        Raises:
+            ValueError: shapes that differ, or steps below 2.
         """
         _check(self, a=a, b=b)
         check_pixels(self, {"a": a, "b": b})
@@ -286,14 +303,20 @@ class InferenceMethods:
 
 
 def posterior_draws(mu: Tensor, logvar: Tensor, num_samples: int, seed: int) -> Tensor:
-    """Draws of the posteriors of datapoints 0 to N - 1, (num_samples, N, latent_dim), by the seeds of `embed`."""
+    """Returns posterior draws (num_samples, N, latent_dim), by the seeds of `embed`.
+
+    The datapoints are 0 to N - 1.
+    """
     seeds = mix_seed(seed, torch.arange(len(mu), device=mu.device))
     draws = torch.arange(num_samples, device=mu.device).unsqueeze(-1)
     return sample_gaussian(mu, logvar, num_samples, seed=mix_seed(seeds, draws))[0]
 
 
 def _spherical(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of a and of b; of vectors of one direction, or none, as on a line."""
+    """Returns the spherical weights of a and b at t.
+
+    For vectors of (nearly) one direction or opposite ones, or of length 0, they are the linear weights.
+    """
     cosine = torch.cosine_similarity(a, b, dim=-1).clamp(-1, 1).unsqueeze(-1)
     angle = cosine.acos()
     sine = angle.sin()
@@ -303,6 +326,31 @@ def _spherical(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         torch.where(small, 1 - t, ((1 - t) * angle).sin() / sine),
         torch.where(small, t, (t * angle).sin() / sine),
     )
+
+
+def _check_noise(model: InferenceMethods, flip: float | None, sigma: float | None) -> likelihoods.Likelihood:
+    """Returns the model's likelihood, after a check of `denoise`'s noise.
+
+    Raises:
+        ValueError: both kinds of noise, or none; a number out of range; or noise without a formula for the likelihood.
+    """
+    if (flip is None) == (sigma is None):
+        raise ValueError(f"flip is {flip} and sigma {sigma}; expected one of them: the noise must be known")
+    if flip is not None and not 0 < flip < 1:
+        raise ValueError(f"flip is {flip}; expected a probability between 0 and 1")
+    if sigma is not None and not 0 < sigma < math.inf:
+        raise ValueError(f"sigma is {sigma}; expected a positive number")
+    family = likelihoods.of(model)
+    if family is None:
+        raise unknown("likelihood", model.likelihood, likelihoods.REGISTRY)
+    if flip is not None and "flip" not in family.noise:
+        raise ValueError(f"flip is {flip}, but the model's pixels are {model.likelihood}, no bits; expected sigma")
+    if sigma is not None and "sigma" not in family.noise:
+        raise ValueError(
+            f"sigma is {sigma}, but with likelihood={model.likelihood!r} p(x|y) of Gaussian noise has no closed "
+            "form; expected a bernoulli or gaussian model"
+        )
+    return family
 
 
 def _check(model: InferenceMethods, **images: Tensor) -> None:
@@ -315,7 +363,7 @@ def _check(model: InferenceMethods, **images: Tensor) -> None:
 
 
 def _observed(model: InferenceMethods, x: Tensor, observed: Tensor) -> Tensor:
-    """The mask, of x's shape."""
+    """Returns the mask, of x's shape."""
     _check(model, x=x)
     if observed.dtype != torch.bool or tuple(observed.shape) not in ((model.data_dim,), tuple(x.shape)):
         raise ValueError(

@@ -1,6 +1,6 @@
-"""What `aevb.inference` asks of a model, and how it goes through data.
+"""Model protocols of `aevb.inference`, and passes over data in batches.
 
-A model is anything with `encode(x) -> (mu, logvar)` and `log_prob(x, z) -> log p(x|z)`, whose prior is N(0, I); x has
+A model is any object with `encode(x) -> (mu, logvar)` and `log_prob(x, z) -> log p(x|z)`, whose prior is N(0, I). x has
 one datapoint for each index of its first dimension. Every function goes through x in batches, without gradients, and
 sums in float64. Noise belongs to a datapoint, not to a batch, so that no result depends on the batches beyond rounding.
 A model with dropout or batch normalisation belongs in `eval()` first.
@@ -20,47 +20,72 @@ from ..likelihoods.values import check_pixels
 
 
 class Encoder(Protocol):
-    """A posterior q(z|x) = N(mu, exp(logvar)), diagonal."""
+    """Posterior q(z|x) = N(mu, exp(logvar)), diagonal."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(mu, logvar), each (B, D), of x (B, ...)."""
+        """Returns (mu, logvar), each (B, D), of x (B, ...)."""
         ...
 
 
 class LatentVariableModel(Encoder, Protocol):
-    """p(z) = N(0, I), p(x|z), and a posterior."""
+    """Prior p(z) = N(0, I), likelihood p(x|z), and a posterior."""
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z), (S, B), in nats, of x (B, ...) and z (S, B, D)."""
+        """Returns log p(x|z), (S, B), in nats.
+
+        Args:
+            x: (B, ...).
+            z: (S, B, D).
+        """
         ...
 
 
 class PixelModel(Protocol):
-    """A latent variable model whose pixels are independent given z."""
+    """Latent variable model with pixels that are independent given z."""
 
     data_dim: int
     latent_dim: int
     likelihood: str
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def decode(self, z: Tensor) -> Any:
-        """Of a Bernoulli model the logits."""
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (mu, logvar), each (B, latent_dim), of x (B, data_dim)."""
         ...
 
-    def log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
+    def decode(self, z: Tensor) -> Any:
+        """Returns the parameters of p(x|z); of a Bernoulli model the logits."""
+        ...
 
-    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
+    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """Returns log p(x|z), in nats, of z's leading dimensions."""
+        ...
 
-    def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor: ...
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the mean and variance of p(x_i|z), both (..., data_dim)."""
+        ...
+
+    def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """Returns log p(x_i|z) of each pixel, (..., data_dim), in nats."""
+        ...
 
     def draw(self, z: Tensor, noise: Tensor) -> Tensor:
-        """x of p(x|z), from standard normals of its shape."""
+        """Returns a sample x of p(x|z), from standard normals of its shape."""
+        ...
+
+
+class GenerativeModel(PixelModel, Protocol):
+    """Pixel model with the mean of p(x|z)."""
+
+    def mean(self, z: Tensor) -> Tensor:
+        """Returns E[x|z], (..., data_dim)."""
         ...
 
 
 def in_batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
-    """Batches of x, each with the number of its first datapoint."""
+    """Yields batches of x, each with the index of its first datapoint.
+
+    Raises:
+        ValueError: a batch_size below 1, or no datapoints.
+    """
     check_counts(batch_size=batch_size)
     check_dense("diagnostics", x=x)
     if x.dim() == 0 or len(x) == 0:
@@ -70,7 +95,11 @@ def in_batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def encode_all(model: Encoder, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """mu and logvar, (N, D), float64, of all datapoints."""
+    """Returns mu and logvar, (N, D), float64, of all datapoints.
+
+    Raises:
+        ValueError: no datapoints, a batch_size below 1, or an encoder with other shapes or non-finite results.
+    """
     check_pixels(model, {"x": x})
     encoded = [encoded_batch(model, batch, first) for first, batch in in_batches(x, batch_size)]
     mu, logvar = (torch.cat([t.double() for t in parts]) for parts in zip(*encoded, strict=True))
@@ -78,7 +107,13 @@ def encode_all(model: Encoder, x: Tensor, batch_size: int) -> tuple[Tensor, Tens
 
 
 def encoded_batch(model: Encoder, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """mu and logvar of one batch, checked; `first` is the number of its first datapoint."""
+    """Returns mu and logvar of one batch, after a check.
+
+    `first` is the index of the batch's first datapoint, for messages.
+
+    Raises:
+        ValueError: an encoder with other shapes or non-finite results.
+    """
     mu, logvar = model.encode(x)
     if mu.dim() != 2 or len(mu) != len(x) or mu.shape != logvar.shape:
         raise ValueError(
@@ -97,11 +132,21 @@ def encoded_batch(model: Encoder, x: Tensor, first: int) -> tuple[Tensor, Tensor
 
 
 def check_counts(**counts: int) -> None:
+    """Check that each number, given by its name, is at least 1.
+
+    Raises:
+        ValueError: a number below 1.
+    """
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} is {count}; expected at least 1")
 
 
 def check_threshold(name: str, threshold: float) -> None:
+    """Check that a threshold is finite and at least 0.
+
+    Raises:
+        ValueError: another threshold.
+    """
     if not 0 <= threshold < math.inf:
         raise ValueError(f"{name} is {threshold}; expected a number from 0 up")

@@ -1,4 +1,4 @@
-"""The likelihoods p(x|z), one class each: see `base`."""
+"""Likelihoods p(x|z), one class each; `base.Likelihood` is their interface."""
 
 from .base import REGISTRY, Likelihood, for_model, named, of
 from .bernoulli import Bernoulli

@@ -1,7 +1,7 @@
-"""A likelihood p(x|z) as one object: its parameters, its formula, and everything derived from them.
+"""Base class of the likelihoods p(x|z), their registry, and shared arithmetic.
 
 A class describes one family and is registered under its name. The loss, the models, the command line, imputation and
-the tests read the registry; the kernels of the same name are in csrc/formulas/likelihood_list.h.
+the tests read the registry. The kernels of the same name are in csrc/formulas/likelihood_list.h.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ Formula = Callable[[Tensor, Tensor, Any, float | None], Tensor]
 C = TypeVar("C", bound="type[Likelihood]")
 
 REGISTRY: dict[str, type[Likelihood]] = {}
-OWNERS: dict[str, type[Likelihood]] = {}  # by the names of options
+OWNERS: dict[str, type[Likelihood]] = {}  # by option name
 
 
 def register(cls: C) -> C:
-    """Adds a likelihood's class under its name."""
+    """Adds a likelihood's class to `REGISTRY` under its name.
+
+    Its dataclass fields become its `options`, owned by it in `OWNERS`.
+    """
     REGISTRY[cls.name] = cls
     cls.options = {field.name: field.default for field in dataclasses.fields(cls)}
     OWNERS.update(dict.fromkeys(cls.options, cls))
@@ -37,34 +40,39 @@ def register(cls: C) -> C:
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """p(x|z) of data whose elements are independent given z; its fields are its options.
+    """Likelihood p(x|z) of data whose elements are independent given z.
 
-    A subclass gives `name`, `params` and `distribution`, and overrides what it knows better.
+    A subclass is a frozen dataclass whose fields are its options. It gives `name`, `params` and `distribution`, and
+    overrides methods for which it has a better formula. `mean`, `variance_of`, `sample` and `reference` follow from
+    `distribution` by default.
     """
 
     options: ClassVar[dict[str, Any]]
-    """The fields, and what they are by default."""
+    """Default of each option, by name."""
     name: ClassVar[str]
-    """In `FusedELBO(likelihood=)`, on the command line, and of the kernel."""
+    """Name in `FusedELBO(likelihood=)`, on the command line, and of the kernel."""
     params: ClassVar[tuple[str, ...]]
-    """The numbers that a decoder gives for each element of x, in the kernel's order."""
+    """Names of a decoder's outputs per element, in the kernel's order."""
     support: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-    """The values that x may have."""
+    """Range of x."""
     of_bits: ClassVar[bool] = False
-    """Whether x is bits, so that grey images are binarized by default."""
+    """Whether x is bits; grey images are then binarized by default."""
     noise: ClassVar[tuple[str, ...]] = ()
-    """The arguments of `denoise` that it has a formula for."""
+    """Noise arguments of `denoise` with a formula for this likelihood."""
     initial: ClassVar[tuple[float, ...]] = (0.0, 0.0)
-    """Of the parameters: the bias that a decoder's last layer starts with."""
+    """Initial bias of a decoder's last layer, for each parameter."""
 
     def distribution(self, *params: Tensor) -> Distribution:
-        """p(x|z) of each element, in PyTorch."""
+        """Returns p(x|z) of each element as a PyTorch distribution."""
         raise NotImplementedError
 
     # ---- derived from the distribution ----
 
     def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
-        """Returns log p(x|z) in plain PyTorch, summed over the last dimension; the oracle in float64."""
+        """Returns log p(x|z) in plain PyTorch, summed over the last dimension.
+
+        It is computed in float32, or in float64 for float64 parameters, where it is the oracle of the tests.
+        """
         params = tuple(computed(p) if isinstance(p, Tensor) else p for p in params)
         first = params[0]
         assert isinstance(first, Tensor)
@@ -83,29 +91,35 @@ class Likelihood:
         return self.distribution(*tensors(params)).variance
 
     def sample(self, params: tuple[Parameter, ...], noise: Tensor) -> Tensor:
-        """Returns x of p(x|z) from standard normals of its shape, by the inverse of its distribution function."""
-        # In float32 the normals beyond 5.4 have probability 1, whose inverse may be infinite.
+        """Returns a sample of p(x|z) from standard normals of its shape.
+
+        The normals go through the inverse distribution function.
+        """
+        # In float64: float32 rounds the probability of normals beyond 5.4 to 1, whose inverse may be infinite.
         wide = self.distribution(*(p.double() for p in tensors(params)))
         return wide.icdf(torch.special.ndtr(noise.double())).to(noise.dtype)
 
     @property
     def density(self) -> Likelihood:
-        """The normalised p(x|z), which importance weights and log p(x) need; by default this likelihood itself."""
+        """Normalised density p(x|z), for importance weights and log p(x).
+
+        By default it is this likelihood itself.
+        """
         return self
 
     def above_backward(self, variance: float, spread: Tensor, grad: Tensor) -> Tensor:
-        """Returns the gradient of the argument of `above` from that of its result."""
+        """Returns the gradient by `above`'s argument from the upstream gradient."""
         return above_floor_backward(self.spread_of(variance), spread, grad)
 
     def constant(self, D: int) -> float:
-        """Returns what log p(x|z) of `density` has beside that of this likelihood, for x of D elements."""
+        """Returns `density`'s log p(x|z) minus this likelihood's, for x of D elements."""
         return 0.0
 
     # ---- a decoder's output ----
 
     @property
     def is_whole(self) -> bool:
-        """Whether one tensor is all that a decoder gives, and all that the kernel is given."""
+        """Whether a decoder gives one tensor, and the kernel takes one."""
         return len(self.params) == 1
 
     def parameters(self, recon: Any) -> tuple[Parameter, ...]:
@@ -130,7 +144,7 @@ class Likelihood:
         return self.params == ("logits",)
 
     def expected(self) -> str:
-        """What `FusedELBO` takes as recon, in words."""
+        """Returns the description of the recon that `FusedELBO` takes."""
         if self.is_whole:
             return f"a tensor, the {self.params[0]}, with likelihood={self.name!r}"
         return f"a tuple of tensors, ({', '.join(self.params)}), with likelihood={self.name!r}"
@@ -140,20 +154,29 @@ class Likelihood:
         return first, second
 
     def spread_of(self, variance: float) -> float:
-        """Returns the second parameter of a distribution with that variance, where it is one of scale."""
+        """Returns the second parameter of a distribution with that variance.
+
+        Only a likelihood with a parameter of scale has it.
+        """
         raise NotImplementedError
 
     @property
     def has_spread(self) -> bool:
-        """Whether the second parameter is one of scale, which a model may share, fix, and keep from 0."""
+        """Whether the second parameter is one of scale.
+
+        A model may share such a parameter, fix it, and keep it from 0.
+        """
         return type(self).spread_of is not Likelihood.spread_of
 
     def above(self, variance: float, spread: Tensor) -> Tensor:
-        """Returns a second parameter that approaches that of `variance`, and never reaches it."""
+        """Returns the second parameter `spread`, kept above the value for `variance`.
+
+        It approaches that value and never reaches it.
+        """
         return above_floor(self.spread_of(variance), spread)
 
     def kernel_arguments(self, params: tuple[Parameter, ...]) -> tuple[Tensor, Tensor | None, str, float]:
-        """Returns p0, p1, the kernel's name and its scalar, as the op `log_prob` takes them."""
+        """Returns p0, p1, the kernel's name and its scalar, for op `log_prob`."""
         p0 = params[0]
         assert isinstance(p0, Tensor)
         if len(params) == 1:
@@ -164,10 +187,14 @@ class Likelihood:
         return p0, for_each_element(p1, p0), self.name, 0.0
 
     def linear_kernel(self, outputs: int, shared: Parameter | None) -> tuple[str, float, Parameter | None]:
-        """Returns the kernel's name, its scalar and the shared parameter, of a last layer that gives so many.
+        """Returns the kernel's name, its scalar and the shared parameter.
+
+        Args:
+            outputs: Numbers that the last layer gives for each element of x.
+            shared: A second parameter that does not come from the layer.
 
         Raises:
-            ValueError: these are too few or too many.
+            ValueError: Too few or too many parameters.
         """
         if outputs + (shared is not None) != len(self.params):
             more = "" if shared is None else ", and one is shared"
@@ -179,7 +206,10 @@ class Likelihood:
 
     @classmethod
     def formulas(cls) -> dict[str, Formula]:
-        """By the names of its kernels: log p(x|z) in plain PyTorch, of (p0, x, p1 or the scalar, x_scale)."""
+        """Returns log p(x|z) in plain PyTorch, by kernel name.
+
+        Each is a function of (p0, x, p1 or the scalar, x_scale).
+        """
         made = cls()
         if len(cls.params) == 1:
             return {cls.name: lambda p0, x, _, x_scale: made.reference((p0,), x, x_scale)}
@@ -187,10 +217,16 @@ class Likelihood:
 
 
 def named(likelihood: str, **options: Any) -> Likelihood:
-    """Returns the likelihood of that name, with those options that differ from what they are by default.
+    """Returns the likelihood of that name with the given options.
+
+    An option at its default may be given for any likelihood.
+
+    Args:
+        likelihood: A name in `REGISTRY`.
+        **options: Options of the likelihoods, by name.
 
     Raises:
-        ValueError: an unknown name, or an option of another likelihood.
+        ValueError: An unknown name, or an option of another likelihood.
     """
     cls = REGISTRY.get(likelihood) if isinstance(likelihood, str) else None
     if cls is None:
@@ -206,7 +242,10 @@ def named(likelihood: str, **options: Any) -> Likelihood:
 
 
 def of(model: Any) -> Likelihood | None:
-    """Returns a model's likelihood: its own object, or that of the name that it has; None where it has neither."""
+    """Returns a model's likelihood, or None where it has none.
+
+    It is the object in its `family`, or the likelihood that its `likelihood` names.
+    """
     found = getattr(model, "family", None)
     if found is None and (name := getattr(model, "likelihood", None)) in REGISTRY:
         found = for_model(name, getattr(model, "sigmoid_means", False))
@@ -214,10 +253,12 @@ def of(model: Any) -> Likelihood | None:
 
 
 def for_model(likelihood: str, sigmoid_means: bool) -> Likelihood:
-    """Returns the likelihood of that name; sigmoid_means counts where it has such an option.
+    """Returns the likelihood of that name, with sigmoid_means where possible.
+
+    sigmoid_means is ignored where the likelihood has no such option.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: An unknown name.
     """
     found = named(likelihood)
     if sigmoid_means and "sigmoid_means" in found.options:
@@ -229,7 +270,7 @@ def for_model(likelihood: str, sigmoid_means: bool) -> Likelihood:
 
 
 def computed(t: Tensor) -> Tensor:
-    """Returns t in float32, or in float64 where it is that."""
+    """Returns t in float32, or in float64 where it is float64."""
     return t if t.dtype == torch.float64 else t.float()
 
 
@@ -240,20 +281,23 @@ def targets(x: Tensor, x_scale: float | None, dtype: torch.dtype) -> Tensor:
 
 
 def above_floor(floor: float, t: Tensor) -> Tensor:
-    """Returns floor + softplus(t - floor): far below the floor there is still a gradient that leads back."""
+    """Returns floor + softplus(t - floor).
+
+    Far below the floor there is still a gradient that leads back.
+    """
     return floor + F.softplus(t - floor)
 
 
 def above_floor_backward(floor: float, t: Tensor, grad: Tensor) -> Tensor:
-    """Returns the gradient of t from that of `above_floor`, as autograd has it."""
+    """Returns `above_floor`'s gradient by t from the upstream gradient, as autograd does."""
     return torch.ops.aten.softplus_backward(grad, t - floor, 1, 20)
 
 
 def finite(name: str, value: Any) -> float:
-    """Returns a parameter that is a number.
+    """Returns a parameter given as a number, as a float.
 
     Raises:
-        ValueError: it is none, or not finite.
+        ValueError: Not a number, or not finite.
     """
     try:
         is_right = math.isfinite(value)
@@ -273,16 +317,16 @@ def tensors(params: tuple[Parameter, ...]) -> list[Tensor]:
 
 
 def for_each_element(p: Tensor, like: Tensor) -> Tensor:
-    """Returns p in the shape of `like`, its rows in one place where they are the same.
+    """Returns p in the shape of `like`, with equal rows stored once.
 
-    Where p does not broadcast to that, or is no float, it is returned as it is: the op says so.
+    A p that does not broadcast to that shape, or is no float, is returned as it is: the op raises then.
     """
     if p.shape == like.shape or p.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return p
     sizes = zip(reversed(p.shape), reversed(like.shape), strict=False)
     if p.dim() > like.dim() or any(n not in (1, to) for n, to in sizes):
         return p
-    p = p.float()  # for the sum that is its gradient
-    if p.dim() == 0 or p.shape[-1] == 1:  # kernels read rows whose elements are neighbours
+    p = p.float()  # its gradient is a sum, in float32
+    if p.dim() == 0 or p.shape[-1] == 1:  # kernels need the elements of a row to be contiguous
         p = p.expand(*p.shape[:-1], like.shape[-1]).contiguous()
     return p.expand(like.shape)

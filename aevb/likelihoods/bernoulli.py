@@ -17,10 +17,13 @@ from .outputs import LinearLogits
 @register
 @dataclasses.dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """log p(x|z) = sum_i x_i l_i - log(1 + exp(l_i)), from logits l; x in [0, 1] may be soft.
+    """Bernoulli likelihood from logits l, or from probabilities; x may be soft.
 
-    Of probabilities p (from_probs): sum_i x_i log p_i + (1 - x_i) log(1 - p_i), each logarithm clamped at -100, as
-    `F.binary_cross_entropy` has it.
+    log p(x|z) is ``sum_i (x_i l_i - log(1 + exp(l_i)))`` with x in [0, 1].
+
+    Args:
+        from_probs: The parameter holds probabilities p. log p(x|z) is then ``sum_i (x_i log p_i + (1 - x_i) log(1 -
+            p_i))``, each logarithm clamped at -100, as in `F.binary_cross_entropy`.
     """
 
     from_probs: bool = False
@@ -31,9 +34,11 @@ class Bernoulli(Likelihood):
     noise: ClassVar[tuple[str, ...]] = ("flip", "sigma")
 
     def distribution(self, output: Tensor) -> TorchBernoulli:  # type: ignore[override]
+        """Returns Bernoulli(p) of logits or probabilities."""
         return TorchBernoulli(**{"probs" if self.from_probs else "logits": output}, validate_args=False)
 
     def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
+        """Returns log p(x_i|z) of each element, for x in [0, 1]."""
         (output,) = params
         assert isinstance(output, Tensor)
         if self.from_probs:
@@ -41,6 +46,7 @@ class Bernoulli(Likelihood):
         return x * F.logsigmoid(output) + (1 - x) * F.logsigmoid(-output)
 
     def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
+        """Returns log p(x|z) in plain PyTorch, summed over the last dimension."""
         (output,) = params
         assert isinstance(output, Tensor)
         output = computed(output)
@@ -49,9 +55,15 @@ class Bernoulli(Likelihood):
         return -entropy(output, x, reduction="none").sum(-1)
 
     def sample(self, params: tuple[Parameter, ...], noise: Tensor) -> Tensor:
+        """Returns bits, by the normals' cumulative probability below the mean."""
         return (torch.special.ndtr(noise) < self.mean(params)).to(noise.dtype)
 
     def parameters(self, recon: Any) -> tuple[Parameter, ...]:
+        """Returns the logits or probabilities that recon holds.
+
+        Raises:
+            ValueError: recon is of another likelihood.
+        """
         if isinstance(recon, tuple) and not isinstance(recon, LinearLogits):
             raise ValueError(
                 f"recon is a {type(recon).__name__}; expected likelihood='gaussian' with it, not {self.name!r}"
@@ -59,11 +71,17 @@ class Bernoulli(Likelihood):
         return super().parameters(recon)
 
     def kernel_arguments(self, params: tuple[Parameter, ...]) -> tuple[Tensor, Tensor | None, str, float]:
+        """Returns p0, no p1, the name of the kernel, and no scalar."""
         (output,) = params
         assert isinstance(output, Tensor)
         return output, None, "bernoulli_probs" if self.from_probs else "bernoulli_logits", 0.0
 
     def linear_kernel(self, outputs: int, shared: Parameter | None) -> tuple[str, float, Parameter | None]:
+        """Returns the kernel's name, its scalar and no shared parameter.
+
+        Raises:
+            ValueError: from_probs is set, or the last layer gives another number than one per element.
+        """
         if self.from_probs:
             raise ValueError("from_probs is set, but LinearLogits are logits; leave it out")
         super().linear_kernel(outputs, shared)
@@ -71,6 +89,7 @@ class Bernoulli(Likelihood):
 
     @classmethod
     def formulas(cls) -> dict[str, Formula]:
+        """Returns log p(x|z) in plain PyTorch, by kernel name."""
         logits, probs = cls(), cls(from_probs=True)
         return {
             "bernoulli_logits": lambda p0, x, _, x_scale: logits.reference((p0,), x, x_scale),

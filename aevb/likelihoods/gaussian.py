@@ -16,10 +16,16 @@ from .outputs import GaussianOutput, LinearLogits
 @register
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Likelihood):
-    """log p(x|z) = -1/2 sum_i (x_i - m_i)^2 exp(-logvar_i) + logvar_i + log(2 pi).
+    """Gaussian likelihood N(mean, exp(logvar)) of each element of x.
 
-    With sigmoid_means the decoder gives the logits of the means m (section 5). `variance` is that of a decoder that
-    gives means alone.
+    log p(x|z) is ``-1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log(2 pi))``.
+
+    Args:
+        sigmoid_means: The decoder gives the logits of the means m (section 5).
+        variance: Variance of each element for a decoder that gives means alone.
+
+    Raises:
+        ValueError: A variance that is not finite or not above 0.
     """
 
     sigmoid_means: bool = False
@@ -27,7 +33,7 @@ class Gaussian(Likelihood):
     name: ClassVar[str] = "gaussian"
     params: ClassVar[tuple[str, ...]] = ("mean", "logvar")
     noise: ClassVar[tuple[str, ...]] = ("sigma",)
-    initial: ClassVar[tuple[float, ...]] = (0.0, -2.0)  # of pixels in [0, 1]; from 0 it would first have to fall
+    initial: ClassVar[tuple[float, ...]] = (0.0, -2.0)  # for pixels in [0, 1]: from 0, logvar would first have to fall
 
     def __post_init__(self) -> None:
         if not 0 < self.variance < math.inf:
@@ -37,17 +43,21 @@ class Gaussian(Likelihood):
         return output.sigmoid() if self.sigmoid_means else output
 
     def distribution(self, output: Tensor, logvar: Tensor) -> Normal:  # type: ignore[override]
+        """Returns N(mean, exp(logvar))."""
         return Normal(self._mean(output), (0.5 * logvar).exp(), validate_args=False)
 
     def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
+        """Returns log p(x_i|z) of each element."""
         mean, variance = self.mean(params), self.variance_of(params)
         return -0.5 * ((x - mean).square() / variance + (2 * math.pi * variance).log())
 
     def variance_of(self, params: tuple[Parameter, ...]) -> Tensor:
+        """Returns Var[x_i|z] = exp(logvar_i), of the mean's shape."""
         output, logvar = tensors(params)
         return logvar.to(output.dtype).exp().expand_as(output)
 
     def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
+        """Returns log p(x|z) in plain PyTorch, summed over the last dimension."""
         output, logvar = params
         assert isinstance(output, Tensor)
         mean = self._mean(computed(output))
@@ -56,13 +66,20 @@ class Gaussian(Likelihood):
         return -0.5 * (standard * standard + v + math.log(2.0 * math.pi)).sum(-1)
 
     def sample(self, params: tuple[Parameter, ...], noise: Tensor) -> Tensor:
+        """Returns mean + sqrt(variance) * noise."""
         return self.mean(params) + self.variance_of(params).sqrt() * noise
 
     @property
     def is_whole(self) -> bool:
+        """Whether a decoder gives one tensor alone: never here."""
         return False
 
     def parameters(self, recon: Any) -> tuple[Parameter, ...]:
+        """Returns (mean, logvar) of recon: a tensor of means, or a `GaussianOutput`.
+
+        Raises:
+            ValueError: recon is of another likelihood, or has its own variance beside the option `variance`.
+        """
         if isinstance(recon, Tensor):
             return recon, math.log(self.variance)
         if not isinstance(recon, tuple) or isinstance(recon, LinearLogits) or len(recon) != 2:
@@ -77,12 +94,18 @@ class Gaussian(Likelihood):
         return tuple(recon)
 
     def output(self, first: Tensor, second: Parameter) -> GaussianOutput:
+        """Returns the parameters as a `GaussianOutput`."""
         return GaussianOutput(first, second)
 
     def spread_of(self, variance: float) -> float:
+        """Returns log(variance), the logvar."""
         return math.log(variance)
 
     def kernel_arguments(self, params: tuple[Parameter, ...]) -> tuple[Tensor, Tensor | None, str, float]:
+        """Returns p0, p1, the kernel's name and its scalar, for op `log_prob`.
+
+        A logvar that is a number takes a kernel with a fixed variance.
+        """
         mean, logvar = params
         assert isinstance(mean, Tensor)
         name = "gaussian_sigmoid" if self.sigmoid_means else "gaussian"
@@ -91,6 +114,11 @@ class Gaussian(Likelihood):
         return mean, None, f"{name}_fixed", finite("logvar", logvar)
 
     def linear_kernel(self, outputs: int, shared: Parameter | None) -> tuple[str, float, Parameter | None]:
+        """Returns the kernel's name, its scalar and the shared logvar.
+
+        Raises:
+            ValueError: A number of parameters other than two, or a variance option beside a logvar.
+        """
         name = "gaussian_sigmoid" if self.sigmoid_means else "gaussian"
         if outputs == 1 and shared is None:
             shared = math.log(self.variance)
@@ -105,6 +133,7 @@ class Gaussian(Likelihood):
 
     @classmethod
     def formulas(cls) -> dict[str, Formula]:
+        """Returns log p(x|z) in plain PyTorch, by kernel name."""
         found: dict[str, Formula] = {}
         for name, family in (("gaussian", cls()), ("gaussian_sigmoid", cls(sigmoid_means=True))):
 

@@ -1,4 +1,4 @@
-"""What a decoder may give in place of a tensor."""
+"""Decoder outputs that stand for a tensor of likelihood parameters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from torch import Tensor
 
 
 class LinearLogits(NamedTuple):
-    """The logits ``h @ weight.T + bias`` of a decoder whose last layer is linear, before anybody computes them.
+    """Logits ``h @ weight.T + bias`` of a linear last layer, uncomputed.
 
-    `FusedELBO` takes them as `recon`; their memory is then never needed.
+    `FusedELBO` takes them as `recon`, and then never holds the logits in memory.
+
+    Attributes:
+        h: (..., H), input of the last layer.
+        weight: (D, H).
+        bias: (D,), or None.
     """
 
     h: Tensor  # (..., H)
@@ -19,15 +24,22 @@ class LinearLogits(NamedTuple):
     bias: Tensor | None = None  # (D,)
 
     def materialize(self) -> Tensor:
-        """The logits themselves, (..., D)."""
+        """Returns the logits, (..., D)."""
         return F.linear(self.h, self.weight, self.bias)
 
 
 class LinearOutput(NamedTuple):
-    """The parameters of any likelihood, ``h @ weight.T + bias``, before anybody computes them.
+    """Likelihood parameters ``h @ weight.T + bias`` of a last layer, uncomputed.
 
     `FusedELBO` takes them as `recon`. The layer gives the parameters side by side: of two, the first D outputs are the
-    first one's. `shared` is a second parameter that does not come from h.
+    first parameter.
+
+    Attributes:
+        h: (..., H), input of the last layer.
+        weight: (P * D, H), for P parameters per element.
+        bias: (P * D,), or None.
+        shared: A second parameter that does not come from h: (D,), () or a number.
+        floor: If given, the second output o stands for ``floor + softplus(o - floor)``.
     """
 
     h: Tensor  # (..., H)
@@ -35,15 +47,18 @@ class LinearOutput(NamedTuple):
     bias: Tensor | None = None  # (P * D,)
     shared: Tensor | float | None = None  # (D,), () or a number
     floor: float | None = None
-    """Where it is given, the second output o stands for ``floor + softplus(o - floor)``."""
+    """Lower bound of the second output, by a softplus."""
 
 
 class GaussianOutput(NamedTuple):
-    """What a Gaussian decoder says of x: N(mean, exp(logvar)). `FusedELBO` with likelihood="gaussian" takes it as
-    `recon`.
+    """Gaussian decoder output N(mean, exp(logvar)) of x.
 
-    mean is (*samples, *batch, *datapoint). logvar has its shape (a decoder with a second head), or is shared: a tensor
-    (D,) with an element for each of a datapoint's, or one that broadcasts to mean, as () does, or a number.
+    `FusedELBO` with likelihood="gaussian" takes it as `recon`.
+
+    Attributes:
+        mean: (*samples, *batch, *datapoint).
+        logvar: Of mean's shape (a decoder with a second head), or shared. Shared: a tensor (D,) with one element per
+            element of a datapoint, a tensor that broadcasts to mean, such as (), or a number.
     """
 
     mean: Tensor

@@ -1,8 +1,12 @@
-"""Values that are not what they are taken for: pixels of 0..255, logits for probabilities, x for recon.
+"""Checks for values of a wrong kind.
 
-A look at the values is a pass over them, and on a GPU a wait. So `validate_args` is None by default: the first call
-that is eager, on a CPU, looks. True looks at every call and at more; False at none. Nobody looks under `torch.compile`,
-`torch.export` and `torch.func`, where there are no values, and what was looked at is no guard of a compiled function.
+Examples are pixels in 0..255, logits given for probabilities, and x given for recon.
+
+A check is a pass over the values, and on a GPU a synchronization. So `validate_args` is None by default: the first
+eager call on a CPU is checked. True checks every call, and more. False checks none.
+
+Nothing is checked under `torch.compile`, `torch.export` and `torch.func`, where there are no values. The record of
+checked functions is no guard of a compiled function.
 """
 
 from __future__ import annotations
@@ -20,15 +24,21 @@ from . import Likelihood
 _functorch_active = _torch.functorch_active
 _is_compiling = torch.compiler.is_compiling
 _modes = _torch.num_dispatch_modes
-_looked: set[str] = set()  # functions whose first call was looked at
+_looked: set[str] = set()  # functions whose first call was checked
 
-FEWEST_LOGITS = 4  # that may lie in [0, 1] by chance
-FAR = 0.5  # from [0, 1], which no rounding and little noise explains
-NOISE = 10  # standard deviations that no noise reaches
+FEWEST_LOGITS = 4  # fewer may all lie in [0, 1] by chance
+FAR = 0.5  # distance from [0, 1] beyond rounding and little noise
+NOISE = 10  # standard deviations beyond any noise
 
 
 def look(validate_args: bool | None, looked: bool, *tensors: Tensor) -> bool:
-    """Whether a call that is not being compiled looks at these values, `looked` having been an earlier one."""
+    """Whether a call outside of compilation checks these values.
+
+    Args:
+        validate_args: None, True or False, as in the module's docstring.
+        looked: An earlier call of the function was checked.
+        *tensors: The values. Dense tensors on a CPU are checked; on another device, only with validate_args=True.
+    """
     if validate_args is False or (validate_args is None and looked):
         return False
     if _functorch_active() or _modes() or torch.jit.is_tracing():
@@ -42,13 +52,24 @@ def look(validate_args: bool | None, looked: bool, *tensors: Tensor) -> bool:
 
 
 def is_wanted(function: str, validate_args: bool | None, x: Tensor) -> bool:
-    """Whether a function's call with x may be one that `look_once` looks at: quickly, at every call. In a graph,
-    without having read what would be a guard."""
+    """Whether `look_once` may check a call with x: quick, at every call.
+
+    While compiling it answers False without reading any state that would become a guard.
+    """
     return not _is_compiling() and (validate_args is True or (x.is_cpu and function not in _looked))
 
 
 def look_once(function: str, validate_args: bool | None, check: Callable[..., None], *arguments) -> None:
-    """``check(*arguments, strict)`` of a function's call: without validate_args, of its first in a process."""
+    """Runs ``check(*arguments, strict)`` for a function's call.
+
+    Without validate_args only the first call in a process is checked.
+
+    Args:
+        function: Name of the function.
+        validate_args: None, True (strict) or False.
+        check: A check of this module.
+        *arguments: Its arguments but `strict`.
+    """
     tensors = (t for t in arguments if isinstance(t, Tensor))
     if look(validate_args, function in _looked, *tensors):
         check(*arguments, validate_args is True)
@@ -56,7 +77,18 @@ def look_once(function: str, validate_args: bool | None, check: Callable[..., No
 
 
 def check_bernoulli(recon: Tensor | None, x: Tensor, x_scale: float | None, from_probs: bool, strict: bool) -> None:
-    """Targets, and logits or probabilities, where they are in memory."""
+    """Checks the targets, and logits or probabilities if in memory.
+
+    Args:
+        recon: Logits or probabilities, or None.
+        x: Targets.
+        x_scale: Multiplies x.
+        from_probs: recon holds probabilities.
+        strict: Check more (validate_args=True).
+
+    Raises:
+        ValueError: See `check_targets`, `check_probabilities` and `check_logits`.
+    """
     check_targets(x, x_scale, recon)
     if recon is not None and from_probs:
         check_probabilities(recon, x, strict)
@@ -67,7 +99,19 @@ def check_bernoulli(recon: Tensor | None, x: Tensor, x_scale: float | None, from
 def check_gaussian(
     mean: Tensor | None, x: Tensor, x_scale: float | None, sigmoid: bool, strict: bool, family: Likelihood | None = None
 ) -> None:
-    """Targets and means, or with `sigmoid` their logits; of another likelihood its targets and first parameter."""
+    """Checks the targets and means, or with `sigmoid` the targets against 0..1.
+
+    Args:
+        mean: The first parameter, or None.
+        x: Targets.
+        x_scale: Multiplies x.
+        sigmoid: The means are sigmoids of `mean`.
+        strict: Check that the first parameter is finite.
+        family: Another likelihood than the Gaussian.
+
+    Raises:
+        ValueError: See `check_finite` and `check_means`.
+    """
     family = family or likelihoods.Gaussian()
     check_finite(x, x_scale, family)
     if strict and mean is not None:
@@ -77,7 +121,18 @@ def check_gaussian(
 
 
 def check_likelihood(family: Likelihood, output: Tensor | None, x: Tensor, x_scale: float | None, strict: bool) -> None:
-    """Targets, and the first of the parameters, where it is in memory."""
+    """Checks the targets of any likelihood, and its first parameter.
+
+    Args:
+        family: The likelihood.
+        output: Its first parameter, or None where it is not in memory.
+        x: Targets.
+        x_scale: Multiplies x.
+        strict: Check more (validate_args=True).
+
+    Raises:
+        ValueError: Values outside the support, or not finite.
+    """
     if family.support == (0, 1):
         check_bernoulli(output, x, x_scale, getattr(family, "from_probs", False), strict)
         return
@@ -85,13 +140,16 @@ def check_likelihood(family: Likelihood, output: Tensor | None, x: Tensor, x_sca
     check_gaussian(output, x, x_scale, sigmoid, strict, family)
 
 
-# ---- what is wrong, in a sentence -----------------------------------------------------------------------------------
+# ---- checks of values -----------------------------------------------------------------------------------------------
 
 
 def check_targets(x: Tensor, x_scale: float | None = None, recon: Tensor | None = None) -> None:
-    """Raises ValueError, naming the first offender, unless x (times x_scale) lies in [0, 1].
+    """Checks that x (times x_scale) lies in [0, 1].
 
-    `recon` is looked at to say whether the two may be swapped.
+    `recon` is read only to say whether the two may be swapped.
+
+    Raises:
+        ValueError: A target outside [0, 1]; the message names the first.
     """
     ends = _ends(x, x_scale)
     if ends is None or (ends[0] >= 0 and ends[1] <= 1):
@@ -101,7 +159,11 @@ def check_targets(x: Tensor, x_scale: float | None = None, recon: Tensor | None 
 
 
 def check_finite(x: Tensor, x_scale: float | None, family: Likelihood) -> None:
-    """The same unless x (times x_scale) is finite and in the likelihood's support."""
+    """Checks that x (times x_scale) is finite and in the likelihood's support.
+
+    Raises:
+        ValueError: A target that is not; the message names the first.
+    """
     ends = _ends(x, x_scale)
     if ends is None:
         return
@@ -115,7 +177,13 @@ def check_finite(x: Tensor, x_scale: float | None, family: Likelihood) -> None:
 
 
 def check_probabilities(recon: Tensor, x: Tensor, strict: bool) -> None:
-    """Raises ValueError unless recon lies in [0, 1]; `strict` minds NaN too. Warns where it may be x."""
+    """Checks that recon lies in [0, 1]; warns of a swapped x.
+
+    With `strict`, NaN is refused too.
+
+    Raises:
+        ValueError: A value outside [0, 1].
+    """
     ends = _ends(recon)
     if ends is None or (not strict and math.isnan(ends[0])):
         return
@@ -131,7 +199,11 @@ def check_probabilities(recon: Tensor, x: Tensor, strict: bool) -> None:
 
 
 def check_logits(logits: Tensor, strict: bool) -> None:
-    """Warns of logits that all lie in [0, 1], as probabilities do; `strict` raises where one is not finite."""
+    """Warns of logits that all lie in [0, 1], as probabilities do.
+
+    Raises:
+        ValueError: With `strict`, a logit that is not finite.
+    """
     ends = _ends(logits)
     if ends is None:
         return
@@ -145,7 +217,11 @@ def check_logits(logits: Tensor, strict: bool) -> None:
 
 
 def check_means(mean: Tensor, family: Likelihood) -> None:
-    """Raises ValueError where a mean, or whatever is the first of the parameters, is not finite."""
+    """Checks that the first parameter, such as the mean, is finite.
+
+    Raises:
+        ValueError: A value that is not finite.
+    """
     ends = _ends(mean)
     if ends is not None and not (math.isfinite(ends[0]) and math.isfinite(ends[1])):
         sentence = _first(mean, None, torch.isfinite, "recon")
@@ -153,7 +229,7 @@ def check_means(mean: Tensor, family: Likelihood) -> None:
 
 
 def check_sigmoid_targets(x: Tensor, x_scale: float | None, mean: Tensor | None = None) -> None:
-    """Warns where x is far from [0, 1], which is where the means of a sigmoid lie."""
+    """Warns where x is far from sigmoid means in [0, 1]."""
     ends = _ends(x, x_scale)
     if ends is not None and not (ends[0] >= -FAR and ends[1] <= 1 + FAR):
         warn(
@@ -163,9 +239,20 @@ def check_sigmoid_targets(x: Tensor, x_scale: float | None, mean: Tensor | None 
 
 
 def check_pixels(model: object, images: Mapping[str, Tensor | None], sigma: float = 0.0) -> None:
-    """Raises ValueError where x of a Bernoulli model is not of [0, 1]; a Gaussian's may be so by noise, and warns far
-    from it, if its means are of a sigmoid. Of models that say so, outside of graphs. `sigma` is that of noise in the
-    images."""
+    """Checks that images lie in the range of a model's pixels.
+
+    Models with a bounded likelihood, such as Bernoulli, refuse other values. A Gaussian model with sigmoid means allows
+    noise, and warns far from [0, 1]. Models without a likelihood are not checked, and compiled code is not either.
+
+    Args:
+        model: The model.
+        images: Tensors by argument name, or None.
+        sigma: Standard deviation of the noise in the images.
+
+    Raises:
+        ValueError: A value outside the support.
+        TypeError: A tensor that is not dense.
+    """
     family = None if _is_compiling() else likelihoods.of(model)
     if family is None:
         return
@@ -190,18 +277,25 @@ def check_pixels(model: object, images: Mapping[str, Tensor | None], sigma: floa
 
 
 def check_beta(beta: float) -> None:
-    """Raises ValueError unless beta, the weight of the KL, is 0 or more."""
+    """Checks that beta, the KL's weight, is finite and not negative.
+
+    Raises:
+        ValueError: Another value.
+    """
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta is {beta}; expected a number from 0 up: the loss is beta KL - log p(x|z)")
 
 
-# ---- how it is said -------------------------------------------------------------------------------------------------
+# ---- parts of the messages ------------------------------------------------------------------------------------------
 
 
 def _ends(x: Tensor, x_scale: float | None = None) -> tuple[float, float] | None:
-    """The least and the largest of x times x_scale, NaN if there is one; None of what has none, or is no number yet."""
+    """Returns the least and the largest value of x times x_scale.
+
+    They are NaN if a value is NaN. The result is None for an empty x, a complex one, or uint8 without x_scale.
+    """
     if x.numel() == 0 or x.is_complex() or (x.dtype == torch.uint8 and x_scale is None):
-        return None  # the op says what is missing
+        return None  # the op raises for these
     if x.dtype == torch.bool:
         return 0.0, (1.0 if x_scale is None else x_scale) * float(x.any())
     ends = torch.stack(torch.aminmax(x.detach())).float()
@@ -214,7 +308,7 @@ def _between(low: float, high: float) -> Callable[[Tensor], Tensor]:
 
 
 def _first(x: Tensor, x_scale: float | None, is_right: Callable[[Tensor], Tensor], name: str = "x") -> str:
-    """The first of x that is not right."""
+    """Returns the place and value of the first wrong element."""
     wrong = ~is_right(x.float() if x_scale is None else x.float() * x_scale)
     where = tuple(wrong.nonzero()[0].tolist())
     scale = "" if x_scale is None else f", times x_scale={x_scale}"
@@ -222,7 +316,7 @@ def _first(x: Tensor, x_scale: float | None, is_right: Callable[[Tensor], Tensor
 
 
 def _advice(ends: tuple[float, float], recon: Tensor | None) -> str:
-    """What may be meant by a target outside [0, 1]."""
+    """Returns a hint at the cause of a target outside [0, 1]."""
     of_recon = None if recon is None else _ends(recon)
     if of_recon is not None and 0 <= of_recon[0] < of_recon[1] <= 1:
         return ". recon lies in [0, 1]: the two may be swapped. Expected criterion(recon, x, ...)"

@@ -1,4 +1,4 @@
-"""Fused ops and autograd: how each op of `torch.ops.aevb` gets its gradient.
+"""Autograd for the fused ops of `torch.ops.aevb`.
 
 No single way of giving a custom op a gradient keeps all of PyTorch's promises. So `DifferentiableOp` arranges each op
 in four ways:
@@ -6,7 +6,7 @@ in four ways:
 * eager: an `autograd.Function` around the bare kernel, the cheapest boundary there is;
 * `torch.compile`, `torch.export`: the op itself, by `register_autograd`, so that a graph holds one trainable node;
 * `torch.func`: the formulas of `aevb.reference` on the same noise, which every transform understands;
-* a gradient of a gradient, or of an input that rarely asks for one (x, beta): those formulas again.
+* a gradient of a gradient, or of a rarely differentiated input (x, beta): the same formulas.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ kept_graph = _torch.keeps_graph
 
 
 def _without_kernels() -> dict[str, str]:
-    """Returns the device types on which aevb.reference computes, and why: kernels are slower there, or missing."""
+    """Returns the device types that use aevb.reference, with the reason for each.
+
+    Kernels are slower there, or missing.
+    """
     found = {}
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     if x86 and _C.cpu_isa() == "plain" and not os.environ.get("AEVB_ISA"):
@@ -64,7 +67,10 @@ def has_no_kernels(device_type: str) -> bool:
 
 
 def on_reference(t: Tensor) -> bool:
-    """Whether the reference computes, outside of graphs, what depends on t; the first time says why."""
+    """Whether aevb.reference computes results of t outside of graphs.
+
+    The first time on a device type a warning gives the reason.
+    """
     if _functorch_active():
         return True
     if not _reference_on or (t.is_cpu and "cpu" not in _reference_on):  # a device's name takes half a microsecond
@@ -80,24 +86,26 @@ def on_reference(t: Tensor) -> bool:
 
 
 class GradientInForward(NamedTuple):
-    """How an op takes a gradient in its forward pass.
+    """Gradient of an op, computed in its forward pass.
 
-    The forward kernel has most of what the gradient of the op's first argument needs in registers: taking it there
-    saves a pass over memory and much of the arithmetic. What is kept is as large as the gradient, which the backward
-    pass would allocate as its first act.
+    The forward kernel has most inputs of the first argument's gradient in registers. Computing that gradient there
+    saves a pass over memory and much of the arithmetic. The saved tensor is as large as the gradient, which the
+    backward pass would allocate anyway.
     """
 
     applies: Callable[..., bool]
-    """(*args): whether the gradient is to be taken so."""
+    """(*args): whether to compute the gradient in the forward pass."""
     forward: Callable[..., tuple]
-    """(*args): (result, *gradients), for an upstream gradient of 1, or of 1 a row."""
+    """(*args): (result, *gradients) for an upstream gradient of 1 everywhere."""
     backward: Callable[..., tuple | None]
-    """(tensors, options, *gradients, *upstream): the fused gradients, with the backward kernel's bits, or None where
-    `gradients` cannot give them."""
+    """(tensors, options, *gradients, *upstream): the fused gradients, or None.
+
+    They have the backward kernel's bits. None where `gradients` cannot give them.
+    """
 
 
 class _Saved(NamedTuple):
-    """The part of an autograd context that a backward pass reads."""
+    """Part of an autograd context that a backward pass reads."""
 
     saved_tensors: Sequence
     options: Sequence
@@ -105,7 +113,9 @@ class _Saved(NamedTuple):
 
 
 class DifferentiableOp:
-    """An op of `torch.ops.aevb` with its gradient, in eager mode, graphs, transforms and gradients of gradients.
+    """Op of `torch.ops.aevb` with its gradient.
+
+    It works in eager mode, graphs, `torch.func` transforms and gradients of gradients.
 
     Args:
         name: the op; `name_forward` is its bare kernel and `name_backward` the kernel of its gradients.
@@ -113,10 +123,9 @@ class DifferentiableOp:
         fused: the positions whose gradients `name_backward` returns.
         formula: the op in plain PyTorch.
         fake: the op's results without values, from its arguments.
-        for_kernel: (options, upstream gradients): what `name_backward` takes in their place.
-        only_needed: `name_backward` also takes which of the fused gradients are needed, as bits, and gives anything
-            for the others.
-        in_forward: how eager mode takes a gradient in the forward pass, if it can.
+        for_kernel: (options, upstream gradients): the upstream arguments of `name_backward`.
+        only_needed: `name_backward` also takes a bit mask of needed gradients, and returns anything for the others.
+        in_forward: how eager mode computes a gradient in the forward pass, if it can.
     """
 
     def __init__(
@@ -180,7 +189,7 @@ class DifferentiableOp:
 
             backward = staticmethod(self.gradients)
 
-        Eager.__name__ = Eager.__qualname__ = name  # what grad_fn shows
+        Eager.__name__ = Eager.__qualname__ = name  # the name that grad_fn shows
         return _torch.apply_of(Eager)
 
     def _eager_in_forward(self, in_forward: GradientInForward) -> Callable:
@@ -228,7 +237,10 @@ class DifferentiableOp:
     # ---- gradients, by the kernel or by the formula ----
 
     def gradients(self, ctx, *grads):
-        """Returns a gradient for each argument, or None: the backward pass of eager mode and of graphs."""
+        """Returns a gradient or None for each argument: the backward pass.
+
+        Eager mode and graphs use it.
+        """
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled() or _functorch_active() or any([needs[i] for i in self.rare]):
             found = reference_gradients(self.formula, ctx.saved_tensors, ctx.options, needs[: self.num_tensors], grads)
@@ -254,7 +266,7 @@ class DifferentiableOp:
 
 
 class _Function(torch.autograd.Function):
-    """An op in eager mode."""
+    """Op in eager mode."""
 
     @classmethod
     def jvp(cls, ctx, *tangents):
@@ -265,7 +277,7 @@ class _Function(torch.autograd.Function):
 
 
 def save(ctx, args: Sequence, num_tensors: int, taken: Sequence[Tensor] = ()) -> None:
-    """Keeps the arguments for the backward pass, and the gradients that were taken already."""
+    """Save the arguments, and gradients computed already, for the backward pass."""
     ctx.save_for_backward(*args[:num_tensors], *taken)
     ctx.options = args[num_tensors:]
     ctx.set_materialize_grads(False)
@@ -300,30 +312,30 @@ def reference_gradients(
 
 
 def as_bits(needs: Sequence[bool]) -> int:
-    """Returns which gradients are needed as an op takes it: bit i for the i-th."""
+    """Returns the needed gradients as a mask: bit i for the i-th."""
     return sum([1 << i for i, need in enumerate(needs) if need])
 
 
 def from_bits(needs: int, count: int) -> list[bool]:
-    """Returns which of `count` gradients are needed, from `as_bits`."""
+    """Returns whether each of `count` gradients is needed, from `as_bits`."""
     return [bool(needs >> i & 1) for i in range(count)]
 
 
 def to_meta(argument):
-    """Returns a tensor without its values, and anything else as it is."""
+    """Returns a tensor without its values, and anything else unchanged."""
     return argument.to("meta") if isinstance(argument, Tensor) else argument
 
 
 def fake_gradient(of: Tensor | None, other: Tensor, wanted: bool) -> Tensor:
-    """Returns a gradient without values, empty where it is not wanted or there is no tensor that it is of."""
+    """Returns a valueless gradient, empty if not wanted or `of` is None."""
     if of is None or not wanted:
         return (other if of is None else of).new_empty(0)
     return torch.empty_like(of, memory_format=torch.contiguous_format)
 
 
 def is_batched(*grads: Tensor | None) -> bool:
-    """Whether some gradients stand for many, of `vmap` or `torch.autograd.grad(..., is_grads_batched=True)`.
+    """Whether a gradient stands for many, under `vmap` or ``is_grads_batched=True``.
 
-    They cannot be read, nor multiplied into a tensor that stands for one.
+    Such gradients of `vmap` or `torch.autograd.grad` cannot be read, nor multiplied into a tensor that stands for one.
     """
     return _functorch_active() or any([g is not None and _is_legacy_batched(g) for g in grads])

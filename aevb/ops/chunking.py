@@ -1,7 +1,10 @@
-"""Going through the rows of a decoder's last layer a chunk at a time, so that its logits never exist.
+"""Chunked log-likelihood and gradients of a linear decoder layer, without full logits.
 
-A matrix product makes a chunk's logits; the likelihood is taken while they are in the cache, and with it its
-derivative, over them; two more products give their share of the gradients.
+The rows of the decoder's last hidden layer are processed one chunk at a time. For each chunk:
+
+1. A matrix product computes the chunk's logits.
+2. The likelihood kernel reads the logits while they are in the cache, and writes their gradient over them.
+3. Two matrix products add the chunk's share of the gradients of the hidden layer and the weight.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ from torch import Tensor
 from ..likelihoods.base import above_floor, above_floor_backward
 from .matmul import packed, product, rows_product
 
-# Of a chunk's logits: on a CPU they stay in the second-level cache; on a GPU products of fewer rows do not fill it.
+# Bytes of a chunk's logits. On a CPU they stay in the second-level cache. On a GPU products of fewer rows do not fill
+# the device.
 CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
-FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # below these the products are too small to be fast
+FEWEST_ROWS = {"cpu": 256, "cuda": 1024}  # with fewer rows the products are too small to be fast
 
 _log_prob = torch.ops.aevb.log_prob_forward.default
 _gradient = torch.ops.aevb.log_prob_backward.default
@@ -27,10 +31,16 @@ _both_in_place = torch.ops.aevb.log_prob_and_grad_.default
 
 
 class Kernel(NamedTuple):
-    """A likelihood's kernel for what a last layer gives: its parameters side by side, (..., P * D).
+    """Likelihood kernel for a linear layer's output, (..., P * D).
 
-    `shared` is a second parameter that is no output of the layer, (D,). With `floor` the second one of two goes through
-    ``floor + softplus(. - floor)`` first, as a model's does.
+    The output holds the likelihood's P parameters side by side, D numbers each.
+
+    Args:
+        likelihood: name of the kernel.
+        scalar: the likelihood's fixed number, if it has one.
+        x_scale: multiplies x.
+        shared: a second parameter, (D,), that is no output of the layer.
+        floor: replaces the second parameter o of two by ``floor + softplus(o - floor)``, as a model's decoder does.
     """
 
     likelihood: str
@@ -40,12 +50,26 @@ class Kernel(NamedTuple):
     floor: float | None = None
 
     def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
-        """log p(x|z) of a chunk, (samples, datapoints), of out (samples, datapoints, P * D)."""
+        """Returns log p(x|z) of a chunk, (samples, datapoints).
+
+        Args:
+            out: (samples, datapoints, P * D), the layer's output.
+            x: (datapoints, D).
+        """
         p0, p1 = self._parameters(out, x)
         return _log_prob(p0, x, p1, self.likelihood, self.scalar, self.x_scale)
 
     def both(self, out: Tensor, x: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The same, `factor` times its gradient by out, which may lie over out, and by `shared`, a row each."""
+        """Returns log p(x|z) of a chunk and `factor` times its gradients.
+
+        Args:
+            out: (samples, datapoints, P * D), the layer's output; the kernel may overwrite it with its gradient.
+            x: (datapoints, D).
+            factor: upstream gradient, the same for every row.
+
+        Returns:
+            (log_prob, grad_out, grad_shared). grad_shared has one row of D for each row of out, or is None.
+        """
         if self.shared is None and out.shape[-1] == x.shape[-1]:
             return _both_in_place(out, x, self.likelihood, self.scalar, self.x_scale, factor), out, None
         p0, p1 = self._parameters(out, x)
@@ -53,7 +77,16 @@ class Kernel(NamedTuple):
         return log_prob, *self._of_out(out, *grads)
 
     def gradient(self, out: Tensor, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The gradients for an upstream gradient of each row."""
+        """Returns the gradients of out and `shared` for a per-row upstream gradient.
+
+        Args:
+            out: (samples, datapoints, P * D), the layer's output.
+            x: (datapoints, D).
+            upstream: (samples, datapoints), the gradient of log p(x|z).
+
+        Returns:
+            (grad_out, grad_shared). grad_shared has one row of D for each row of out, or is None.
+        """
         p0, p1 = self._parameters(out, x)
         needs = 1 if p1 is None else 3
         grads = _gradient(p0, x, p1, self.likelihood, self.scalar, self.x_scale, upstream, needs)
@@ -80,13 +113,22 @@ class Kernel(NamedTuple):
 
 
 def sizes_of(h: Tensor, x: Tensor) -> tuple[int, int]:
-    """L, B."""
+    """Returns (L, B), the numbers of samples and datapoints.
+
+    Args:
+        h: (*samples, *batch, H), the last hidden layer.
+        x: (*batch, D).
+    """
     B = x.shape[:-1].numel()
     return h.shape[: h.dim() - x.dim()].numel(), B
 
 
 class Chunk(NamedTuple):
-    """Samples [first, last) of datapoints [begin, end): rows next to each other in [L * B, ...] and as many in x."""
+    """Samples [first, last) of datapoints [begin, end).
+
+    The rows are contiguous in a tensor [L * B, ...] with one row per sample and datapoint. In x they are the rows
+    [begin, end).
+    """
 
     first: int
     last: int
@@ -94,19 +136,25 @@ class Chunk(NamedTuple):
     end: int
 
     def rows(self, t: Tensor, B: int) -> Tensor:
-        """Of t [L * B, ...], the chunk's, [samples * datapoints, ...]."""
+        """Returns the chunk's rows, [samples * datapoints, ...], of t.
+
+        t is [L * B, ...].
+        """
         return t[self.first * B + self.begin : (self.last - 1) * B + self.end]
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The numbers of samples and datapoints in the chunk."""
         return self.last - self.first, self.end - self.begin
 
 
 def rows_of_chunk(weight: Tensor) -> int:
+    """Returns the rows of a chunk: `rows_in_cache`, but at least FEWEST_ROWS."""
     return max(rows_in_cache(weight), FEWEST_ROWS[_device_type(weight)])
 
 
 def rows_in_cache(weight: Tensor) -> int:
+    """Returns the number of rows whose output of `weight` takes CHUNK_BYTES."""
     return CHUNK_BYTES[_device_type(weight)] // (max(weight.shape[0], 1) * weight.element_size())
 
 
@@ -115,7 +163,13 @@ def _device_type(t: Tensor) -> str:
 
 
 def chunks_of(L: int, B: int, rows: int) -> Iterator[Chunk]:
-    """A function of the sizes alone, so that results are too."""
+    """Yields chunks of at most `rows` rows, for L samples, B datapoints.
+
+    The partition depends on L, B and rows alone, and so does the order of all sums over chunks.
+
+    Yields:
+        Parts of one sample where rows < B, else whole samples. Nothing if L or B is 0.
+    """
     if B == 0 or L == 0:
         return
     if rows < B:
@@ -130,15 +184,26 @@ def chunks_of(L: int, B: int, rows: int) -> Iterator[Chunk]:
 
 
 def for_rows(weight: Tensor, rows: int, factor: Tensor) -> Tensor:
-    """`factor`, weight or its transpose, for the products of all chunks: packed, where there are several."""
+    """Returns `factor`, packed for oneDNN if `rows` take several chunks.
+
+    Args:
+        weight: (P * D, H), which sets the size of a chunk.
+        rows: number of rows of all chunks.
+        factor: weight or its transpose, an operand of each chunk's product.
+    """
     return packed(factor) if rows > rows_of_chunk(weight) else factor
 
 
 class Gradients:
-    """What the chunks add to the gradients of h [R, H], weight [P D, H], bias [P D] and the parameter [D] that rows
-    share; None for what is not needed.
+    """Gradients of h, weight, bias and the shared parameter, accumulated over chunks.
 
-    Sums over chunks are float32, whatever the dtype of the products.
+    A gradient that is not needed is None. Sums over chunks are float32, whatever the dtype of the products.
+
+    Args:
+        h: (R, H) or (L, B, H), the last hidden layer.
+        weight: (P * D, H).
+        bias: (P * D,).
+        needs: whether the gradients of h, weight and bias are needed.
     """
 
     def __init__(self, h: Tensor, weight: Tensor, bias: Tensor, needs: Sequence[bool]):
@@ -159,8 +224,15 @@ class Gradients:
         row_weight: Tensor | None = None,
         grad_shared: Tensor | None = None,
     ) -> None:
-        """Adds a chunk: h [rows, H], grad_logits [rows, P D], grad_shared [rows, D], each row times row_weight [rows];
-        grad_h is where the gradient of h goes."""
+        """Add a chunk's share of every needed gradient.
+
+        Args:
+            h: (rows, H), the chunk's rows of the last hidden layer.
+            grad_logits: (rows, P * D), the gradient of the layer's output.
+            grad_h: the chunk's part of the gradient of h, to be filled; None if not needed.
+            row_weight: (rows,), multiplies each row of grad_logits and grad_shared; None for 1.
+            grad_shared: (rows, D), the gradient of the shared parameter for each row; None if not needed.
+        """
         if grad_h is not None:
             assert self.weight_to_h is not None
             out = grad_h.view(h.shape) if grad_h.is_contiguous() and grad_h.dtype == grad_logits.dtype else None
@@ -181,11 +253,15 @@ class Gradients:
             self.shared = share if self.shared is None else self.shared.add_(share)
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Returns the gradients of h, weight and bias; None if not needed.
+
+        The gradients of weight and bias have the dtype of their tensor, and are 0 if no chunk was added.
+        """
         found: list[Tensor | None] = []
         for needed, grad, like in zip(self.needs[1:], (self.weight, self.bias), self.inputs, strict=True):
             if not needed:
                 found.append(None)
-            elif grad is None:  # there was no row
+            elif grad is None:  # no chunk was added
                 found.append(torch.zeros_like(like))
             else:
                 found.append(grad.to(like.dtype).contiguous())
@@ -202,10 +278,14 @@ def _sum_of_rows(t: Tensor, row_weight: Tensor | None) -> Tensor:
 
 
 class Sum(NamedTuple):
-    """A number that is a sum over the chunks of log p(x|z), and how it is taken.
+    """Scalar sum over chunks of a function of log p(x|z).
 
-    weigh(log_prob, samples, datapoints) gives a chunk's share of it, and its gradients by log_prob and by log_ratio;
-    where the first is the same number for all, that is `factor`.
+    Args:
+        chunks: the chunks that cover all rows.
+        weigh: (log_prob, samples, datapoints) -> (share, grad_log_prob, grad_log_ratio), for slices samples and
+            datapoints. `share` is the chunk's part of the sum. grad_log_prob is None where it is the number `factor`
+            for every row. grad_log_ratio is None where the sum does not depend on log_ratio.
+        factor: the gradient of the sum by log p(x|z) if it is the same for all rows, else None.
     """
 
     chunks: Iterable[Chunk]
@@ -214,7 +294,7 @@ class Sum(NamedTuple):
 
 
 def sum_of_log_prob(h: Tensor, weight: Tensor, x: Tensor, factor: float) -> Sum:
-    """`factor` times the sum of log p(x|z) over all rows."""
+    """Returns the `Sum` of factor * log p(x|z) over all rows."""
 
     def weigh(log_prob, samples, datapoints):
         return factor * log_prob.sum(dtype=torch.float64), None, None
@@ -225,8 +305,20 @@ def sum_of_log_prob(h: Tensor, weight: Tensor, x: Tensor, factor: float) -> Sum:
 def sum_of_bounds(
     h: Tensor, weight: Tensor, x: Tensor, log_ratio: Tensor, beta: Tensor | float, factor: float
 ) -> Sum | None:
-    """`factor` times the sum over datapoints of the importance-weighted bound, samples in the first dimension of h and
-    log_ratio. A chunk has all samples of its datapoints, so that it knows their weights; None where these are too many.
+    """Returns the `Sum` of factor * importance-weighted bound over datapoints.
+
+    Each chunk holds all L samples of its datapoints, because the normalised importance weights need them all.
+
+    Args:
+        h: (L, *batch, H), the last hidden layer.
+        weight: (P * D, H).
+        x: (*batch, D).
+        log_ratio: (L, *batch), log q(z|x) - log p(z).
+        beta: weight of log_ratio.
+        factor: multiplies the sum.
+
+    Returns:
+        The sum, or None if L is 0 or more than 8 times the rows of a chunk.
     """
     L, B = sizes_of(h, x)
     rows = rows_of_chunk(weight)
@@ -245,7 +337,7 @@ def sum_of_bounds(
 
 
 class Taken(NamedTuple):
-    """A Sum's value, a 0-d float64 tensor, and those of its gradients that were asked for."""
+    """Value of a `Sum` (0-d, float64) and its requested gradients, else None."""
 
     value: Tensor
     h: Tensor | None
@@ -256,8 +348,17 @@ class Taken(NamedTuple):
 
 
 def take(what: Sum, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, kernel: Kernel, needs: Sequence[bool]) -> Taken:
-    """The sum and, in the same pass, its gradients by h, weight, bias, the kernel's shared parameter and log_ratio, as
-    `needs` asks for them."""
+    """Returns the value of a `Sum` and its gradients, in one pass.
+
+    Args:
+        what: the `Sum`.
+        h: (*samples, *batch, H), the last hidden layer.
+        weight: (P * D, H).
+        bias: (P * D,).
+        x: (*batch, D).
+        kernel: the likelihood's kernel.
+        needs: whether the gradients of h, weight, bias, the kernel's shared parameter and log_ratio are needed.
+    """
     L, B = sizes_of(h, x)
     H, D = h.shape[-1], x.shape[-1]
     training = any(needs[:4])
@@ -271,7 +372,7 @@ def take(what: Sum, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, kernel: 
         h_chunk = samples[samples_of, datapoints].reshape(-1, H)
         x_chunk = x_rows[datapoints]
         out = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
-        if training:  # where it can be, out turns into its gradient, but for its weights
+        if training:  # out becomes its gradient, in place where possible, without row weights
             log_prob, out, grad_shared = kernel.both(out, x_chunk, 1.0 if what.factor is None else what.factor)
         else:
             log_prob, grad_shared = kernel.log_prob(out, x_chunk), None

@@ -1,4 +1,4 @@
-"""log p(x|z) from what a decoder gives, for datapoints of any layout."""
+"""log p(x|z) from a decoder's output, for datapoints of any shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ Parameters = tuple[Parameter, ...]
 
 
 def _rows(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size) -> tuple[Parameters, Tensor]:
-    """The same with each datapoint flat: the first parameter (*samples, *batch, D), x (*batch, D)."""
+    """Returns params and x with each datapoint flattened.
+
+    Args:
+        family: the likelihood.
+        params: the likelihood's parameters, the first (*samples, *batch, *datapoint).
+        x: (*batch, *datapoint).
+        batch: the batch shape.
+
+    Returns:
+        (params, x): the first parameter (*samples, *batch, D), and x (*batch, D).
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
     first, *others = params
     assert isinstance(first, Tensor)
     if x.shape[: len(batch)] != batch:
@@ -47,15 +60,20 @@ def _rows(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size) 
 
 
 def log_prob_of(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size, x_scale: float | None) -> Tensor:
-    """log p(x|z), (*samples, *batch), of x (*batch, *datapoint). The datapoint may be laid out differently in the
-    two."""
+    """Returns log p(x|z), (*samples, *batch), of x (*batch, *datapoint).
+
+    The datapoint's shape may differ between params and x, if the number of elements is the same.
+    """
     params, x = _rows(family, params, x, batch)
     return likelihood_log_prob(family, params, x, x_scale)
 
 
 class _Sum(torch.autograd.Function):
-    """`factor` times the sum of log p(x|z) over rows. Its gradients are taken in the forward pass, those that are asked
-    for where 1 flows back."""
+    """factor * sum of log p(x|z) over rows, with gradients computed forward.
+
+    The forward pass computes the needed gradients for an upstream gradient of 1. The backward pass multiplies them by
+    the upstream gradient.
+    """
 
     @staticmethod
     def forward(ctx, p0, x, p1, options, factor):
@@ -85,8 +103,10 @@ class _Sum(torch.autograd.Function):
 def sum_log_prob(
     family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size, x_scale: float | None, factor: float
 ) -> Tensor:
-    """`factor` times the sum over datapoints of the mean over samples of log p(x|z): a number, on a CPU with its
-    gradients in one pass."""
+    """Returns factor * sum of log p(x|z) over datapoints, averaged over samples.
+
+    The result is a scalar. In float32 on a CPU its value and gradients are computed in one pass.
+    """
     params, x = _rows(family, params, x, batch)
     first = params[0]
     assert isinstance(first, Tensor)

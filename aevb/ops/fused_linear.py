@@ -1,8 +1,7 @@
-"""log p(x|z) of a decoder whose last layer is linear, without its logits.
+"""log p(x|z) of a linear decoder layer, without its full logits.
 
-The logits of L samples of B datapoints are L * B * D numbers, and their gradient as many: what most VAE code runs out
-of memory on. Here they exist a chunk of rows at a time: a matrix product makes the chunk's logits, the likelihood and
-its derivative are taken while they are in the cache, and two more products give their share of the gradients.
+The logits of L samples of B datapoints are L * B * D numbers, and their gradient is as large. Most VAE code runs out of
+memory on the two. Here they exist only one chunk of rows at a time: see `aevb.ops.chunking`.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, shared: Tensor 
     rows, x_rows = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1])
     log_prob = torch.empty(L * B, dtype=torch.float32, device=h.device)
     decoder = for_rows(weight, L * B, weight)
-    for chunk in chunks_of(L, B, 2 * rows_of_chunk(weight)):  # no gradient is beside the outputs
+    for chunk in chunks_of(L, B, 2 * rows_of_chunk(weight)):  # twice the rows: no gradient takes up cache
         out = product(chunk.rows(rows, B), decoder, bias).view(*chunk.shape, weight.shape[0])
         chunk.rows(log_prob, B).copy_(kernel.log_prob(out, x_rows[chunk.begin : chunk.end]).view(-1))
     return log_prob.view(h.shape[:-1])
@@ -98,13 +97,16 @@ def _rows_of(grad_shared: Tensor | None, needed: bool) -> Tensor | None:
 
 
 def _like(grad: Tensor | None, shared: Tensor | None, needed: bool) -> Tensor | None:
-    """The sum over chunks in shared's dtype; zeros where there was no row."""
+    """Returns the sum over chunks in shared's dtype; zeros without rows.
+
+    None if there is no shared parameter, or its gradient is not needed.
+    """
     if shared is None or not needed:
         return None
     return torch.zeros_like(shared) if grad is None else grad.to(shared.dtype)
 
 
-_library = torch.library.Library("aevb", "FRAGMENT")  # keep: the ops live as long as it does
+_library = torch.library.Library("aevb", "FRAGMENT")  # kept: the ops live as long as it does
 _ARGUMENTS = (
     "Tensor h, Tensor weight, Tensor bias, Tensor x, Tensor? shared, str likelihood, float scalar, float? x_scale, "
     "float? floor"
@@ -122,7 +124,7 @@ for _device in ("CPU", "CUDA"):
 
 
 def _formula(h, weight, bias, x, shared, likelihood, scalar, x_scale, floor):
-    """The op in plain PyTorch."""
+    """Returns the op's result in plain PyTorch."""
     out, D = F.linear(h, weight, bias), x.shape[-1]
     if shared is not None or out.shape[-1] == D:
         return FORMULAS[likelihood](out, x, scalar if shared is None else shared, x_scale)
@@ -142,7 +144,10 @@ _linear_log_prob = DifferentiableOp(
 
 
 class _OneChunk(torch.autograd.Function):
-    """log_prob of rows so few that they are one chunk, whose gradient is taken in the forward pass."""
+    """log p(x|z) of rows that fit one chunk.
+
+    The forward pass computes the gradient of the layer's output too, if one is needed.
+    """
 
     @staticmethod
     def forward(ctx, h, weight, bias, x, shared, *options):
@@ -178,8 +183,11 @@ class _OneChunk(torch.autograd.Function):
 
 
 class _Known(torch.autograd.Function):
-    """A `Sum`, whose gradients but for a factor are taken in the forward pass; `formula` is the same function in plain
-    PyTorch."""
+    """Value of a `Sum`, with its gradients computed in the forward pass.
+
+    They are for an upstream gradient of 1. The backward pass multiplies them by the upstream gradient. `formula` is the
+    same function in plain PyTorch.
+    """
 
     @staticmethod
     def forward(ctx, h, weight, bias, x, shared, log_ratio, options, what, formula):
@@ -201,7 +209,7 @@ class _Known(torch.autograd.Function):
         if torch.is_grad_enabled() or needs[3] or is_batched(grad):
             tensors = (h, weight, bias, x, shared, log_ratio)
             return *reference_gradients(ctx.formula, tensors, ctx.options, needs, (grad,)), *(None,) * 3
-        # Of a graph that is not kept nobody else will ask for these again: no second copy is needed.
+        # If the graph is not kept, the gradients are read only once, so they may be overwritten.
         keep = kept_graph()
         if keep or not (grad.is_cpu and float(grad) == 1):
             found = [f if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found]
@@ -209,11 +217,11 @@ class _Known(torch.autograd.Function):
         return grad_h, grad_weight, grad_bias, None, grad_shared, grad_log_ratio, *(None,) * 3
 
 
-# ---- what is called -------------------------------------------------------------------------------------------------
+# ---- public functions -----------------------------------------------------------------------------------------------
 
 
 class _Call(NamedTuple):
-    """The arguments of the op `linear_log_prob`."""
+    """Arguments of the op `linear_log_prob`."""
 
     h: Tensor
     weight: Tensor
@@ -224,7 +232,10 @@ class _Call(NamedTuple):
 
 
 def _checked(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None) -> _Call:
-    """The op's arguments; h, weight and bias (zeros where there is none) of one dtype, autocast's where it is on."""
+    """Returns the checked arguments of the op.
+
+    h, weight and bias have one dtype: under autocast, autocast's. A bias of None becomes zeros.
+    """
     h, weight, bias = output[:3]
     shared, floor = (output.shared, output.floor) if isinstance(output, LinearOutput) else (None, None)
     if bias is None:
@@ -262,7 +273,7 @@ def _checked(family: Likelihood, output: Linear, x: Tensor, x_scale: float | Non
             raise ValueError(
                 f"shared has shape {tuple(shared.shape)}; expected ({D},), an element for each of x's, or ()"
             )
-        shared = shared.float().expand(D).contiguous()  # for the sum that is its gradient
+        shared = shared.float().expand(D).contiguous()  # float32 for its gradient, a sum over rows
     return _Call(h, weight, bias, x, shared, (kernel, scalar, x_scale, floor))
 
 
@@ -279,33 +290,36 @@ def linear_log_prob(
     reduction: str = "none",
     validate_args: bool | None = None,
 ) -> Tensor:
-    """log p(x|z) of a decoder whose last layer is linear, without its output in memory.
+    """Log-likelihood of a linear decoder layer, without its full output.
 
-    ``log_prob(likelihood, h @ weight.T + bias, x)``, where the layer gives the likelihood's parameters side by side.
-    The rows of h are gone through in chunks whose outputs stay in the cache. What grows with the number of rows is h,
-    its gradient, and one number a row.
+    ``log p(x|z) = log_prob(likelihood, h @ weight.T + bias, x)``, where the layer's output holds the likelihood's
+    parameters side by side. The rows of h are processed in chunks whose outputs stay in the cache. Memory that grows
+    with the number of rows is h, its gradient, and one number a row.
 
     Args:
         likelihood: an object of `aevb.likelihoods`, or a name.
         h: (..., H), the decoder's last hidden layer: (B, H), or (L, B, H) for L samples.
-        weight, bias: (P * D, H) and (P * D,) or None, of h's dtype: float32, bfloat16 or float16. Under autocast they
-            become autocast's.
+        weight: (P * D, H) for P parameters, of h's dtype: float32, bfloat16 or float16. Under autocast h, weight and
+            bias become autocast's dtype.
+        bias: (P * D,), of h's dtype, or None.
         x: (..., D), h's last leading dimensions, used again for each sample and never expanded; bool or floating, or
             uint8 with x_scale.
         x_scale: multiplies x: 1/255 for pixels in 0..255.
         shared: a second parameter that does not come from h, such as a variance for each element: (D,), () or a number.
-            Its gradient is summed over rows in an order that their number alone decides.
-        floor: makes the second output o of two ``floor + softplus(o - floor)``.
-        reduction: "none" for one value a row; "mean" or "sum" over rows, whose gradients are computed in the forward
-            pass, where one may flow back (but in a compiled graph, and in float16, whose gradients need a loss scale).
-        validate_args: look at the targets, as `FusedELBO` does; None: at the first call in a process.
+            Its gradient is summed over rows in an order that depends on their number alone.
+        floor: replaces the second output o of two by ``floor + softplus(o - floor)``.
+        reduction: "none" for one value a row; "mean" or "sum" over rows. The forward pass computes the gradients of a
+            mean or sum, if any is needed. Exceptions are a compiled graph, and float16, whose gradients need a loss
+            scale first.
+        validate_args: whether to check the values of x, as `FusedELBO` does; None: at the first call in a process.
 
     Returns:
         h's leading dimensions, or a number; float32, in nats.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, an unknown likelihood or reduction, x outside the support
-            when validated. RuntimeError: dtypes that no kernel takes.
+        ValueError: shapes, dtypes or devices that do not fit; an unknown likelihood or reduction; or x outside the
+            support, when validated.
+        RuntimeError: dtypes that no kernel takes.
     """
     family = named(likelihood) if isinstance(likelihood, str) else likelihood
     output = LinearOutput(h, weight, bias, shared, floor)
@@ -322,31 +336,33 @@ def linear_bernoulli_log_prob(
     reduction: str = "none",
     validate_args: bool | None = None,
 ) -> Tensor:
-    """log p(x|z) of a Bernoulli decoder whose last layer is linear, without its logits ever being in memory.
+    """Log-likelihood of a linear Bernoulli decoder layer, without its full logits.
 
-    ``bernoulli_log_prob(h @ weight.T + bias, x)``: ``sum_i (x_i l_i - log(1 + exp(l_i)))`` (Kingma & Welling 2013,
-    appendix C.1). The rows of h are gone through in chunks whose logits stay in the cache. What grows with the number
-    of rows is h, its gradient, and one number a row.
+    ``log p(x|z) = bernoulli_log_prob(h @ weight.T + bias, x)``: ``sum_i (x_i l_i - log(1 + exp(l_i)))`` (Kingma &
+    Welling 2013, appendix C.1). The rows of h are processed in chunks whose logits stay in the cache. Memory that grows
+    with the number of rows is h, its gradient, and one number a row.
 
     Args:
         h: (..., H), the decoder's last hidden layer: (B, H), or (L, B, H) for L samples.
-        weight, bias: (D, H) and (D,) or None, of h's dtype: float32, bfloat16 or float16. Under autocast they become
-            autocast's.
+        weight: (D, H), of h's dtype: float32, bfloat16 or float16. Under autocast h, weight and bias become autocast's
+            dtype.
+        bias: (D,), of h's dtype, or None.
         x: (..., D), h's last leading dimensions: targets in [0, 1], used again for each sample and never expanded; bool
             or floating, or uint8 with x_scale.
         x_scale: multiplies x: 1/255 for pixels in 0..255.
-        reduction: "none" for one value a row; any gradient may flow back, and the backward pass computes the chunks'
-            logits again, where there is more than one. "mean" or "sum" over rows: all gradients are computed in the
-            forward pass, where one may flow back, and the backward pass only multiplies (but in a compiled graph, and
-            in float16, whose gradients need a loss scale first).
-        validate_args: look at the targets, as `FusedELBO` does; None: at the first call in a process.
+        reduction: "none" for one value a row, with any upstream gradient; the backward pass computes the logits again
+            where there is more than one chunk. "mean" or "sum" over rows: the forward pass computes all gradients, if
+            any is needed, and the backward pass only multiplies them. Exceptions are a compiled graph, and float16,
+            whose gradients need a loss scale first.
+        validate_args: whether to check the values of x, as `FusedELBO` does; None: at the first call in a process.
 
     Returns:
         h's leading dimensions, or a number; float32, in nats.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, an unknown reduction, targets outside [0, 1] when
-        validated. RuntimeError: dtypes that no kernel takes.
+        ValueError: shapes, dtypes or devices that do not fit; an unknown reduction; or targets outside [0, 1], when
+            validated.
+        RuntimeError: dtypes that no kernel takes.
     """
     output = LinearLogits(h, weight, bias)
     return _log_prob_of("linear_bernoulli_log_prob", Bernoulli(), output, x, x_scale, reduction, validate_args)
@@ -375,7 +391,10 @@ def _log_prob_of(
 
 
 def rows_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None) -> Tensor:
-    """log p(x|z) of each row, h's leading dimensions; no value is looked at."""
+    """Returns log p(x|z) of each row, without a check of values.
+
+    The shape is h's leading dimensions.
+    """
     call = _checked(family, output, x, x_scale)
     h, weight = call.h, call.weight
     *tensors, options = call
@@ -386,12 +405,18 @@ def rows_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float 
 
 
 def _may_know(h: Tensor) -> bool:
-    """Whether gradients may be taken in the forward pass. In float16 they would underflow before a loss scale comes."""
+    """Whether gradients may be computed in the forward pass.
+
+    In float16 they would underflow before the loss scale multiplies them.
+    """
     return not torch.compiler.is_compiling() and h.dtype != torch.float16
 
 
 def sum_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None, factor: float) -> Tensor:
-    """`factor` times the sum of log p(x|z) over all rows, a number, with its gradients in one pass."""
+    """Returns factor * sum of log p(x|z) over all rows, a scalar.
+
+    Value and gradients are computed in one pass, except in a compiled graph and in float16.
+    """
     call = _checked(family, output, x, x_scale)
     h, weight = call.h, call.weight
     *tensors, options = call
@@ -415,8 +440,23 @@ def sum_importance_weighted_bound(
     beta: Tensor | float,
     factor: float,
 ) -> Tensor:
-    """`factor` times the sum over datapoints of `importance_weighted_bound`, with its gradients in one pass. Samples
-    are in the first dimension."""
+    """Returns factor * sum of `importance_weighted_bound` over datapoints, a scalar.
+
+    Value and gradients are computed in one pass where `sum_of_bounds` can. Exceptions are a compiled graph, float16,
+    and a beta that needs a gradient.
+
+    Args:
+        family: the likelihood.
+        output: the decoder's last layer, with h (L, *batch, H).
+        x: (*batch, D).
+        x_scale: multiplies x.
+        log_ratio: (L, *batch), log q(z|x) - log p(z).
+        beta: weight of log_ratio.
+        factor: multiplies the sum.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
+    """
     call = _checked(family, output, x, x_scale)
     h, weight = call.h, call.weight
     *tensors, options = call

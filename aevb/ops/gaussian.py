@@ -1,4 +1,4 @@
-"""The Gaussian posterior q(z|x): reparameterised samples, KL divergences and log-density ratios."""
+"""Gaussian posterior q(z|x): reparameterised samples, KL divergences and log-density ratios."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _log_ratio_fake(mu, logvar, seed, num_samples, gradient):
 
 
 def weigh_samples(options, grads):
-    """(grad_z, grad_log_ratio, sample_weight) for the backward kernel of `sample_gaussian_log_ratio`."""
+    """Returns (grad_z, grad_log_ratio, sample_weight) for the backward kernel of `sample_gaussian_log_ratio`."""
     _, gradient = options
     grad_z, grad_log_ratio = grads
     if GRADIENTS[gradient] != "doubly_reparameterized" or grad_log_ratio is None:
@@ -74,21 +74,24 @@ def sample_gaussian(
     seed: Tensor | int | None = None,
     generator: Generators | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A reparameterised sample of N(mu, exp(logvar)), and its KL divergence from N(0, I), in one pass.
+    """Reparameterised sample of N(mu, exp(logvar)) and its KL divergence from N(0, I).
 
-    ``z = mu + exp(logvar / 2) * eps`` with eps standard normal, and
+    Both come from one pass. ``z = mu + exp(logvar / 2) * eps`` with eps standard normal, and
     ``KL = 0.5 * sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)`` (Kingma & Welling 2013, eq. 4 and appendix B).
 
-    eps is not stored: it is a function of the seed and the element's position (Philox4x32-10 and Box-Muller), computed
-    again in the backward pass. The same seed gives the same bits on every instruction set and any number of threads.
+    eps is not stored: it is a function of the seed and the element's position (Philox4x32-10 and Box-Muller). The
+    backward pass computes it again. The same seed gives the same bits on every instruction set and any number of
+    threads.
 
     Args:
-        mu, logvar: (..., D), float32, bfloat16 or float16, of one dtype; the arithmetic is float32. Any strides.
+        mu: (..., D), float32, bfloat16 or float16; the arithmetic is float32. Any strides.
+        logvar: as mu, of its dtype.
         num_samples: None, or the number L of samples for each posterior.
-        batch_dims: how many leading dimensions are the batch; all that follow are latent ones, over which the KL is
-            summed: 1 for mu (B, C, H, W). By default all but the last; of more than two, a warning says so once.
-        seed: an int, or an int64 tensor of shape () or of the first dimensions of z: then each seed numbers its own
-            part of z from 0, so that noise can belong to a datapoint (see `mix_seed`). Without it one is drawn from
+        batch_dims: how many leading dimensions are the batch: 1 for mu (B, C, H, W). All later dimensions are latent,
+            and the KL is summed over them. By default all but the last are the batch; for mu of more than two
+            dimensions, a warning says so once.
+        seed: an int, or an int64 tensor of shape () or of the first dimensions of z. Each seed of a tensor numbers its
+            own part of z from 0, so that noise can belong to a datapoint (see `mix_seed`). By default one is drawn from
             `generator`, or from PyTorch's default generator, which `torch.manual_seed` governs.
         generator: where to draw the seed from; on the device of mu. Or a list of one for each datapoint, whose noise
             is then its own.
@@ -113,7 +116,10 @@ def sampled(
     generator: Generators | None,
     reader: str,
 ) -> tuple[Tensor, Tensor]:
-    """`sample_gaussian`, or `sample_gaussian_log_ratio` with that gradient, for `reader`."""
+    """`sample_gaussian`, or `sample_gaussian_log_ratio` if `gradient` is not None.
+
+    `reader` is the function's name in error messages.
+    """
     if not (type(mu) is Tensor is type(logvar)):
         check_dense(reader, mu=mu, logvar=logvar)
     if num_samples is not None and not isinstance(num_samples, int):
@@ -155,24 +161,32 @@ def sample_gaussian_log_ratio(
     seed: Tensor | int | None = None,
     generator: Generators | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A reparameterised sample z of q = N(mu, exp(logvar)), and log q(z) - log p(z) for p = N(0, I), in one pass.
+    """Reparameterised sample z of q and log q(z) - log p(z).
 
-    ``z = mu + exp(logvar / 2) * eps``, the z of `sample_gaussian` for the same seed, and
-    ``log_ratio = 0.5 * sum_j (z_j^2 - eps_j^2 - logvar_j)``, computed so that nothing cancels where the posterior is
-    close to the prior. Its expectation is the KL divergence: the Monte Carlo KL of SGVB-A (Kingma & Welling 2013,
-    eq. 6), and with log p(x|z) the logarithm of an importance weight, ``log p(x|z) - log_ratio`` (Burda et al. 2015).
+    Both come from one pass, for q = N(mu, exp(logvar)) and p = N(0, I). ``z = mu + exp(logvar / 2) * eps``, the z of
+    `sample_gaussian` for the same seed, and ``log_ratio = 0.5 * sum_j (z_j^2 - eps_j^2 - logvar_j)``. The formula is
+    computed so that nothing cancels where the posterior is close to the prior.
+
+    The expectation of log_ratio is the KL divergence: it is the Monte Carlo KL of SGVB-A (Kingma & Welling 2013, eq.
+    6). ``log p(x|z) - log_ratio`` is the logarithm of an importance weight (Burda et al. 2015).
 
     Args:
-        mu, logvar, num_samples, batch_dims, seed, generator: as for `sample_gaussian`.
-        gradient: what flows back to mu and logvar.
+        mu: (..., D), as for `sample_gaussian`.
+        logvar: (..., D), as for `sample_gaussian`.
+        num_samples: as for `sample_gaussian`.
+        gradient: which gradient mu and logvar receive.
 
-            * "total": all of it.
-            * "path": only what comes by way of z; as parameters of log q(z), mu and logvar count as constants, which
-              leaves out a term of expectation zero ("sticking the landing", Roeder et al. 2017, eq. 7).
-            * "doubly_reparameterized": the path's, and each sample's part times its normalised importance weight: with
-              `importance_weighted_bound` the gradient of Tucker et al. 2018 (DReG, eq. 8). The weights are read from
-              the gradient that flows into log_ratio, which must be the weights times a number for each datapoint, as
-              that of the bound is; where it is 0 for all samples of a datapoint, nothing flows back.
+            * "total": the full gradient.
+            * "path": only the part by way of z; as parameters of log q(z), mu and logvar count as constants. The term
+              left out has expectation zero ("sticking the landing", Roeder et al. 2017, eq. 7).
+            * "doubly_reparameterized": the path gradient, with each sample's part times its normalised importance
+              weight. With `importance_weighted_bound` it is the gradient of Tucker et al. 2018 (DReG, eq. 8). The
+              weights are read from the upstream gradient of log_ratio. That must be the weights times one number for
+              each datapoint, as the bound's is. If it is 0 for all samples of a datapoint, mu and logvar get no
+              gradient from them.
+        batch_dims: as for `sample_gaussian`.
+        seed: as for `sample_gaussian`.
+        generator: as for `sample_gaussian`.
 
     Returns:
         z: (..., D), or (L, ..., D) with num_samples=L, in mu's dtype; log_ratio: z's shape without the latent
@@ -180,7 +194,7 @@ def sample_gaussian_log_ratio(
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not fit.
-        ValueError: another gradient, "doubly_reparameterized" without num_samples, or what `sample_gaussian` raises.
+        ValueError: another gradient; "doubly_reparameterized" without num_samples; or the reasons of `sample_gaussian`.
     """
     if gradient not in GRADIENTS:
         raise unknown("gradient", gradient, GRADIENTS)
@@ -190,23 +204,25 @@ def sample_gaussian_log_ratio(
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_dims: int | None = None) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, I)), summed over the latent dimensions, or over groups of them.
+    """KL(N(mu, exp(logvar)) || N(0, I)), summed over latent dimensions or groups.
 
     ``0.5 * sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)`` (Kingma & Welling 2013, appendix B), computed so that
     nothing cancels where the posterior is close to the prior.
 
     Args:
-        mu, logvar: (..., D), float32, bfloat16 or float16, of one dtype.
+        mu: (..., D), float32, bfloat16 or float16.
+        logvar: (..., D), of mu's dtype.
         groups: None, or into how many groups of neighbouring dimensions D is divided; D for the KL of each dimension.
-        batch_dims: how many leading dimensions are the batch; all that follow are latent ones, flattened: 1 for mu
-            (B, C, H, W). By default all but the last; of more than two, a warning says so once.
+        batch_dims: how many leading dimensions are the batch: 1 for mu (B, C, H, W). All later dimensions are latent
+            and flattened. By default all but the last are the batch; for mu of more than two dimensions, a warning says
+            so once.
 
     Returns:
         (...,), or (..., groups), float32, in nats.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: groups that do not divide D; batch_dims
-        that leave no latent dimension.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+        ValueError: groups that do not divide D; batch_dims that leave no latent dimension.
     """
     if not (type(mu) is Tensor is type(logvar)):
         check_dense("gaussian_kl", mu=mu, logvar=logvar)
@@ -216,7 +232,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_
 
 
 def latent_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
-    """`gaussian_kl` of the last dimension, whatever the others are."""
+    """`gaussian_kl` over the last dimension, whatever the other dimensions are."""
     if groups is not None:
         groups = groups if isinstance(groups, int) else converted("groups", groups, int)
         D = mu.shape[-1] if mu.dim() else 0
@@ -227,6 +243,6 @@ def latent_kl(mu: Tensor, logvar: Tensor, groups: int | None = None) -> Tensor:
 
 
 def normals(seeds: Tensor, *size: int) -> Tensor:
-    """Standard normals (*seeds.shape, *size), float32, of seeds: a sample of the prior."""
+    """Returns standard normals (*seeds.shape, *size), float32: prior samples by seed."""
     zero = torch.zeros((), device=seeds.device).expand(*seeds.shape, *size)
     return sample_gaussian(zero, zero, batch_dims=zero.dim() - 1, seed=seeds)[0]

@@ -1,4 +1,4 @@
-"""log p(x|z) of any likelihood, and samples of it."""
+"""log p(x|z) of any likelihood, and samples of p(x|z)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,20 @@ _grad_enabled = torch.is_grad_enabled
 
 
 def _in_float32_on_cpu(t: Tensor) -> bool:
-    """Whether a gradient for each row's upstream gradient is to be taken ahead and multiplied afterwards. In half
-    precision it would be rounded twice; on a GPU that pass over memory costs what the other saved."""
+    """Whether to compute a gradient before its upstream gradient is known.
+
+    The upstream gradient multiplies it later. In half precision the gradient would be rounded twice. On a GPU that pass
+    over memory costs as much as it saves.
+    """
     return t.dtype == torch.float32 and t.is_cpu
 
 
 def likelihood_formula(p0, x, p1, likelihood, scalar, x_scale):
-    """The op `log_prob` in plain PyTorch."""
+    """Returns the op `log_prob` in plain PyTorch."""
     return FORMULAS[likelihood](p0, x, scalar if p1 is None else p1, x_scale)
 
 
-# By the names of csrc/formulas/likelihood_list.h: log p(x|z) of (p0, x, p1 or the likelihood's number, x_scale).
+# log p(x|z) from (p0, x, p1 or the likelihood's number, x_scale), by the names of csrc/formulas/likelihood_list.h.
 FORMULAS: dict[str, Formula] = {name: f for cls in REGISTRY.values() for name, f in cls.formulas().items()}
 
 
@@ -55,7 +58,7 @@ def _log_prob_with_grad(p0, x, p1, *options):
 
 
 def _times_rows(gradient: Tensor, grad: Tensor) -> Tensor:
-    """`gradient`, taken for an upstream gradient of 1 a row, for that of `grad`."""
+    """Returns `gradient`, times the upstream gradient `grad` of each row."""
     grad = grad.unsqueeze(-1)
     return gradient * grad if kept_graph() else gradient.mul_(grad)
 
@@ -69,7 +72,7 @@ def _all_in_float32(p0, x, p1, *_):
 
 
 def goes_ahead(p0: Tensor, x: Tensor, p1: Tensor | None) -> bool:
-    """Whether the forward pass of a sum of log p(x|z) takes its gradients too."""
+    """Whether a log p(x|z) sum gets its gradients in the forward pass."""
     if on_reference(p0) or _is_compiling():
         return False
     needed = (p0.requires_grad or _needs_gradient(p1)) and _grad_enabled()
@@ -101,22 +104,24 @@ def _(p0, x, likelihood, scalar, x_scale, grad_scale):
 def bernoulli_log_prob(
     logits: Tensor, x: Tensor, x_scale: float | None = None, *, validate_args: bool | None = None
 ) -> Tensor:
-    """log p(x|z) of a Bernoulli decoder, from its logits, summed over the last dimension.
+    """Log-likelihood of a Bernoulli decoder from its logits, summed over D.
 
-    ``sum_i (x_i l_i - log(1 + exp(l_i)))`` (Kingma & Welling 2013, appendix C.1), finite for any finite logit.
+    ``log p(x|z) = sum_i (x_i l_i - log(1 + exp(l_i)))`` (Kingma & Welling 2013, appendix C.1), finite for any finite
+    logit.
 
     Args:
         logits: (..., D), float32, bfloat16 or float16; the arithmetic is float32. It may have extra leading dimensions
             of samples: x is used again for each, never expanded.
         x: (..., D): targets in [0, 1], soft ones too; bool or floating, or uint8 with x_scale.
         x_scale: multiplies x: 1/255 for pixels in 0..255, 1 for uint8 in {0, 1}.
-        validate_args: look at the values, as `FusedELBO` does; None: at the first call in a process.
+        validate_args: whether to check the values of x, as `FusedELBO` does; None: at the first call in a process.
 
     Returns:
         (...,), logits' leading dimensions, float32, in nats.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: targets outside [0, 1], when validated.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+        ValueError: targets outside [0, 1], when validated.
     """
     if not (type(logits) is Tensor is type(x)):
         check_dense("bernoulli_log_prob", logits=logits, x=x)
@@ -134,29 +139,29 @@ def gaussian_log_prob(
     sigmoid: bool = False,
     validate_args: bool | None = None,
 ) -> Tensor:
-    """log p(x|z) of a Gaussian decoder, log N(x; m, exp(logvar)), summed over the last dimension.
+    """Log-likelihood of a Gaussian decoder, summed over the last dimension.
 
-    ``-1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log(2 pi))`` (Kingma & Welling 2013, appendix C.2), with m
-    the mean, or its sigmoid, which keeps it within (0, 1) (section 5).
+    ``log p(x|z) = log N(x; m, exp(logvar)) = -1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log(2 pi))`` (Kingma
+    & Welling 2013, appendix C.2). m is the mean, or its sigmoid, which keeps it within (0, 1) (section 5).
 
     Args:
         mean: (..., D), float32, bfloat16 or float16; the arithmetic is float32. It may have extra leading dimensions of
             samples: x is used again for each, never expanded. Any strides: mean and logvar may be the two halves of
             one (..., 2 D) output, which are read where they are.
         x: (..., D), floating, or bool, or uint8 with x_scale.
-        logvar: the logarithm of the variance: a tensor of mean's shape, of a decoder that learns it for each element; a
-            shared one that broadcasts to it, as (D,) and () do; or a number, a fixed variance. float32, bfloat16 or
+        logvar: the logarithm of the variance. A tensor of mean's shape is a variance learned for each element. A shared
+            tensor broadcasts to that shape, as (D,) and () do. A number is a fixed variance. float32, bfloat16 or
             float16, whatever mean is. Below -176 the residual is divided by a standard deviation of e^-88.
         x_scale: multiplies x: 1/255 for pixels in 0..255, 1 for uint8 in {0, 1}.
-        sigmoid: mean holds the logits of m.
-        validate_args: look at the values, as `FusedELBO` does; None: at the first call in a process.
+        sigmoid: whether mean holds the logits of m.
+        validate_args: whether to check the values of x, as `FusedELBO` does; None: at the first call in a process.
 
     Returns:
         (...,), mean's leading dimensions, float32, in nats: the logarithm of a density, which may be above 0.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: a number for logvar that is not finite; an
-        x that is not, when validated.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+        ValueError: a number for logvar that is not finite; an x that is not finite, when validated.
     """
     if not (type(mean) is Tensor is type(x)):
         check_dense("gaussian_log_prob", mean=mean, x=x)
@@ -173,23 +178,23 @@ def log_prob(
     *,
     validate_args: bool | None = None,
 ) -> Tensor:
-    """log p(x|z) of any likelihood, summed over the last dimension.
+    """Log-likelihood log p(x|z) of any likelihood, summed over the last dimension.
 
     Args:
-        likelihood: an object of `aevb.likelihoods`, or the name of one with its options as they are by default.
-        params: its parameters, each (..., D): a tensor, or a tuple in the order of its `params`. The first is float32,
-            bfloat16 or float16, of any strides, and may have extra leading dimensions of samples. A second one has its
-            shape, or is shared: (D,), (), or a number.
+        likelihood: an object of `aevb.likelihoods`, or the name of one, with its default options.
+        params: the likelihood's parameters, each (..., D): a tensor, or a tuple in the order of `likelihood.params`.
+            The first is float32, bfloat16 or float16, of any strides, and may have extra leading dimensions of samples.
+            A second one has its shape, or is shared: (D,), (), or a number.
         x: (..., D): floating, bool, or uint8 with x_scale; used again for each sample, never expanded.
         x_scale: multiplies x: 1/255 for pixels in 0..255.
-        validate_args: look at the values, as `FusedELBO` does; None: at the first call in a process.
+        validate_args: whether to check the values of x, as `FusedELBO` does; None: at the first call in a process.
 
     Returns:
         (...,), the first parameter's leading dimensions, float32, in nats.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit. ValueError: an unknown likelihood, parameters of
-            another one, or x outside its support, when validated.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+        ValueError: an unknown likelihood, parameters of another one, or x outside its support, when validated.
     """
     family = named(likelihood) if isinstance(likelihood, str) else likelihood
     params = family.parameters(params)
@@ -204,13 +209,14 @@ def log_prob(
 def sample_likelihood(
     likelihood: Likelihood | str, params: Tensor | tuple[Parameter, ...], *, seed: Tensor | int
 ) -> Tensor:
-    """Samples x of p(x|z), of the first parameter's shape.
+    """Sample x of p(x|z), of the first parameter's shape.
 
-    A function of the seed: element i is made of the i-th standard normal of `seed`, by the inverse of the likelihood's
-    distribution function where it has no shorter way.
+    The sample is a function of the seed: element i is made of the i-th standard normal of `seed`. It goes through the
+    inverse of the likelihood's distribution function, unless the likelihood has a shorter way.
 
     Args:
-        likelihood, params: those of `log_prob`.
+        likelihood: as for `log_prob`.
+        params: as for `log_prob`.
         seed: an int, or an int64 tensor whose shape is a prefix of the parameters', one for each block.
 
     Returns:
@@ -229,7 +235,7 @@ def sample_likelihood(
 
 
 def likelihood_log_prob(family: Likelihood, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None) -> Tensor:
-    """log p(x|z) of a likelihood, summed over the last dimension, from its parameters; no value is looked at."""
+    """Returns log p(x|z), summed over the last dimension; values are not checked."""
     p0, p1, *options = family.kernel_arguments(params)
     return log_prob_op(p0, x, p1, *options, x_scale)
 
@@ -237,8 +243,14 @@ def likelihood_log_prob(family: Likelihood, params: tuple[Parameter, ...], x: Te
 def reconstruction_log_prob(
     family: Likelihood, recon: Tensor, x: Tensor, rows: tuple[int, ...], x_scale: float | None
 ) -> Tensor:
-    """log p(x|z), (L, *batch), of recon (L, *batch, *datapoint) and x (*batch, *datapoint); `rows` is (L, *batch). The
-    datapoint may be laid out differently in the two."""
+    """Returns log p(x|z), (L, *batch), of a reconstruction; `rows` is (L, *batch).
+
+    recon is (L, *batch, *datapoint) and x (*batch, *datapoint). The datapoint's shape may differ between recon and x,
+    if the number of elements is the same.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
     fits = tuple(x.shape[: len(rows) - 1]) == rows[1:] and tuple(recon.shape[: len(rows)]) == rows
     if not fits or recon[:1].numel() != x.numel():
         raise ValueError(

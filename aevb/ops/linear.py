@@ -1,4 +1,4 @@
-"""A fully connected layer: product, bias and activation in one autograd node, and bits or pixels as they are."""
+"""Fully connected layer as one autograd node, reading bits and pixels unconverted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .autograd import is_batched, reference_gradients
 from .matmul import activation_grads, product, rows_product
 from .plain_modules import is_plain
 
-# Of x that is not 0, up to which the sums of weights beat a dense product: on Zen 3 two to three times at a fifth, and
-# not at all at a half.
+# Nonzero fraction of x up to which sums of weights beat a dense product. On Zen 3 they are two to three times as fast
+# at a fifth, and no faster at a half.
 SPARSE = 0.35
 FUSED = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -29,21 +29,27 @@ def linear(
 ) -> Tensor:
     """``activation(x_scale * x @ weight.T + bias)``, in one autograd node.
 
-    On a CPU in float32 the product takes the faster of the routes that PyTorch has (see `aevb.ops.matmul`), bias and
-    activation are one pass, and so are their gradients. An x of bool or uint8 of which little is not 0, as binarized
-    images are, is never converted: a row of the result is the sum of the weights of its few pixels, and so is the
-    weight's gradient; a pixel that is 0 then adds nothing even where a weight is not finite. Elsewhere, and under
-    `torch.compile` and `torch.func`, it is the same in PyTorch's own ops.
+    On a CPU in float32 the product takes the faster route of PyTorch (see `aevb.ops.matmul`). Bias and activation are
+    one pass, and so are their gradients.
+
+    Sparse x of bool or uint8, such as binarized images, is never converted. A row of the result is then the sum of the
+    weights of the row's few nonzero pixels, and the weight's gradient is computed alike. A pixel that is 0 adds nothing
+    even where a weight is not finite.
+
+    On other devices and dtypes, and under `torch.compile` and `torch.func`, the function uses PyTorch's own ops.
 
     Args:
         x: (..., D): floating, bool, or uint8 with x_scale.
-        weight, bias: (H, D) and (H,) or None, as in `torch.nn.Linear`.
+        weight: (H, D), as in `torch.nn.Linear`.
+        bias: (H,) or None, as in `torch.nn.Linear`.
         activation: "none", "tanh" or "relu".
         x_scale: multiplies x: 1/255 for pixels in 0..255.
 
-    Returns (..., H), in weight's dtype.
+    Returns:
+        (..., H), in weight's dtype.
 
-    Raises ValueError for an unknown activation, uint8 without x_scale, or shapes that do not fit.
+    Raises:
+        ValueError: an unknown activation, uint8 without x_scale, or shapes that do not fit.
     """
     if activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
@@ -74,7 +80,7 @@ def _has_kernels(weight: Tensor, x: Tensor) -> bool:
         and weight.dtype == torch.float32
         and x.dtype in (torch.float32, torch.bool, torch.uint8)
         and not torch.compiler.is_compiling()
-        and type(x) in _PLAIN  # no kernel of a layer knows fake tensors, or how to be traced
+        and type(x) in _PLAIN  # the layer's kernels have no fake or traced version
         and type(weight) in _PLAIN
         and not _torch.num_dispatch_modes()
         and not _torch.functorch_active()
@@ -83,14 +89,16 @@ def _has_kernels(weight: Tensor, x: Tensor) -> bool:
 
 
 def floating(x: Tensor, x_scale: float | None, weight: Tensor | None) -> Tensor:
-    """``x_scale * x``; integers first become floating, in weight's dtype."""
+    """Returns x_scale * x; integers first become floating, in weight's dtype."""
     x = x if x.is_floating_point() or weight is None else x.to(weight.dtype)
     return x if x_scale is None else x * x_scale
 
 
 def call(module: nn.Module, x: Tensor, x_scale: float | None = None, weight: Tensor | None = None) -> Tensor:
-    """``module(x_scale * x)``, where an `nn.Sequential`'s layers are `linear` if that is what they seem to be. x of
-    integers becomes floating in weight's dtype."""
+    """Returns module(x_scale * x), with `linear` for plain layers of an `nn.Sequential`.
+
+    See `is_plain` for plain layers. x of integers becomes floating in weight's dtype.
+    """
     if not is_plain(module, nn.Sequential):
         return module(floating(x, x_scale, weight))
     return call_all(list(module), x, x_scale, weight)
@@ -99,7 +107,7 @@ def call(module: nn.Module, x: Tensor, x_scale: float | None = None, weight: Ten
 def call_all(
     layers: Sequence[nn.Module], x: Tensor, x_scale: float | None = None, weight: Tensor | None = None
 ) -> Tensor:
-    """`call` of one layer after the other."""
+    """Returns the layers applied in order, as `call` does."""
     done = 0
     while done < len(layers):
         layer, *after = layers[done : done + 2]
@@ -115,19 +123,22 @@ def call_all(
 
 
 def is_sparse(x: Tensor) -> bool:
-    """Whether x, on a CPU, is bytes of which so many are 0 that sums of weights beat a dense product."""
+    """Whether x is bool or uint8, at most SPARSE of it nonzero.
+
+    Sums of weights then beat a dense product. x is on a CPU.
+    """
     return not x.is_floating_point() and _density(x) <= SPARSE
 
 
 def layer_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, x_scale: float | None, sparse: bool
 ) -> Tensor:
-    """`linear` without autograd, in the way that `sparse` (see `is_sparse`) says."""
+    """Returns `linear` without autograd, by sums of weights if `sparse` (see `is_sparse`)."""
     if sparse:
         return sparse_linear(x, x_scale, weight, bias, ACTIVATIONS.index(activation))
     rows = floating(x, x_scale, weight).reshape(-1, x.shape[-1])
     out = product(rows, weight, bias, activation)
-    # Not a view, which could not be written over.
+    # A view could not be overwritten.
     return out if x.dim() == 2 else _torch.view_of_unshared(out, [*x.shape[:-1], weight.shape[0]])
 
 
@@ -141,8 +152,18 @@ def layer_backward(
     sparse: bool,
     needs: Sequence[bool] = (True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-    """The gradients of x, weight and bias from that of `layer_forward`'s result `out`, which an activation of "none"
-    does not need; of x and weight those of `needs`."""
+    """Returns the gradients of x, weight and bias from an upstream gradient.
+
+    Args:
+        x: (..., D), the layer's input.
+        weight: (H, D).
+        out: the result of `layer_forward`; None will do for an activation of "none".
+        grad: (..., H), the upstream gradient.
+        activation: the layer's activation.
+        x_scale: multiplies x.
+        sparse: see `is_sparse`.
+        needs: whether the gradients of x and weight are needed; None is returned for the others.
+    """
     grad = grad.reshape(-1, weight.shape[0])
     grad, grad_bias = activation_grads(grad if out is None else out.view_as(grad), grad, activation)
     grad_x = grad_weight = None

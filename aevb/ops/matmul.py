@@ -1,12 +1,12 @@
-"""Matrix products, by the fastest public route on the machine.
+"""Matrix products by the fastest public route on the machine.
 
-PyTorch carries two libraries for float32 on x86 CPUs, MKL (`F.linear`, `torch.mm`) and oneDNN (an op that
-`torch.compile`'s own CPU code calls). Which is faster is a matter of the processor, so there is a rule, not a race,
-whose winner could differ between two runs of one seed:
+PyTorch carries two libraries for float32 on x86 CPUs: MKL (`F.linear`, `torch.mm`) and oneDNN. `torch.compile`'s own
+CPU code calls oneDNN's op. The processor decides which library is faster. A rule chooses, not a race, whose winner
+could differ between two runs of one seed:
 
 * AMD with AVX-512: oneDNN. MKL keeps to AVX2 there; on Zen 5 it runs at 200 GFLOP/s on two cores, oneDNN at 430-550.
-* everything else: torch's own. On AMD with AVX2 (Zen 3) MKL runs at 150-170 GFLOP/s on two cores, 93% of what the
-  machine can, and oneDNN at 110-150; on Intel MKL takes every instruction set.
+* everything else: torch's own. On AMD with AVX2 (Zen 3) MKL runs at 150-170 GFLOP/s on two cores, 93% of the machine's
+  peak, and oneDNN at 110-150. On Intel MKL takes every instruction set.
 
 `AEVB_PRODUCTS=torch` or `onednn` overrides it; `torch.backends.mkldnn.flags(enabled=False)` turns oneDNN off.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import _torch
 from ..checks.choices import ACTIVATIONS, unknown
 
-CACHED = 32768  # elements of a result, from which on its memory comes from the kernels' cache of buffers
+CACHED = 32768  # elements from which on a result's memory comes from the kernels' cache of buffers
 
 _empty = torch.ops.aevb.empty.default
 bias_activation = torch.ops.aevb.bias_activation_.default
@@ -34,7 +34,7 @@ _activation_backward = torch.ops.aevb.activation_backward.default
 
 @functools.cache
 def _onednn():
-    """oneDNN's product with bias folded in, where it is the faster route; else None."""
+    """Returns oneDNN's product with bias, or None if torch's is faster."""
     return _torch.linear_pointwise() if _prefers_onednn() else None
 
 
@@ -59,25 +59,31 @@ def _cpuinfo() -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16 products. Without them they are slower than float32's."""
+    """Whether a device has instructions for bfloat16 products.
+
+    Without them bfloat16 products are slower than float32's.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_cpuinfo().split())  # x86, x86, Arm
 
 
 def route() -> str:
-    """Where float32 products on a CPU go: "oneDNN" or "torch"."""
+    """Returns the library of float32 products on a CPU: "oneDNN" or "torch"."""
     return "torch" if _onednn() is None else "oneDNN"
 
 
 def _for_onednn(t: Tensor) -> bool:
-    """Whether a product with t goes to oneDNN, if there is one."""
+    """Whether oneDNN, if it is the route, takes products with t."""
     enabled = bool(torch.backends.mkldnn.enabled)
     return enabled and t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0
 
 
 def packed(b: Tensor) -> Tensor:
-    """b (M, K) in the layout that oneDNN likes best, for many products with it: a sixth faster. No other use of it."""
+    """Returns b (M, K) in oneDNN's preferred layout, for repeated products.
+
+    They are a sixth faster. Only `product` may read the result.
+    """
     if _onednn() is None or not _for_onednn(b):
         return b
     return _torch.reorder_linear_weight(b.contiguous())
@@ -86,10 +92,17 @@ def packed(b: Tensor) -> Tensor:
 def product(
     a: Tensor, b: Tensor, bias: Tensor | None = None, activation: str = "none", out: Tensor | None = None
 ) -> Tensor:
-    """``activation(a @ b.T + bias)`` for a (N, K), b (M, K), as it is or `packed`, and bias (M,).
+    """Returns ``activation(a @ b.T + bias)``, without autograd.
 
-    activation is "none", "tanh" or "relu". No gradient flows through it. `out` (N, M), contiguous and of a's dtype, is
-    memory that the result may take.
+    Args:
+        a: (N, K).
+        b: (M, K), unchanged or `packed`.
+        bias: (M,) or None.
+        activation: "none", "tanh" or "relu".
+        out: (N, M), contiguous and of a's dtype, memory that the result may take.
+
+    Raises:
+        ValueError: an unknown activation.
     """
     if activation != "none":
         return activate_(product(a, b, out=out), bias, activation)
@@ -103,18 +116,30 @@ def product(
 
 
 def _cached(like: Tensor, rows: int, columns: int) -> Tensor | None:
-    """Memory for a large result on a CPU: malloc would give it back after each step, and each page be a fault again."""
+    """Returns reusable memory for a large result on a CPU, else None.
+
+    malloc would return such memory to the system after each step, and each page would be a fault again.
+    """
     if rows * columns < CACHED or like.device.type != "cpu":
         return None
     return _empty(like, [rows, columns])
 
 
-MANY_ROWS = 256  # from which on oneDNN's product below is faster turned round, along the rows in both operands
+MANY_ROWS = 256  # from which on oneDNN's product below is faster transposed, along the rows in both operands
 
 
 def rows_product(a: Tensor, b: Tensor, total: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """``a.T @ b``, a sum over rows, for a (K, N), b (K, M): (N, M). It is added to `total`, in place, where that is
-    given; sums then have total's dtype. `out` is memory that the result may take."""
+    """Returns ``a.T @ b``, a sum over rows, plus `total` if given.
+
+    Args:
+        a: (K, N).
+        b: (K, M).
+        total: (N, M), which the product is added to in place; sums then have total's dtype.
+        out: memory that the result may take.
+
+    Returns:
+        (N, M).
+    """
     onednn = _onednn()
     if onednn is not None and _for_onednn(a):
         found = product(b.t(), a.t()).t() if a.shape[0] > MANY_ROWS else product(a.t(), b.t())
@@ -131,7 +156,11 @@ def _has_kernel(t: Tensor) -> bool:
 
 
 def activate_(out: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """``activation(out + bias)``, over out."""
+    """Returns ``activation(out + bias)``, computed in place in out.
+
+    Raises:
+        ValueError: an unknown activation.
+    """
     if _has_kernel(out):
         bias_activation(out, bias, ACTIVATIONS.index(activation))
         return out
@@ -147,7 +176,21 @@ def activate_(out: Tensor, bias: Tensor | None, activation: str) -> Tensor:
 
 
 def activation_grads(out: Tensor, grad: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """Of out (N, M) = activation(t + bias), from its gradient, those of t and of bias."""
+    """Returns the gradients of t and bias.
+
+    They are the arguments of ``out = activation(t + bias)``.
+
+    Args:
+        out: (N, M), the layer's result.
+        grad: (N, M), the upstream gradient.
+        activation: "none", "tanh" or "relu".
+
+    Returns:
+        (grad_t, grad_bias), of shapes (N, M) and (M,).
+
+    Raises:
+        ValueError: an unknown activation.
+    """
     if _has_kernel(out) and grad.dtype == torch.float32:
         grad_input, grad_bias = _activation_backward(out, grad, ACTIVATIONS.index(activation))
         return (grad if activation == "none" else grad_input), grad_bias

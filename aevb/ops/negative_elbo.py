@@ -1,4 +1,4 @@
-"""The negative ELBO of a decoder's output as one autograd node."""
+"""Negative ELBO of a decoder's output as one autograd node."""
 
 from __future__ import annotations
 
@@ -42,9 +42,12 @@ def _(recon, x, mu_or_kl, logvar, *_):
 
 
 def _elbo_grad(tensors, options, grad_recon, grad):
-    """Recon's gradient for an upstream gradient of 1, with which `loss.backward()` begins. Any other multiplies it, or
-    in half precision, which would be rounded twice, takes the backward kernel. On a GPU, whose numbers the host would
-    have to wait for, the kernel itself looks whether there is something left to do."""
+    """Returns the gradients of recon, mu or KL, and logvar, or None.
+
+    grad_recon was computed for an upstream gradient of 1, with which `loss.backward()` begins. Any other upstream
+    gradient multiplies it. In half precision that would round twice, so the result is None and the backward kernel
+    runs. On a GPU the host would have to wait for the upstream gradient, so the kernel itself tests for 1.
+    """
     if grad.is_cpu:
         is_1 = float(grad) == 1
         if not is_1 and grad_recon.dtype != torch.float32:
@@ -77,7 +80,10 @@ _negative_elbo = DifferentiableOp(
 
 
 def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, likelihood: str, x_scale: float | None) -> Tensor:
-    """The loss of `FusedELBO`, one autograd node from its arguments; `reduction` is a value of REDUCTIONS."""
+    """Returns the loss of `FusedELBO`, one autograd node from its arguments.
+
+    `reduction` is a value of REDUCTIONS.
+    """
     beta, beta_scale = (beta, 1.0) if isinstance(beta, Tensor) else (None, float(beta))
     of_posterior = (mu, logvar) if kl is None else (kl, None)
     return _negative_elbo(recon, x, *of_posterior, beta, beta_scale, reduction, likelihood, x_scale)

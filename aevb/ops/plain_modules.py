@@ -1,4 +1,7 @@
-"""Whether a module does what its class says and no more. Only then may its weights be read instead of calling it."""
+"""Tests of whether a module does only its class's computation.
+
+Only then may its weights be read instead of calling it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from .. import _torch
 from .._torch import has_hooks
 
 _CALL = nn.Module.__call__
-# As PyTorch has them: of classes whose forward somebody had replaced before, none is.
+# Each class's forward as PyTorch defines it; a class whose forward was replaced before the import is left out.
 _FORWARD: dict[Any, Any] = {
     kind: kind.forward
     for kind in (nn.Linear, nn.Tanh, nn.ReLU, nn.Sequential)
@@ -24,9 +27,12 @@ _ORDINARY = (Tensor, nn.Parameter, nn.Buffer)
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> TypeGuard[Any]:
     """Whether a call of the module is ``kind.forward`` of its own parameters.
 
-    It is not where the module is of another class, as after LoRA, quantization or a parametrization; where it has
-    hooks, as pruning, offloading, profilers and `register_module_forward_hook` set them; where a method was replaced
-    or the module compiled; or where a weight is a tensor with operations of its own, as a DTensor is.
+    It is not in four cases:
+
+    * The module is of another class, as after LoRA, quantization or a parametrization.
+    * It has hooks, as pruning, offloading, profilers and `register_module_forward_hook` set them.
+    * A method was replaced, or the module compiled.
+    * A weight is a tensor with operations of its own, as a DTensor is.
     """
     return (
         type(module) is kind
@@ -39,12 +45,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> TypeGuard[Any]:
 
 
 def is_hooked(model: nn.Module) -> bool:
-    """Whether a training step of the model calls somebody else's function: a hook of a module or of a parameter."""
+    """Whether a training step calls a hook of a module or parameter."""
     return any(map(has_hooks, model.modules())) or any(map(_torch.has_gradient_hooks, model.parameters()))
 
 
 def inherits(module: nn.Module, kind: type[nn.Module], *methods: str) -> bool:
-    """Whether the module, of a subclass of `kind`, has these methods from it."""
+    """Whether the module, an instance of `kind`, inherits the given methods unchanged."""
     own, cls = vars(module), type(module)
     return all(name not in own and getattr(cls, name) is getattr(kind, name) for name in methods)
 
@@ -55,9 +61,10 @@ def _is_ordinary(t: Any) -> bool:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """A tensor of the module's dtype and device; an empty float32 one where it has none.
+    """Returns a floating tensor of the module, else an empty float32 tensor.
 
-    A quantized module may have no parameters, and a replica of `nn.DataParallel` has none that are called so.
+    The tensor has the module's dtype and device. A quantized module may have no parameters. A replica of
+    `nn.DataParallel` keeps its weights under another name.
     """
     tensors = itertools.chain(module.parameters(), module.buffers(), _torch.former_parameters(module))
     return next((t for t in tensors if t is not None and t.is_floating_point()), torch.empty(0))

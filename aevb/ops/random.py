@@ -1,4 +1,4 @@
-"""Seeds, and the noise that is a function of them: normals, uniforms, and bits of grey images."""
+"""Seeds, and noise as a function of seeds: normals and binarized images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ def _(info, in_dims, seed, index):
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """A fresh seed from PyTorch's generator: a 0-d int64 tensor on `device`."""
+    """Returns a fresh 0-d int64 seed on `device`, from PyTorch's generator.
+
+    Raises:
+        ValueError: a generator on another type of device.
+    """
     if generator is not None and generator.device.type != device.type:
         raise ValueError(
             f"generator is on {generator.device} but the tensors are on {device}; "
@@ -52,10 +56,19 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
 def mix_seed(seed: Tensor | int, index: Tensor | int) -> Tensor:
     """Independent seeds for datapoints, steps or ranks.
 
-    Each (seed, index) gives the first 64 bits of Philox4x32-10 at counter (index, 1, 0) under the key `seed`: a stream
-    that the noise itself never uses. `seed` and `index` are ints or int64 tensors, broadcast against each other.
+    Each (seed, index) gives the first 64 bits of Philox4x32-10 at counter (index, 1, 0) under the key `seed`. The noise
+    itself never uses that stream.
 
-    Returns an int64 tensor of their common shape, to be passed as `seed=`.
+    Args:
+        seed: an int or an int64 tensor.
+        index: an int or an int64 tensor, broadcast against seed.
+
+    Returns:
+        An int64 tensor of their common shape, to be passed as `seed=`.
+
+    Raises:
+        RuntimeError: a tensor that is not int64, or shapes that do not broadcast.
+        ValueError: an int beyond 64 bits.
 
     Example::
 
@@ -76,22 +89,24 @@ def _(images, index, seed, max_value):
 
 
 def binarize(images: Tensor, index: Tensor | None = None, *, seed: Tensor | int, max_value: int = 255) -> Tensor:
-    """Grey images to bits, each set with its grey value as the probability: dynamic binarization, gathered.
+    """Random bits of grey images: dynamic binarization, with the images gathered.
 
-    ``x[b, d] = u < images[index[b], d] / max_value`` with u uniform. The noise belongs to the image: it is that of the
-    seed ``mix_seed(seed, index[b])``, so that a batch, an epoch and a rank see the same bits of an image for the same
-    seed. One pass, from bytes to bytes.
+    ``x[b, d] = u < images[index[b], d] / max_value`` with u uniform, so a bit's probability is its grey value. The
+    noise belongs to the image, by the seed ``mix_seed(seed, index[b])``. So a batch, an epoch and a rank see the same
+    bits of an image for the same seed. One pass, from bytes to bytes.
 
     Args:
-        images: (N, D), uint8. 0 is never set, and max_value and what is above it always; probabilities between are
-            exact to 6e-8.
+        images: (N, D), uint8. A pixel of 0 is never set, and a pixel of max_value or more always. Probabilities between
+            are exact to 6e-8.
         index: (B,), int64, which of them; by default all. On a GPU an index out of range ends in a device-side assert.
         seed: an int or a 0-d int64 tensor: one for each epoch, say.
         max_value: 1 to 255.
 
-    Returns (B, D), bool: targets for `bernoulli_log_prob`, and an input for `linear`, as they are.
+    Returns:
+        (B, D), bool: targets for `bernoulli_log_prob`, and an input for `linear`, unconverted.
 
-    Raises RuntimeError for shapes, dtypes or devices that do not fit, and on a CPU an index out of range.
+    Raises:
+        RuntimeError: shapes, dtypes or devices that do not fit, and on a CPU an index out of range.
     """
     check_dense("binarize", images=images, **({} if index is None else {"index": index}))
     seed = int64(seed, "seed", images.device)
@@ -110,5 +125,6 @@ def binarize(images: Tensor, index: Tensor | None = None, *, seed: Tensor | int,
 
 
 def noise_of(seed: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Returns standard normals of `seed`, of shape `size`, float32."""
     no_kernel = seed.is_cuda and has_no_kernels("cuda")
     return reference.normal(seed, size, torch.float32) if no_kernel else _ops.normal.default(seed, size)
