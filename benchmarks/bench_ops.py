@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from . import cases
-from .measure import providers
+from .measure import has_jax, providers
+
+if has_jax():
+    from . import jax_peers  # noqa: F401  it adds itself to cases.py
 
 
 @functools.lru_cache(maxsize=1)

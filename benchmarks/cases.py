@@ -281,6 +281,10 @@ class Provider:
     tried: Mapping[str, float]  # seconds, by those ways: the least in a short probe, where there is a choice
 
 
+OTHERS: dict[str, Callable[[Case], dict[str, Call]]] = {}
+"""Providers of other libraries, by the modules that have them: jax_peers.py."""
+
+
 class Case:
     """The inputs and upstream gradients of some work, and its providers, each checked and warm."""
 
@@ -352,10 +356,8 @@ class Case:
 
     def ways(self, name: str, only: str | None = None) -> dict[str, Call]:
         """The ways of a provider as calls, or one of them, each checked and warm."""
-        if name == "jax":
-            from . import jax_peers
-
-            found = jax_peers.ways(self)
+        if name in OTHERS:
+            found = OTHERS[name](self)
             return found if only is None else {only: found[only]}
         functions: dict[str, Function] = {}
         if name == "aevb":

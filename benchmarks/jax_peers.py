@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from .cases import Call, Case
+from . import cases
+from .cases import SAMPLES, Call, Case, timed
 
 IMPLEMENTATIONS = ("threefry2x32", "rbg")  # of random bits; which is faster depends on the size
 
@@ -26,8 +26,6 @@ def sample(key, mu, logvar):
 
 
 def sample_log_ratio(key, mu, logvar):
-    from .cases import SAMPLES
-
     eps = jax.random.normal(key, (SAMPLES, *mu.shape))
     z = mu + jnp.exp(0.5 * logvar) * eps
     return z, 0.5 * (z * z - eps * eps - logvar).sum(-1)
@@ -63,8 +61,6 @@ FUNCTIONS: dict[str, dict[str, Callable]] = {
 
 def ways(case: Case) -> dict[str, Call]:
     """Each way as a call that waits for its results, checked and warm."""
-    from .cases import timed
-
     inputs = [jnp.asarray(t.detach().numpy()) for t in case.inputs]
     upstream = tuple(jnp.asarray(t.numpy()) for t in case.upstream)
     calls: dict[str, Call] = {}
@@ -114,3 +110,6 @@ def without_noise(function: Callable, wanted: list[int]) -> Callable:
     """The same for what draws nothing: a key costs as much as a small op."""
     jitted = jax.jit(partial(gradients, function, wanted))
     return lambda key, inputs, upstream: (*jitted(inputs, upstream), key)
+
+
+cases.OTHERS["jax"] = ways

@@ -119,6 +119,10 @@ def check(found: list[Tensor], x: Tensor, eps: Tensor, rtol: float) -> None:
 # ---- the providers --------------------------------------------------------------------------------------------------
 
 
+OTHERS: dict[str, Callable[[StepCase], dict[str, _Step]]] = {}
+"""Providers of other libraries, by the modules that have them: jax_steps.py."""
+
+
 class StepCase:
     """The images of some work, and its providers, each checked, after the same number of steps."""
 
@@ -137,10 +141,8 @@ class StepCase:
             return {"Trainer's step": _Aevb(self, self.work.bf16)}
         if name == "aevb in float32":
             return {"Trainer's step": _Aevb(self, bf16=False)}
-        if name == "jax":
-            from . import jax_steps
-
-            return jax_steps.ways(self)
+        if name in OTHERS:
+            return OTHERS[name](self)
         torch_ways: Mapping[str, Callable] = {"fused Adam": lambda f: f}
         if name == "compile":
             torch_ways = {

@@ -26,6 +26,8 @@ class Worker:
 
     def __init__(self, provider: str):
         self.provider = provider
+        if provider == "jax":  # which only some machines have, and only this process loads
+            from . import jax_peers, jax_steps  # noqa: F401  they add themselves to cases.py and steps.py
         torch.set_num_threads(cases.THREADS)
 
     def op(self, name: str, way: str | None = None) -> dict[str, Any]:
