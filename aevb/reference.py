@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import bounds
-from .checks.batch_dims import latents, shaped
+from .checks.batch_dims import datapoints, latents, samples_of, shaped
 from .checks.choices import ACTIVATIONS, ESTIMATORS, GRADIENTS, REDUCTIONS, unknown
 from .checks.seeds import Generators, check_generators, int64
 from .likelihoods import Bernoulli, Gaussian, Likelihood, named
@@ -374,9 +374,8 @@ def _flat(recon: Tensor, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
     They are given as (*samples, *batch, *datapoint) and (*batch, *datapoint).
     """
-    x = x.flatten(batch) if x.dim() > batch else x.unsqueeze(-1)
-    samples = recon.numel() // x.numel() if x.numel() else math.prod(recon.shape[: recon.dim() - x.dim()])
-    return recon.reshape(samples, *x.shape), x
+    x = datapoints(x, x.shape[:batch])
+    return recon.reshape(samples_of(recon, x), *x.shape), x
 
 
 def reduced(loss: Tensor, reduction: str) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,27 @@ def checked_batch_dims(batch_dims: int | None) -> int | None:
             f"batch_dims is {batch_dims}; expected how many leading dimensions are the batch: 1 for mu (B, C, H, W)"
         )
     return batch_dims
+
+
+def datapoints(x: Tensor, batch: Sequence[int]) -> Tensor:
+    """Returns x (*batch, *datapoint) as (*batch, D), each datapoint flat.
+
+    Everything after the batch is the datapoint; without any dimension left it is one element.
+
+    Raises:
+        ValueError: x does not begin with the batch.
+    """
+    if tuple(x.shape[: len(batch)]) != tuple(batch):
+        raise ValueError(f"x has shape {tuple(x.shape)} and kl is of a batch {tuple(batch)}; expected x (*batch, ...)")
+    return x.flatten(len(batch)) if x.dim() > len(batch) else x.unsqueeze(-1)
+
+
+def samples_of(recon: Tensor, x: Tensor) -> int:
+    """Returns how many samples of each datapoint there are in recon (*samples, *batch, *datapoint).
+
+    The datapoint may have another shape in recon than in x (*batch, *datapoint).
+    """
+    return recon.numel() // x.numel() if x.numel() else recon.shape[: recon.dim() - x.dim()].numel()
 
 
 def latents(mu: Tensor, logvar: Tensor, batch_dims: int | None, reader: str = "") -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import bounds
 from ..checks.arguments import converted
-from ..checks.batch_dims import checked_batch_dims, latents, say_one_datapoint
+from ..checks.batch_dims import checked_batch_dims, datapoints, latents, samples_of, say_one_datapoint
 from ..checks.choices import ESTIMATORS, REDUCTIONS, unknown
 from ..checks.errors import check_dense
 from ..checks.seeds import Generators
@@ -443,14 +443,14 @@ class FusedELBO(nn.Module):
         )
 
     def _of_linear(self, logits: LinearLogits | LinearOutput, x: Tensor, kl: Tensor) -> Tensor:
-        x = self._rows(x, kl.shape)
+        x = datapoints(x, kl.shape)
         samples = _samples(logits, None, x, kl.dim())
         if self.reduction == "none" or kl.numel() == 0:
             log_prob = linear_likelihood.rows_log_prob(self.family, logits, x, self.x_scale)
             loss = self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0)
             return self._reduced(loss)
-        datapoints, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
-        factor = 1.0 / (samples * datapoints) if samples else float("nan")
+        count, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
+        factor = 1.0 / (samples * count) if samples else float("nan")
         return self._weight() * kl - linear_likelihood.sum_log_prob(self.family, logits, x, self.x_scale, factor)
 
     def _of_parameters(self, params: tuple[Parameter, ...], x: Tensor, kl: Tensor) -> Tensor:
@@ -458,9 +458,9 @@ class FusedELBO(nn.Module):
             log_prob = parameters.log_prob_of(self.family, params, x, kl.shape, self.x_scale)
             samples = log_prob.shape[: log_prob.dim() - kl.dim()].numel()
             return self._reduced(self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0))
-        datapoints, of_all = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
+        count, of_all = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
         return self._weight() * of_all + parameters.sum_log_prob(
-            self.family, params, x, kl.shape, self.x_scale, -1.0 / datapoints
+            self.family, params, x, kl.shape, self.x_scale, -1.0 / count
         )
 
     def _importance_weighted(
@@ -479,7 +479,7 @@ class FusedELBO(nn.Module):
             loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
         else:
             assert isinstance(recon, LinearLogits | LinearOutput)
-            x = self._rows(x, log_ratio.shape[1:])
+            x = datapoints(x, log_ratio.shape[1:])
             count = x.shape[:-1].numel()
             if self.reduction != "none" and count:
                 factor = -1.0 / (count if self.reduction == "mean" else 1)
@@ -492,14 +492,6 @@ class FusedELBO(nn.Module):
 
     def _reduced(self, loss: Tensor) -> Tensor:
         return loss if self.reduction == "none" else loss.mean() if self.reduction == "mean" else loss.sum()
-
-    def _rows(self, x: Tensor, batch: torch.Size) -> Tensor:
-        """Returns x with each datapoint flat, for a linear last layer."""
-        if x.shape[: len(batch)] != batch:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)} and kl is of a batch {tuple(batch)}; expected x (*batch, ...)"
-            )
-        return x.flatten(len(batch)) if x.dim() > len(batch) else x.unsqueeze(-1)
 
     def extra_repr(self) -> str:
         """Returns the options that are not the default, as `print(criterion)` shows them."""
@@ -524,7 +516,7 @@ def _samples(recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, batc
         return recon.h.shape[: recon.h.dim() - 1 - batch].numel()
     first = params[0]
     assert isinstance(first, Tensor)
-    return first.numel() // x.numel() if x.numel() else first.shape[: first.dim() - x.dim()].numel()
+    return samples_of(first, x)
 
 
 def _check_options(

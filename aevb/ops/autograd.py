@@ -181,7 +181,7 @@ class DifferentiableOp:
     def _eager(self) -> Callable:
         kernel, num_tensors, name = self.kernel, self.num_tensors, self.name
 
-        class Eager(_Function):
+        class Eager(Function):
             @staticmethod
             def forward(ctx, *args):
                 save(ctx, args, num_tensors)
@@ -196,7 +196,7 @@ class DifferentiableOp:
         num_tensors, name, gradients, rare = self.num_tensors, self.name, self.gradients, self.rare
         by_position = self.by_position
 
-        class Eager(_Function):
+        class Eager(Function):
             @staticmethod
             def forward(ctx, *args):
                 result, *taken = in_forward.forward(*args)
@@ -265,15 +265,73 @@ class DifferentiableOp:
             raise
 
 
-class _Function(torch.autograd.Function):
+class Function(torch.autograd.Function):
     """Op in eager mode."""
+
+    public: str = ""
+    """Its name in aevb, where the class has another."""
 
     @classmethod
     def jvp(cls, ctx, *tangents):
+        """Raises NotImplementedError: no kernel computes forward-mode derivatives."""
         raise NotImplementedError(
-            f"aevb.{cls.__name__} does not support forward-mode automatic differentiation; aevb.reference has the same "
-            "function in plain PyTorch, which does"
+            f"aevb.{cls.public or cls.__name__} does not support forward-mode automatic differentiation; "
+            "aevb.reference has the same function in plain PyTorch, which does"
         )
+
+
+class KernelFunction(Function):
+    """A function of tensors and options whose gradients are a kernel's.
+
+    Its formula gives them where a gradient of the gradient is asked for, or the gradient of an input in `rare`. A
+    subclass has `forward`, which calls `save`, and `kernel_gradients`.
+    """
+
+    num_tensors: int
+    """How many of its arguments are tensors or None; the others are behind them."""
+    rare: tuple[int, ...] = ()
+    """Positions of inputs whose gradients no kernel gives."""
+
+    @staticmethod
+    def formula(ctx: Any) -> tuple[Callable, Sequence]:
+        """Returns the function in plain PyTorch, and its options."""
+        raise NotImplementedError
+
+    @staticmethod
+    def kernel_gradients(ctx: Any, tensors: Sequence, taken: Sequence, needs: Sequence[bool], grad: Tensor) -> Sequence:
+        """Returns a gradient for each tensor, or None.
+
+        Args:
+            ctx: the context, with `options`.
+            tensors: the inputs.
+            taken: the other tensors that `forward` saved.
+            needs: which gradients are needed.
+            grad: the upstream gradient.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def backward(cls, ctx, grad):
+        """Returns a gradient for each argument, or None."""
+        tensors, taken = ctx.saved_tensors[: cls.num_tensors], ctx.saved_tensors[cls.num_tensors :]
+        needs = ctx.needs_input_grad[: cls.num_tensors]
+        if torch.is_grad_enabled() or any([needs[i] for i in cls.rare]) or is_batched(grad):
+            formula, options = cls.formula(ctx)
+            found: Sequence = reference_gradients(formula, tensors, options, needs, (grad,))
+        else:
+            found = cls.kernel_gradients(ctx, tensors, taken, needs, grad)
+        return *found, *(None,) * (len(ctx.needs_input_grad) - cls.num_tensors)
+
+
+def times(gradients: Sequence[Tensor | None], grad: Tensor) -> Sequence[Tensor | None]:
+    """Returns gradients for an upstream gradient of 1, multiplied by another one, 0-d.
+
+    Where the graph is not kept nobody reads them again, so they are written over.
+    """
+    keep = kept_graph()
+    if not keep and grad.is_cpu and float(grad) == 1:
+        return gradients
+    return [g if g is None else g * grad.to(g.dtype) if keep else g.mul_(grad.to(g.dtype)) for g in gradients]
 
 
 def save(ctx, args: Sequence, num_tensors: int, taken: Sequence[Tensor] = ()) -> None:

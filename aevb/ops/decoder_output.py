@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks.batch_dims import datapoints
 from ..likelihoods.base import Likelihood, Parameter
-from .autograd import as_bits, is_batched, kept_graph, reference_gradients
+from .autograd import KernelFunction, as_bits, times
 from .likelihood import goes_ahead, likelihood_formula, likelihood_log_prob, log_prob_and_grad, log_prob_op
 
 Parameters = tuple[Parameter, ...]
@@ -31,9 +32,8 @@ def _rows(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size) 
     """
     first, *others = params
     assert isinstance(first, Tensor)
-    if x.shape[: len(batch)] != batch:
-        raise ValueError(f"x has shape {tuple(x.shape)} and kl is of a batch {tuple(batch)}; expected x (*batch, ...)")
-    D = x.shape[len(batch) :].numel()
+    flat_x = datapoints(x, batch)
+    D = flat_x.shape[-1]
     for samples in range(first.dim() - len(batch) + 1):
         last = samples + len(batch)
         if first.shape[samples:last] == batch and first.shape[last:].numel() == D:
@@ -56,7 +56,7 @@ def _rows(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size) 
                     "datapoint's"
                 ) from None
         flat.append(p)
-    return tuple(flat), x.reshape(*batch, D)
+    return tuple(flat), flat_x
 
 
 def log_prob_of(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size, x_scale: float | None) -> Tensor:
@@ -68,12 +68,14 @@ def log_prob_of(family: Likelihood, params: Parameters, x: Tensor, batch: torch.
     return likelihood_log_prob(family, params, x, x_scale)
 
 
-class _Sum(torch.autograd.Function):
+class _Sum(KernelFunction):
     """factor * sum of log p(x|z) over rows, with gradients computed forward.
 
     The forward pass computes the needed gradients for an upstream gradient of 1. The backward pass multiplies them by
     the upstream gradient.
     """
+
+    public, num_tensors, rare = "log_prob", 3, (1,)
 
     @staticmethod
     def forward(ctx, p0, x, p1, options, factor):
@@ -84,20 +86,13 @@ class _Sum(torch.autograd.Function):
         return factor * log_prob.sum()
 
     @staticmethod
-    def backward(ctx, grad):
-        p0, x, p1, *found = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or needs[1] or is_batched(grad):
+    def formula(ctx):
+        return lambda p0, x, p1: ctx.factor * likelihood_formula(p0, x, p1, *ctx.options).sum(), ()
 
-            def formula(p0, x, p1):
-                return ctx.factor * likelihood_formula(p0, x, p1, *ctx.options).sum()
-
-            return *reference_gradients(formula, (p0, x, p1), (), needs, (grad,)), None, None
-        if kept_graph():
-            found = [f * grad for f in found]
-        elif float(grad) != 1:
-            found = [f.mul_(grad) for f in found]
-        return found[0] if needs[0] else None, None, found[1] if needs[2] else None, None, None
+    @staticmethod
+    def kernel_gradients(ctx, tensors, taken, needs, grad):
+        grad0, grad1 = times(taken, grad)
+        return grad0 if needs[0] else None, None, grad1 if needs[2] else None
 
 
 def sum_log_prob(

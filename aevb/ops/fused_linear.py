@@ -21,7 +21,7 @@ from ..checks.errors import check_dense, is_dense
 from ..likelihoods import Bernoulli, Likelihood, LinearLogits, LinearOutput, named
 from ..likelihoods.base import above_floor, finite
 from ..likelihoods.values import check_likelihood, is_wanted, look_once
-from .autograd import DifferentiableOp, from_bits, is_batched, kept_graph, on_reference, reference_gradients
+from .autograd import DifferentiableOp, KernelFunction, from_bits, on_reference, times
 from .chunking import (
     Gradients,
     Kernel,
@@ -143,11 +143,13 @@ _linear_log_prob = DifferentiableOp(
 )
 
 
-class _OneChunk(torch.autograd.Function):
+class _OneChunk(KernelFunction):
     """log p(x|z) of rows that fit one chunk.
 
     The forward pass computes the gradient of the layer's output too, if one is needed.
     """
+
+    public, num_tensors, rare = "linear_log_prob", 5, (3,)
 
     @staticmethod
     def forward(ctx, h, weight, bias, x, shared, *options):
@@ -164,33 +166,35 @@ class _OneChunk(torch.autograd.Function):
         return log_prob
 
     @staticmethod
-    def backward(ctx, grad):
-        *tensors, grad_out, grad_shared = ctx.saved_tensors
-        h, weight, bias, _, shared = tensors
-        needs = ctx.needs_input_grad[:5]
-        if torch.is_grad_enabled() or needs[3] or is_batched(grad):
-            return *reference_gradients(_formula, tensors, ctx.options, needs, (grad,)), *(None,) * 4
+    def formula(ctx):
+        return _formula, ctx.options
+
+    @staticmethod
+    def kernel_gradients(ctx, tensors, taken, needs, grad):
+        (h, weight, bias, _, shared), (grad_out, grad_shared) = tensors, taken
         rows = h.reshape(-1, h.shape[-1])
         gradients = Gradients(rows, weight, bias, needs[:3])
         row_weight, grad_shared = grad.reshape(-1), _rows_of(grad_shared, needs[4])
         gradients.add(rows, grad_out.view(len(rows), weight.shape[0]), gradients.h, row_weight, grad_shared)
         grad_h, grad_weight, grad_bias = gradients.result()
         grad_h = None if grad_h is None else grad_h.view(h.shape)
-        return grad_h, grad_weight, grad_bias, None, _like(gradients.shared, shared, needs[4]), *(None,) * 4
+        return grad_h, grad_weight, grad_bias, None, _like(gradients.shared, shared, needs[4])
 
 
 # ---- sums whose upstream gradient is known in the forward pass ------------------------------------------------------
 
 
-class _Known(torch.autograd.Function):
+class _Known(KernelFunction):
     """Value of a `Sum`, with its gradients computed in the forward pass.
 
-    They are for an upstream gradient of 1. The backward pass multiplies them by the upstream gradient. `formula` is the
-    same function in plain PyTorch.
+    They are for an upstream gradient of 1. The backward pass multiplies them by the upstream gradient. `formula_of` is
+    the same function in plain PyTorch.
     """
 
+    public, num_tensors, rare = "linear_log_prob", 6, (3,)
+
     @staticmethod
-    def forward(ctx, h, weight, bias, x, shared, log_ratio, options, what, formula):
+    def forward(ctx, h, weight, bias, x, shared, log_ratio, options, what, formula_of):
         needs = ctx.needs_input_grad
         kernel = _kernel(shared, *options)
         value, *found, grad_shared, grad_log_ratio = take(
@@ -199,22 +203,17 @@ class _Known(torch.autograd.Function):
         found.append(_like(grad_shared, shared, needs[4]))
         found.append(None if grad_log_ratio is None else grad_log_ratio.view(log_ratio.shape))
         ctx.save_for_backward(h, weight, bias, x, shared, log_ratio, *found)
-        ctx.formula, ctx.options = formula, options
+        ctx.formula_of, ctx.options = formula_of, options
         return value.float()
 
     @staticmethod
-    def backward(ctx, grad):
-        h, weight, bias, x, shared, log_ratio, *found = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:6]
-        if torch.is_grad_enabled() or needs[3] or is_batched(grad):
-            tensors = (h, weight, bias, x, shared, log_ratio)
-            return *reference_gradients(ctx.formula, tensors, ctx.options, needs, (grad,)), *(None,) * 3
-        # If the graph is not kept, the gradients are read only once, so they may be overwritten.
-        keep = kept_graph()
-        if keep or not (grad.is_cpu and float(grad) == 1):
-            found = [f if f is None else f * grad.to(f.dtype) if keep else f.mul_(grad.to(f.dtype)) for f in found]
-        grad_h, grad_weight, grad_bias, grad_shared, grad_log_ratio = found
-        return grad_h, grad_weight, grad_bias, None, grad_shared, grad_log_ratio, *(None,) * 3
+    def formula(ctx):
+        return ctx.formula_of, ctx.options
+
+    @staticmethod
+    def kernel_gradients(ctx, tensors, taken, needs, grad):
+        grad_h, grad_weight, grad_bias, grad_shared, grad_log_ratio = times(taken, grad)
+        return grad_h, grad_weight, grad_bias, None, grad_shared, grad_log_ratio
 
 
 # ---- public functions -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from ..checks.batch_dims import datapoints
 from ..checks.errors import check_dense
 from ..checks.seeds import int64
 from ..likelihoods import REGISTRY, Gaussian, Likelihood, named
@@ -258,6 +259,5 @@ def reconstruction_log_prob(
             "*datapoint), x (*batch, *datapoint) and kl (L, *batch). With a decoder that takes one batch dimension: "
             "decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2])"
         )
-    pixels = x.shape[len(rows) - 1 :].numel()
-    flat_recon, flat_x = recon.reshape(*rows, pixels), x.reshape(*rows[1:], pixels)
-    return likelihood_log_prob(family, (flat_recon,), flat_x, x_scale)
+    flat_x = datapoints(x, rows[1:])
+    return likelihood_log_prob(family, (recon.reshape(*rows, flat_x.shape[-1]),), flat_x, x_scale)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import _torch, reference
 from ..checks.choices import ACTIVATIONS, unknown
 from ..checks.errors import check_dense, explain_memory, is_dense
-from .autograd import is_batched, reference_gradients
+from .autograd import KernelFunction
 from .matmul import activation_grads, product, rows_product
 from .plain_modules import is_plain
 
@@ -179,7 +179,11 @@ def layer_backward(
     return grad_x, grad_weight, grad_bias
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(KernelFunction):
+    """A layer on a CPU, by the kernels."""
+
+    public, num_tensors = "linear", 3
+
     @staticmethod
     def forward(ctx, x, weight, bias, activation, x_scale):
         sparse = is_sparse(x)
@@ -189,13 +193,12 @@ class _Linear(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
-        x, weight, bias, out = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or is_batched(grad):
-            found = reference_gradients(reference.linear, (x, weight, bias), ctx.options[:2], needs, (grad,))
-            return *found, None, None
-        activation, x_scale, sparse = ctx.options
+    def formula(ctx):
+        return reference.linear, ctx.options[:2]
+
+    @staticmethod
+    def kernel_gradients(ctx, tensors, taken, needs, grad):
+        (x, weight, _), (out,), (activation, x_scale, sparse) = tensors, taken, ctx.options
         try:
             found = layer_backward(x, weight, out, grad, activation, x_scale, sparse, needs[:2])
         except (RuntimeError, MemoryError) as error:
@@ -203,10 +206,4 @@ class _Linear(torch.autograd.Function):
             explain_memory(error, "linear, backward", {"x": x, "weight": weight}, lambda: made)
             raise
         grad_x, grad_weight, grad_bias = found
-        return grad_x, grad_weight, grad_bias if needs[2] else None, None, None
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        raise NotImplementedError(
-            "aevb.linear does not support forward-mode automatic differentiation on a CPU; aevb.reference.linear does"
-        )
+        return grad_x, grad_weight, grad_bias if needs[2] else None

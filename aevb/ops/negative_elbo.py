@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from ..checks.choices import REDUCTIONS
-from .autograd import DifferentiableOp, GradientInForward, fake_gradient, kept_graph
+from .autograd import DifferentiableOp, GradientInForward, fake_gradient, kept_graph, times
 from .likelihood import FORMULAS
 
 _ops = torch.ops.aevb
@@ -49,14 +49,10 @@ def _elbo_grad(tensors, options, grad_recon, grad):
     runs. On a GPU the host would have to wait for the upstream gradient, so the kernel itself tests for 1.
     """
     if grad.is_cpu:
-        is_1 = float(grad) == 1
-        if not is_1 and grad_recon.dtype != torch.float32:
+        if grad_recon.dtype != torch.float32 and float(grad) != 1:
             return None
         _, grad_mu_or_kl, grad_logvar = _elbo_backward(*tensors, *options, grad, 6)
-        if kept_graph():
-            grad_recon = grad_recon * grad
-        elif not is_1:
-            grad_recon.mul_(grad)
+        (grad_recon,) = times((grad_recon,), grad)
     elif kept_graph():
         grad_recon, grad_mu_or_kl, grad_logvar = _elbo_backward(*tensors, *options, grad, 7)
     else:
