@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .likelihoods.values import check_beta
+from .checks.arguments import check_beta
 
 
 def _check_samples(log_prob: Tensor, kl: Tensor, name: str, *, per_sample: bool) -> None:

@@ -237,3 +237,13 @@ def _words(hint: Any) -> str:
 def _shown(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def check_beta(beta: float) -> None:
+    """Checks that beta, the KL's weight, is finite and not negative.
+
+    Raises:
+        ValueError: Another value.
+    """
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta is {beta}; expected a number from 0 up: the loss is beta KL - log p(x|z)")

@@ -276,16 +276,6 @@ def check_pixels(model: object, images: Mapping[str, Tensor | None], sigma: floa
         warn(f"{name} lies in {ends[0]:.4g}..{ends[1]:.4g}, and the model's pixels in 0..1{_scaling(ends)}")
 
 
-def check_beta(beta: float) -> None:
-    """Checks that beta, the KL's weight, is finite and not negative.
-
-    Raises:
-        ValueError: Another value.
-    """
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta is {beta}; expected a number from 0 up: the loss is beta KL - log p(x|z)")
-
-
 # ---- parts of the messages ------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import bounds
-from ..checks.arguments import converted
+from ..checks.arguments import check_beta, converted
 from ..checks.batch_dims import checked_batch_dims, datapoints, latents, samples_of, say_one_datapoint
 from ..checks.choices import ESTIMATORS, REDUCTIONS, unknown
 from ..checks.errors import check_dense
@@ -199,7 +199,7 @@ class FusedELBO(nn.Module):
         else:
             if not isinstance(value, float | int):
                 value = converted("beta", value, float)
-            ranges.check_beta(value)
+            check_beta(value)
             self._beta = float(value)
 
     def sample(
@@ -330,7 +330,7 @@ class FusedELBO(nn.Module):
             return
         strict = self.validate_args is True
         if isinstance(self._beta, Tensor) and (strict or self._beta.device.type == "cpu"):
-            ranges.check_beta(self._beta.item())
+            check_beta(self._beta.item())
         ranges.check_likelihood(self.family, output, x, self.x_scale, strict)
         self._looked = True
 

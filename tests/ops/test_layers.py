@@ -185,7 +185,7 @@ def test_no_op_returns_its_argument():
 def test_forward_mode_says_what_to_use():
     x, weight = rand(0, 3, 4), randn(1, 2, 4)
     with (
-        pytest.raises(NotImplementedError, match="aevb.linear does not support forward-mode"),
+        pytest.raises(NotImplementedError, match=r"aevb\.linear does not support forward-mode"),
         torch.autograd.forward_ad.dual_level(),
     ):
         aevb.linear(torch.autograd.forward_ad.make_dual(x, x).requires_grad_(), weight)
