@@ -18,8 +18,10 @@ from ..models.own import NAME as OWN_CLASS
 
 if TYPE_CHECKING:
     LikelihoodName = str
+    EstimatorName = str
 else:
     LikelihoodName = Literal[tuple(REGISTRY)]
+    EstimatorName = Literal[tuple(ESTIMATORS)]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class TrainConfig:
     """Steps in which the learning rate grows from 0, before the schedule."""
     clip_norm: float | None = None
     """The gradient's norm, over all weights, is scaled down to this where it is larger."""
-    estimator: Literal["sgvb-b", "sgvb-a", "stl", "iwae", "dreg"] = "sgvb-b"
+    estimator: EstimatorName = "sgvb-b"
     """The loss: the ELBO with its KL in closed form (sgvb-b), from samples (sgvb-a),
     or that with the gradient of the path alone (stl); the importance-weighted bound (iwae),
     or that with the doubly reparameterized gradient (dreg)."""
