@@ -110,6 +110,11 @@ def has_call_replaced(module: nn.Module) -> bool:
     return any(name in own for name in _REPLACED_CALL)
 
 
+def uncompiled(model: Any) -> Any:
+    """Returns the module inside one of `torch.compile`, which compiles no method but `forward`; any other as it is."""
+    return getattr(model, "_orig_mod", model)
+
+
 def former_parameters(module: nn.Module) -> list[Tensor]:
     """Returns the weights of a replica of `nn.DataParallel`, which are no parameters."""
     return [t for m in module.modules() for t in getattr(m, "_former_parameters", {}).values()]

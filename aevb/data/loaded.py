@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from .shapes import image_shape
+
 
 class LoadedImages:
     """Training images that a DataLoader loads anew each epoch.
@@ -51,20 +53,24 @@ class LoadedImages:
             ValueError: A batch of another shape, or with values out of range.
         """
         for number, (x, _) in enumerate(batches_of(self.loader)):
-            if tuple(x.shape[1:]) not in (self.image_shape, (self.shape[1],)):
-                raise ValueError(
-                    f"batch {number} of the DataLoader has shape {tuple(x.shape)}; expected (B, "
-                    f"{', '.join(map(str, self.image_shape))}), as its first"
-                )
-            x = x.flatten(1).float() / self.max_value
+            if len(x) == 0:
+                continue
+            where = f"batch {number} of the DataLoader"
+            shape, channels_last, _ = image_shape(tuple(x.shape), where)
+            x = x.movedim(-1, 1) if channels_last else x
+            if shape != self.image_shape and tuple(x.shape[1:]) != (self.shape[1],):
+                raise ValueError(f"{where} has images of {shape}; expected {self.image_shape}, as the test images")
             low, high = (float(end) for end in x.aminmax())
-            if not (low >= 0 and high <= 1):
+            if not (low >= 0 and high <= self.max_value):
                 wrong = high if low >= 0 else low
                 raise ValueError(
-                    f"batch {number} of the DataLoader holds {wrong * self.max_value:g}; expected values in "
-                    f"0..{self.max_value}, as in its first"
+                    f"{where} holds {wrong:g}; expected values in 0..{self.max_value}, as in the test images"
                 )
-            yield x
+            if number == 0 and self.max_value > 1 and x.is_floating_point() and high <= 1:
+                raise ValueError(
+                    f"{where} lies in {low:g}..{high:g}, and the test images in 0..{self.max_value}; expected one range"
+                )
+            yield x.flatten(1).float() / self.max_value
 
 
 def batches_of(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -74,13 +80,20 @@ def batches_of(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]
     """
     for batch in batches:
         x, *rest = batch if isinstance(batch, tuple | list) else (batch,)
-        label = torch.as_tensor(rest[0]) if rest else None
+        label = label_of(rest[0]) if rest else None
         is_label = label is not None and label.dim() == 1 and not label.is_floating_point()
         yield as_tensor(x), label if is_label else None
 
 
+def label_of(y: Any) -> Tensor | None:
+    """Returns a label or labels as a tensor; None for a text, a dict, or anything else that is no number."""
+    try:
+        return torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def as_tensor(x: Any) -> Tensor:
-    """Returns an item, an array or a picture as a tensor."""
     """Returns x, an image or array, as a tensor.
 
     Raises:

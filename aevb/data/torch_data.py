@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from ..checks.arguments import takes_plain_values
 from .dataset import Dataset
-from .loaded import LoadedImages, as_tensor, batches_of
+from .loaded import LoadedImages, as_tensor, batches_of, label_of
 from .raw import Part, Source
 from .splits import dataset
 
@@ -78,6 +77,7 @@ def from_torch(source: Any, name: str = "data", validation: float = 0.0, split_s
         test_labels=found.test_labels,
         validation_images=None if found.validation_images is None else _grey(found.validation_images, found.max_value),
         validation_labels=found.validation_labels,
+        note=found.note,
     )
 
 
@@ -87,8 +87,11 @@ def _grey(images: Any, max_value: int) -> Tensor:
 
 def _read(data: Any, part: str) -> Part:
     """Returns all items of a part as arrays."""
+    # A loader's own order would be another each time, and the run's data no longer those that it began with.
+    if isinstance(data, DataLoader) and data.collate_fn is default_collate:
+        data = data.dataset
     batches = list(batches_of(data if isinstance(data, DataLoader) else _items(data)))
-    where = f"the {part} data, a {type(data).__name__},"
+    where = f"the {part} data ({type(data).__name__})"
     if not batches:
         raise ValueError(f"{where} holds no images; expected at least one")
     shapes = {tuple(x.shape[1:]) for x, _ in batches}
@@ -104,4 +107,5 @@ def _items(data: Any) -> Iterator[Any]:
     items: Iterable[Any] = data if isinstance(data, IterableDataset) else (data[i] for i in range(len(data)))
     for item in items:
         x, *rest = item if isinstance(item, tuple | list) else (item,)
-        yield (as_tensor(x).unsqueeze(0), *(torch.as_tensor(y).reshape(1, *np.shape(y)) for y in rest[:1]))
+        label = label_of(rest[0]) if rest else None
+        yield (as_tensor(x).detach().unsqueeze(0), *(() if label is None else (label.unsqueeze(0),)))

@@ -348,7 +348,7 @@ def _own_class(metadata: Mapping[str, str]) -> str | None:
         name = json.loads(metadata["model"])["class"]
     except (ValueError, KeyError, TypeError):
         return None
-    return name if ":" in name else None
+    return None if name in MODELS else name
 
 
 def _options_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from ..ops.linear import floating
 from ..ops.plain_modules import weight_of
 from .base import BaseVAE
 
-NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
+NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class, which can be made again
+GIVEN = re.compile(r".+:.+\(\)")  # module:Class(), an object that was handed over
 
 
 def check_model(model: object) -> None:
@@ -39,14 +40,26 @@ def encode(model: Any, x: Tensor, x_scale: float | None) -> tuple[Tensor, Tensor
     """
     if isinstance(model, BaseVAE):
         return model.encode(x, x_scale)
-    return model.encode(floating(x, x_scale, weight_of(model)))
+    posterior = model.encode(floating(x, x_scale, weight_of(model)))
+    if not isinstance(posterior, tuple | list) or len(posterior) != 2:
+        kind = f"{len(posterior)} values" if isinstance(posterior, tuple | list) else f"a {type(posterior).__name__}"
+        raise TypeError(f"{type(model).__name__}.encode gave {kind}; expected (mu, logvar), each (B, latent_dim)")
+    mu, logvar = posterior
+    return mu.float(), logvar.float()
 
 
 def log_prob_of(model: Any, x: Tensor, x_scale: float | None, z: Tensor) -> Tensor:
     """Returns log p(x|z) of x, to be multiplied by x_scale: (*samples, B), in nats."""
-    if x_scale is not None or not isinstance(model, BaseVAE):
-        x = floating(x, x_scale, weight_of(model))
-    return model.log_prob(x, z)
+    if isinstance(model, BaseVAE):
+        return model.log_prob(x if x_scale is None else floating(x, x_scale, weight_of(model)), z)
+    weight = weight_of(model)
+    log_prob = model.log_prob(floating(x, x_scale, weight), z.to(weight.dtype))
+    if tuple(log_prob.shape) != tuple(z.shape[:-1]):
+        raise ValueError(
+            f"{type(model).__name__}.log_prob gave shape {tuple(log_prob.shape)} for z of {tuple(z.shape)}; expected "
+            f"{tuple(z.shape[:-1])}: log p(x|z) of each sample and datapoint, summed over x's elements"
+        )
+    return log_prob.float()
 
 
 def class_named(name: str) -> type[nn.Module]:
@@ -99,8 +112,8 @@ def build(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def name_of(model: nn.Module) -> str:
-    """Returns the name by which `class_named` finds the model's class."""
-    return f"{type(model).__module__}:{type(model).__qualname__}"
+    """Returns the name of a model that was handed over, by which it cannot be made again."""
+    return f"{type(model).__module__}:{type(model).__qualname__}()"
 
 
 def metadata_of(model: nn.Module) -> dict[str, str]:

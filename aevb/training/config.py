@@ -14,6 +14,7 @@ from ..checks.arguments import ArgumentTypeError, converted
 from ..checks.choices import ESTIMATORS
 from ..data import is_name
 from ..likelihoods import REGISTRY
+from ..models.own import GIVEN
 from ..models.own import NAME as OWN_CLASS
 
 if TYPE_CHECKING:
@@ -144,8 +145,10 @@ class TrainConfig:
         self._expect("validation", 0 <= self.validation < 1, "a fraction from 0 up, below 1")
         self._expect("seed", -(2**63) <= self.seed < 2**63, "a 64-bit signed integer")
         self._expect("split_seed", 0 <= self.split_seed < 2**32, "0 to 2**32 - 1")
-        own = OWN_CLASS.fullmatch(self.architecture) is not None
-        self._expect("architecture", own or self.architecture in ("mlp", "conv"), "'mlp', 'conv' or 'mymodule:MyVAE'")
+        own = OWN_CLASS.fullmatch(self.architecture) or GIVEN.fullmatch(self.architecture)
+        self._expect(
+            "architecture", bool(own) or self.architecture in ("mlp", "conv"), "'mlp', 'conv' or 'mymodule:MyVAE'"
+        )
         for name, choices in _choices().items():
             self._expect(name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}")
         self._check_combinations()

@@ -138,6 +138,7 @@ class TrainingLoop:
         if state.steps_done == 0:
             state.metrics = self.new_metrics()  # of the criterion as it is now
         batch_seed, noise_seed = self.noise_seeds(state.epoch)
+        state.model.train()
         with current_device(self.device):
             take_step = self.training_step()
             for index in self._batches_left():
@@ -147,6 +148,14 @@ class TrainingLoop:
                     for images, averages in state.metrics.read(wait=last):
                         report(images, averages)
                     yield
+            # A loader may give more or fewer batches than before, so that the last step was not known to be it.
+            for images, averages in state.metrics.read(wait=True):
+                report(images, averages)
+        if state.metrics.count == 0:
+            raise ValueError(
+                f"the training images of epoch {state.epoch + 1} are none: the DataLoader gave no batch; expected a "
+                "data set that can be gone through again in each epoch"
+            )
         # The first step made Adam's state, which the key has.
         self._step_key = step_key(state.model, state.objective, state.optimizer)
         self.last_epoch = state.metrics.average
@@ -275,6 +284,8 @@ class TrainingLoop:
                     return Finding(UPDATE, f"{broken} {found.text}") if update else found
                 if state.step >= until:
                     return None
+            if state.steps_done == 0:  # a data set that is used up
+                return None
             self._end_epoch()
         return None
 

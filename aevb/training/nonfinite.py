@@ -130,8 +130,11 @@ class _Search:
 
     def gradients(self) -> Finding | None:
         """Looks at the gradients of mu, logvar and the weights."""
-        names, parameters = zip(*self.model.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(self.value, [self.mu, self.logvar, *parameters], allow_unused=True)
+        learned = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        names, parameters = zip(*learned, strict=True)
+        latents = [t for t in (self.mu, self.logvar) if t.requires_grad]  # none of a frozen encoder
+        found = torch.autograd.grad(self.value, [*latents, *parameters], allow_unused=True)
+        gradients = [*(found[: len(latents)] or (None, None)), *found[len(latents) :]]
         for name, gradient in zip(("mu", "logvar"), gradients, strict=False):
             if gradient is not None and (place := _place(gradient)):
                 value = f"the gradient of {name}{_of(place[1])} is {_at(gradient, place)}"

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch import uncompiled
 from ..checks.arguments import takes_plain_values
 from ..checks.errors import warn
 from ..data import Dataset, LoadedImages, Targets, from_torch, is_torch_data, load
 from ..data.fingerprint import check_same_data
 from ..losses.elbo import FusedELBO
 from ..models import VAE, BaseVAE, ConvVAE
+from ..models.own import GIVEN, build, check_model, load_weights, name_of
 from ..models.own import NAME as OWN_CLASS
-from ..models.own import build, check_model, load_weights, name_of
 from ..ops import mix_seed
 from .config import TrainConfig
 from .distributed import SingleProcess, is_launched, local_rank, processes
@@ -102,8 +103,14 @@ class Trainer:
             name = config.data if config.data != TrainConfig.data else "data"
             dataset = from_torch(dataset, name, config.validation, config.split_seed)
         if dataset is not None:
+            if not isinstance(dataset, Dataset):
+                raise TypeError(
+                    f"dataset is a {type(dataset).__name__}; expected an aevb.data.Dataset, a data set of "
+                    'torch.utils.data (TensorDataset(x), say), or {"train": ..., "test": ...} of such'
+                )
             config = dataclasses.replace(config, data=dataset.name)
         if model is not None:
+            model = uncompiled(model)
             check_model(model)
             config = dataclasses.replace(config, **_sizes_of(model, config))
         self.device = _device(config.device)
@@ -121,7 +128,9 @@ class Trainer:
                 "validation above 0, such as 0.1"
             )
         init_seed = int(mix_seed(config.seed, 0))
-        model = model or _new_model(config, self.dataset, torch.Generator().manual_seed(init_seed))
+        model = (
+            model if model is not None else _new_model(config, self.dataset, torch.Generator().manual_seed(init_seed))
+        )
         if getattr(model, "data_dim", self.dataset.data_dim) != self.dataset.data_dim:
             raise ValueError(
                 f"the model's data_dim is {model.data_dim}; expected {self.dataset.data_dim}, "
@@ -226,11 +235,13 @@ class Trainer:
             )
         if device is None:
             device = config.device if config.device == "cpu" or torch.cuda.is_available() else "cpu"
-        if model is None and OWN_CLASS.fullmatch(config.architecture) is None:
+        _check_given(config, model)
+        is_saved = model is None and OWN_CLASS.fullmatch(config.architecture) is None
+        if is_saved:
             model = BaseVAE.load(path)
         with _as_config_says(folder):
             trainer = cls(dataclasses.replace(config, device=device), model=model, dataset=dataset)
-        if not isinstance(model, BaseVAE):
+        if not is_saved:
             load_weights(trainer.model, path)
         check_same_data(data_of(path), trainer.dataset)
         trainer.folder = folder
@@ -261,6 +272,7 @@ class Trainer:
         """
         folder = RunFolder.open(run, needs_model=False)
         config = dataclasses.replace(folder.config(), **changes, out=str(folder.path), overwrite=False, resume=True)
+        _check_given(config, model)
         with _as_config_says(folder):
             return cls(config, model=model, dataset=dataset)
 
@@ -392,6 +404,15 @@ def _as_config_says(folder: RunFolder) -> Iterator[None]:
         raise type(error)(f"{error} (as {folder.path / CONFIG} has it)") from error
 
 
+def _check_given(config: TrainConfig, model: Any | None) -> None:
+    """Raises ValueError for a run of a model that was handed over, and is not given again."""
+    if model is None and GIVEN.fullmatch(config.architecture):
+        raise ValueError(
+            f"the run is of a model that was given to the trainer, {config.architecture.removesuffix('()')}; expected "
+            "model=, another one that is made alike, for the run's weights"
+        )
+
+
 def _likelihood_of(model: Any) -> dict[str, Any]:
     """Returns the criterion's options that say the likelihood: a model of one's own has log_prob in its place."""
     if not isinstance(model, BaseVAE):
@@ -420,11 +441,11 @@ def _new_model(config: TrainConfig, dataset: Dataset, generator: torch.Generator
 def _sizes_of(model: Any, config: TrainConfig) -> dict[str, Any]:
     """Returns the options that say which model this is."""
     if not isinstance(model, BaseVAE):
-        name = name_of(model)
-        return {"architecture": name} if OWN_CLASS.fullmatch(name) else {}
+        return {"architecture": name_of(model)}
     found = {"latent_dim": model.latent_dim, "likelihood": model.likelihood, "variance": model.variance}
     if model.likelihood != config.likelihood:
         found["binarize"] = "auto"
-    if isinstance(model, ConvVAE):
+    if type(model) is ConvVAE:
         return {**found, "architecture": "conv", "channels": model.channels}
-    return {**found, "architecture": "mlp", "hidden_dims": getattr(model, "hidden_dims", config.hidden_dims)}
+    found["hidden_dims"] = getattr(model, "hidden_dims", config.hidden_dims)
+    return {**found, "architecture": "mlp" if type(model) is VAE else name_of(model)}

@@ -71,7 +71,7 @@ def test_a_model_of_ones_own_learns_as_the_vae_inside_it(options, tmp_path):
     expected = theirs.fit()
     for name in ("train_elbo", "train_kl", "test_elbo", "test_kl"):
         assert found[name] == pytest.approx(expected[name], rel=1e-5), name
-    assert json.loads((tmp_path / "mine" / "config.json").read_text())["architecture"].endswith(":Mine")
+    assert json.loads((tmp_path / "mine" / "config.json").read_text())["architecture"].endswith(":Mine()")
     assert not (tmp_path / "mine" / "samples.png").exists()
 
 
@@ -273,7 +273,7 @@ def test_what_an_augmentation_gives_is_trained_on(tmp_path):
         (DataLoader(TensorDataset(images(1, 9))), {}, 'no test images can be held out; expected dataset={"train"'),
         ({"train": TensorDataset(images(1, 9)), "dev": TensorDataset(images(1, 9))}, {}, "a part 'dev'"),
         ({"test": TensorDataset(images(1, 9))}, {}, "expected 'train' among them"),
-        (Stream([]), {}, "the train data, a Stream, holds no images"),
+        (Stream([]), {}, r"the train data \(Stream\) holds no images"),
         (Stream([torch.zeros(4, 4), torch.zeros(5, 4)]), {}, r"items of shapes \(4, 4\), \(5, 4\)"),
         (Stream([{"image": torch.zeros(4, 4)}]), {}, "an item is a dict with image"),
         (
@@ -292,7 +292,7 @@ def test_data_that_do_not_fit_are_told_why(source, options, words):
 def test_batches_that_change_are_named(tmp_path):
     test = TensorDataset(images(2, 20) / 255)
     for wrong, words in (
-        (torch.rand(3, 5, 5), r"batch 0 .*\(3, 5, 5\)"),
+        (torch.rand(3, 5, 5), r"batch 0 .*images of \(5, 5\); expected \(4, 4\)"),
         (7 * torch.ones(3, 4, 4), "holds 7; expected"),
     ):
         trainer = aevb.Trainer(
@@ -321,3 +321,155 @@ def test_nothing_else_changed_for_the_command_line(tmp_path):
         )
         == 0
     )
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{FROM_LOADER}")
+@pytest.mark.parametrize("layout", ["one channel", "channels last", "flat", "labels"])
+def test_a_loader_gives_images_as_people_have_them(layout, tmp_path):
+    x = images(1, 40)
+    other = {"one channel": x[:, None], "channels last": x[..., None].expand(-1, -1, -1, 3), "flat": x.flatten(1)}
+    x = other.get(layout, x)
+    source = [(a, "ab"[i % 2]) if layout == "labels" else (a,) for i, a in enumerate(x)]
+    parts = {"train": DataLoader(source, batch_size=20, shuffle=True), "test": Stream(x[:10])}
+    trainer = aevb.Trainer(config(tmp_path, hidden_dims=(8,), latent_dim=Z), dataset=parts)
+    trainer.train_epoch()
+    assert trainer.step == 2
+    assert trainer.dataset.train_labels is None
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{FROM_LOADER}")
+def test_ranges_that_differ_are_named(tmp_path):
+    x = images(1, 40)
+    parts = {"train": DataLoader(TensorDataset(x / 255), batch_size=20), "test": TensorDataset(x)}
+    trainer = aevb.Trainer(config(tmp_path, hidden_dims=(8,), latent_dim=Z), dataset=parts)
+    with pytest.raises(ValueError, match=r"batch 0 .*lies in 0.*, and the test images in 0\.\.255; expected one"):
+        trainer.train_epoch()
+
+
+class Shrinking(IterableDataset):
+    def __init__(self, *counts):
+        self.counts, self.passes = counts, 0
+
+    def __iter__(self):
+        count = self.counts[min(self.passes, len(self.counts) - 1)]
+        self.passes += 1
+        return iter(images(1, 60)[:count])
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{FROM_LOADER}")
+@pytest.mark.parametrize("counts", [(60, 40), (40, 60)])
+def test_an_epoch_of_another_length_is_reported_whole(counts, tmp_path):
+    parts = {"train": DataLoader(Shrinking(*counts), batch_size=20), "test": TensorDataset(images(2, 20))}
+    trainer = aevb.Trainer(config(tmp_path, hidden_dims=(8,), latent_dim=Z), dataset=parts)
+    seen = []
+    trainer.train_epoch(lambda count, averages: seen.append(count))
+    assert sum(seen) == counts[1]
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{FROM_LOADER}")
+def test_data_that_are_used_up_are_named(tmp_path):
+    parts = {"train": DataLoader(Shrinking(60, 60, 0), batch_size=20), "test": TensorDataset(images(2, 20))}
+    trainer = aevb.Trainer(config(tmp_path, hidden_dims=(8,), latent_dim=Z), dataset=parts)
+    trainer.train_epoch()
+    with pytest.raises(ValueError, match="epoch 2 are none: the DataLoader gave no batch"):
+        trainer.train_epoch()
+
+
+def test_held_out_images_of_a_shuffled_loader_are_the_same_each_time():
+    x = images(1, 40)
+    found = [
+        from_torch({"train": TensorDataset(x), "test": DataLoader(TensorDataset(x), batch_size=8, shuffle=True)})
+        for _ in range(2)
+    ]
+    assert torch.equal(found[0].test_images, found[1].test_images)
+
+
+@pytest.mark.parametrize("source", [images(1, 9), images(1, 9).numpy(), [1], {"train": images(1, 9)}, {}])
+def test_what_is_no_data_set_is_named(source):
+    with pytest.raises(TypeError, match=r"dataset is a \w+; expected an aevb\.data\.Dataset, a data set of torch"):
+        aevb.Trainer(aevb.TrainConfig(epochs=1), dataset=source)
+
+
+class Tripled(aevb.VAE):
+    def encode(self, x, x_scale=None):
+        mu, logvar = super().encode(x, x_scale)
+        return 3 * mu, logvar
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{ONLY}")
+@pytest.mark.parametrize(
+    "make", [Mine, lambda: aevb.VAE(D, (8,), Z), lambda: Tripled(D, (8,), Z)], ids=["own", "VAE", "subclass"]
+)
+def test_a_given_model_takes_the_runs_weights(make, tmp_path):
+    trainer = aevb.Trainer(config(tmp_path / "run", learning_rate=0.05), model=make(), dataset=data())
+    trainer.fit()
+    loaded = aevb.Trainer.load(tmp_path / "run", model=make(), dataset=data())
+    assert loaded.evaluate() == trainer.evaluate()
+    if type(trainer.model) is not aevb.VAE:
+        for again in (aevb.Trainer.load, aevb.Trainer.resume):
+            with pytest.raises(ValueError, match=r"is of a model that was given to the trainer, .*; expected model="):
+                again(tmp_path / "run", dataset=data())
+        with pytest.raises(ValueError, match="holds a model of your own"):
+            aevb.load(tmp_path / "run")
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{ONLY}")
+def test_dtypes_modes_and_wrappers(tmp_path):
+    modes = []
+
+    class Watched(Mine):
+        def encode(self, x):
+            modes.append(self.training)
+            return self.layers.encode(x)
+
+    mine = Watched().eval()
+    trainer = aevb.Trainer(config(tmp_path / "a"), model=torch.compile(mine), dataset=data())
+    assert trainer.model is mine
+    trainer.train_epoch()
+    assert all(modes)
+    for parameter in mine.layers.encoder.parameters():
+        parameter.requires_grad_(False)
+    mine.log_prob = lambda x, z: torch.inf * Mine.log_prob(mine, x, z)
+    with pytest.raises(aevb.NotFiniteError, match="log-likelihood is -inf"):
+        aevb.Trainer(config(tmp_path / "b"), model=mine, dataset=data()).fit()
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{ONLY}")
+def test_a_model_in_float64(tmp_path):
+    class Double(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(D, 2 * Z).double(), nn.Linear(Z, D).double()
+
+        def encode(self, x):
+            return self.encoder(x).chunk(2, -1)
+
+        def log_prob(self, x, z):
+            return aevb.reference.bernoulli_log_prob(self.decoder(z), x)
+
+    assert aevb.Trainer(config(tmp_path), model=Double(), dataset=data()).fit()["test_elbo"] < 0
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{ONLY}")
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"batch_size": D}, lambda t: t.unsqueeze(-1).expand(*t.shape, D)),
+        ({"num_samples": 3}, lambda t: t.mean(0)),
+        ({}, lambda t: t.sum()),
+    ],
+)
+def test_a_log_prob_of_another_shape_is_refused(options, wrong, tmp_path):
+    mine = Mine()
+    mine.log_prob = lambda x, z: wrong(mine.layers.log_prob(x, z))
+    trainer = aevb.Trainer(config(tmp_path, **options), model=mine, dataset=data(48))
+    with pytest.raises(ValueError, match="log_prob gave shape"):
+        trainer.train_epoch()
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{ONLY}")
+def test_an_encoder_of_another_result_is_refused(tmp_path):
+    mine = Mine()
+    mine.encode = lambda x: mine.layers.encode(x)[0]
+    with pytest.raises(TypeError, match=r"Mine\.encode gave a Tensor; expected \(mu, logvar\)"):
+        aevb.Trainer(config(tmp_path), model=mine, dataset=data()).train_epoch()
