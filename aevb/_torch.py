@@ -110,6 +110,16 @@ def has_call_replaced(module: nn.Module) -> bool:
     return any(name in own for name in _REPLACED_CALL)
 
 
+def version_of(t: Tensor) -> object:
+    """Returns what changes when a tensor is written to: without a counter, something new each time."""
+    return getattr(t, "_version", object())
+
+
+def knows_groups(optimizer: Any) -> bool:
+    """Whether an optimizer collects the tensors of a group, as PyTorch's own step does."""
+    return hasattr(optimizer, "_init_group")
+
+
 def uncompiled(model: Any) -> Any:
     """Returns the module inside one of `torch.compile`, which compiles no method but `forward`; any other as it is."""
     return getattr(model, "_orig_mod", model)

@@ -38,7 +38,7 @@ class _GpuAdam(_Adam):
 
     @torch.no_grad()
     def step(self, closure=None):
-        plain = hasattr(self, "_init_group") and all(map(self._is_plain, self.param_groups))
+        plain = _torch.knows_groups(self) and all(map(self._is_plain, self.param_groups))
         if closure is not None or not plain:
             return inspect.unwrap(torch.optim.Adam.step)(self, closure)
         for group in self.param_groups:

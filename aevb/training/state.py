@@ -19,7 +19,7 @@ class TrainState:
     """A model, its optimizer and its loss, and how far their training is.
 
     Attributes:
-        model, optimizer, criterion: what is trained, and by what; each may be changed between epochs.
+        model, optimizer, objective: what is trained, and by what; each may be changed between epochs.
         epoch: how many epochs are done.
         step: how many steps are done.
         steps_done: how many of them are of the epoch that has begun.
@@ -30,14 +30,20 @@ class TrainState:
     metrics: EpochMetrics
 
     def __init__(self, model: BaseVAE, optimizer: torch.optim.Optimizer, criterion: FusedELBO, device: torch.device):
-        self.model, self.optimizer, self.criterion, self.device = model, optimizer, criterion, device
+        self.model, self.optimizer, self.device = model, optimizer, device
+        self.objective: Objective = SGVB(criterion)
+        self._criterion = criterion
         self.epoch = self.step = self.steps_done = 0
         self.best: dict[str, Any] = {}
 
     @property
-    def objective(self) -> Objective:
-        """The loss of a step, of the criterion as it is now."""
-        return SGVB(self.criterion)
+    def criterion(self) -> FusedELBO:
+        """The criterion of `SGVB`; setting it makes that the objective."""
+        return self._criterion
+
+    @criterion.setter
+    def criterion(self, criterion: FusedELBO) -> None:
+        self.objective, self._criterion = SGVB(criterion), criterion
 
     def state_dict(self) -> Checkpoint:
         """Returns the state, between two steps whose losses were read."""

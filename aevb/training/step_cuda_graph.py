@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _torch
 from . import cuda_graphs
 from .objectives import Objective
 from .step import AutogradStep, Outcome
@@ -106,10 +107,10 @@ class _GraphInputs:
         """Set the index, the seeds and beta."""
         for i, (to, value) in enumerate(zip((*self.tensors, self.beta), given, strict=True)):
             # The version tells of writes to the same tensor.
-            now = (value, value._version) if isinstance(value, Tensor) else value
+            now = (value, _torch.version_of(value)) if isinstance(value, Tensor) else value
             before = self.known[i]
             if isinstance(value, Tensor):
-                if not (isinstance(before, tuple) and before[0] is value and before[1] == value._version):
+                if not (isinstance(before, tuple) and before[0] is value and before[1] == now[1]):
                     to.copy_(value)
             elif before != value:
                 to.fill_(value)

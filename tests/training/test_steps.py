@@ -1,5 +1,7 @@
 """The steps of training: without autograd and with it, the same bits; and a CUDA graph that cannot be."""
 
+import math
+
 import pytest
 import torch
 from conftest import rand, randn
@@ -10,9 +12,14 @@ from aevb.checks.choices import GRADIENTS
 from aevb.data import Targets
 from aevb.likelihoods import REGISTRY
 from aevb.ops import matmul_cuda as cuda_products
+from aevb.ops.linear import floating
 from aevb.training import step_direct
+from aevb.training.distributed import SingleProcess
+from aevb.training.metrics import EpochMetrics
+from aevb.training.objectives import Objective, Terms
+from aevb.training.progress import terms
 from aevb.training.step import AutogradStep
-from aevb.training.step_choice import training_step
+from aevb.training.step_choice import step_key, training_step
 from aevb.training.step_cuda_graph import GraphStep
 from aevb.training.step_direct import DirectStep
 
@@ -288,3 +295,52 @@ def test_a_graph_has_the_bits_of_its_ops(estimator):
 
     for a, b in zip(trained(True), trained(False), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+class Reconstruction(Objective):
+    """-log p(x|z) at z = mu, with no KL."""
+
+    reports = "log_likelihood"
+
+    def terms_given(self, model, x, x_scale, mu, logvar, seeds, of_whole_batch=None):
+        loss = -model.log_prob(floating(x, x_scale, mu), mu).mean()
+        return Terms(loss, torch.zeros(()), torch.zeros(()))
+
+
+def test_a_step_takes_any_objective():
+    """By autograd, with its gradients and its report."""
+    made = step(AutogradStep)
+    objective = Reconstruction()
+    other = training_step(made.model, objective, made.optimizer, made.batch, 30, False)
+    assert type(other) is AutogradStep
+    index = torch.arange(30)
+    x = made.batch(index, SEEDS[0])
+    found = other.gradients(x, other.noise_seeds(SEEDS[1], index))
+    gradients = [None if p.grad is None else p.grad.clone() for p in made.model.parameters()]
+    made.optimizer.zero_grad(set_to_none=True)
+    expected = -made.model.log_prob(
+        floating(x, made.batch.x_scale, torch.ones(())), made.model.encode(x, made.x_scale)[0]
+    )
+    expected.mean().backward()
+    assert torch.allclose(found.loss, expected.mean())
+    for p, gradient in zip(made.model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient)
+    metrics = EpochMetrics(SingleProcess(torch.device("cpu")), objective.reports)
+    metrics.add(1, 30, found.numbers)
+    ((count, averages),) = metrics.read(wait=True)
+    assert (count, averages.log_likelihood) == (30, pytest.approx(-float(found.loss)))
+    assert math.isnan(averages.elbo)
+    assert terms(averages) == f"log-likelihood {averages.log_likelihood:.2f}"
+    assert step_key(made.model, objective, made.optimizer) == step_key(made.model, objective, made.optimizer)
+    assert step_key(made.model, objective, made.optimizer) != step_key(made.model, Reconstruction(), made.optimizer)
+
+
+def test_a_trainer_takes_any_objective(tmp_path):
+    config = aevb.TrainConfig(epochs=1, hidden_dims=(8,), latent_dim=2, out=str(tmp_path), threads=1, progress=False)
+    trainer = aevb.Trainer(config)
+    trainer.state.objective = Reconstruction()
+    first, second = trainer.train_epoch(), trainer.train_epoch()
+    assert second.log_likelihood > first.log_likelihood
+    assert math.isnan(second.elbo)
+    trainer.criterion = trainer.criterion  # and SGVB again
+    assert math.isfinite(trainer.train_epoch().elbo)
