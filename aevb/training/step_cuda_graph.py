@@ -110,7 +110,7 @@ class _GraphInputs:
             now = (value, _torch.version_of(value)) if isinstance(value, Tensor) else value
             before = self.known[i]
             if isinstance(value, Tensor):
-                if not (isinstance(before, tuple) and before[0] is value and before[1] == now[1]):
+                if not (isinstance(before, tuple) and before[0] is value and before[1] == _torch.version_of(value)):
                     to.copy_(value)
             elif before != value:
                 to.fill_(value)
