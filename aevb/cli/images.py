@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset, LoadedImages, MappedImages, load
-from ..data.shapes import image_shape
+from ..data.arrays import numbers
+from ..data.missing import flat_masks
+from ..data.shapes import flattened
 from ..data.targets import above_half, encoder_input
 from ..inference.noise_models import random_mask
 from ..ops import mix_seed
@@ -176,7 +178,7 @@ class ImageFile:
 
     def __init__(self, trainer: Trainer, path: str):
         self.trainer, self.path = trainer, path
-        self.array = _flat(_loadnpy(path), trainer.dataset, path)
+        self.array = flattened(_loadnpy(path), trainer.dataset.image_shape, path)
         self.whole = self._is_whole()
 
     def __len__(self) -> int:
@@ -224,28 +226,10 @@ class ImageFile:
 
 
 def _loadnpy(path: str) -> np.ndarray:
-    try:
-        array = np.load(Path(path).expanduser(), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy file, or a damaged one ({error})") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise ValueError(f"{path} does not hold an array of numbers; expected a .npy file of images")
+    array = numbers(Path(path).expanduser())
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         return array.astype(np.int64)  # which PyTorch knows more of than of uint16
     return array.astype(np.float32) if array.dtype.kind == "f" else array
-
-
-def _flat(array: np.ndarray, dataset: Dataset, path: str) -> np.ndarray:
-    """Images as (N, data_dim), from this shape, a shape of `load`, or one image."""
-    shape, flat, given = tuple(dataset.image_shape), (dataset.data_dim,), array.shape
-    one = {shape, flat, *([(*shape[1:], shape[0])] if len(shape) == 3 else [])}
-    if array.shape in one:
-        array = array[np.newaxis]
-    if array.ndim == 4 and image_shape(array.shape, path)[1]:
-        array = np.moveaxis(array, -1, 1)
-    if array.size == 0 or array.shape[1:] not in (shape, flat, (1, *shape)):
-        raise ValueError(f"{path} has shape {given}; expected {('N', *shape)} or {('N', *flat)}".replace("'", ""))
-    return np.ascontiguousarray(array).reshape(len(array), -1)
 
 
 def mask_of(trainer: Trainer, mask: str, count: int, missing: float, seed: int) -> Tensor:
@@ -292,12 +276,8 @@ def _mask_of(trainer: Trainer, mask: str, count: int, missing: float, seed: int)
         return random_mask(places, missing, seed=int(mix_seed(seed, 2))).repeat(1, *channels or (1,))
     if not mask.endswith(".npy"):
         raise ValueError(f"mask is {mask!r}; expected {', '.join(map(repr, halves))}, 'random', or a .npy file")
-    array = _loadnpy(mask)
-    if not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{mask} holds values other than 0 and 1; expected 1 or True where a pixel is observed")
-    if array.shape == shape[-2:]:
-        array = np.broadcast_to(array, shape).copy()
-    found = torch.from_numpy(_flat(array, trainer.dataset, mask)).bool().to(trainer.device)
+    masks = flat_masks(numbers(Path(mask).expanduser()), shape, mask)
+    found = torch.from_numpy(masks).to(trainer.device)
     if len(found) not in (1, count):
         raise ValueError(f"{mask} has {len(found)} masks; expected 1, or {count}, one an image")
     return found
