@@ -147,7 +147,8 @@ class Dataset:
         smallest, largest = (float(value) for value in images.aminmax())
         if not (smallest >= 0 and largest <= self.max_value):
             wrong = largest if smallest >= 0 else smallest
-            raise ValueError(f"{name} holds {wrong:g}; expected values in 0..{self.max_value}")
+            hint = ", and an observed= that is False where a NaN is missing" if math.isnan(wrong) else ""
+            raise ValueError(f"{name} holds {wrong:g}; expected values in 0..{self.max_value}{hint}")
 
     @property
     def data_dim(self) -> int:

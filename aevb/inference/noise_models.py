@@ -25,7 +25,9 @@ class Observation(Protocol):
     """Observation y of B clean images x."""
 
     start: Tensor
-    """(B, data_dim): first input of the encoder."""
+    """(B, data_dim): first input of the encoder; one with `mask_input` is given 0 and the mask where pixels are missing."""
+    observed: Tensor
+    """bool, (B, data_dim): True where a pixel was observed."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Returns log p(y|z), (S, B), in nats, of z (S, B, latent_dim)."""
