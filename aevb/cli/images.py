@@ -22,6 +22,7 @@ from ..data.shapes import flattened
 from ..data.targets import above_half, encoder_input
 from ..inference.noise_models import random_mask
 from ..ops import mix_seed
+from ..training.pictures import masks_of
 from ..training.trainer import Trainer
 
 Part = Literal["train", "validation", "test"]
@@ -33,6 +34,13 @@ def pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> 
     """Returns images as input of the encoder, (N, data_dim), float32."""
     dataset = dataset or trainer.dataset
     return encoder_input(images, dataset.max_value, trainer.config.binarize).to(trainer.device)
+
+
+def held_out_pixels(trainer: Trainer, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+    """Returns test images as input of the encoder, and their masks, or None where no pixel is missing."""
+    masks = masks_of(trainer.dataset, "test", index)
+    x = pixels(trainer, trainer.dataset.test_images[index])
+    return x, None if masks is None else masks.to(trainer.device)
 
 
 def grey_pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
@@ -52,16 +60,18 @@ def has_bits(trainer: Trainer) -> bool:
 
 
 def training_moments(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """Returns mean and variance of each pixel over training images, (data_dim,)."""
+    """Returns mean and variance of each pixel over training images that have it, (data_dim,)."""
     images = trainer.dataset.train_images
     assert not isinstance(images, LoadedImages)  # a run from the command line has no DataLoader
     total = squares = torch.zeros((), dtype=torch.float64, device=trainer.device)
     for index in _in_order(images):
-        x = pixels(trainer, images[index])
+        x = pixels(trainer, images[index])  # 0 where it is missing
         total = total + x.sum(0, dtype=torch.float64)
         squares = squares + x.square_().sum(0, dtype=torch.float64)
-    mean = total / len(images)
-    return mean.float(), (squares / len(images) - mean.square()).clamp_min(0).float()
+    masks = trainer.dataset.observed.get("train")
+    count: int | Tensor = len(images) if masks is None else masks.sum(0).clamp_min(1).to(trainer.device)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp_min(0).float()
 
 
 def _in_order(images: Tensor | MappedImages) -> Iterator[Tensor]:
@@ -91,6 +101,7 @@ class Asked:
         label_names: Names of the labels, if any.
         floats: Makes stored rows the encoder's input.
         grey_floats: Makes stored rows grey values in [0, 1].
+        masks: Which pixels are observed, bool, (N, data_dim), or None for all.
     """
 
     name: str
@@ -100,6 +111,7 @@ class Asked:
     label_names: Sequence[str]
     floats: Callable[[Tensor], Tensor]
     grey_floats: Callable[[Tensor], Tensor]
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -111,16 +123,20 @@ class Asked:
         """Returns rows of the images as they are, grey, in [0, 1]."""
         return self.grey_floats(self.images[index])
 
+    def observed(self, index: Tensor) -> Tensor | None:
+        """Returns the masks of some images, or None where no pixel is missing."""
+        return None if self.masks is None else self.masks[index]
+
     @torch.no_grad()
-    def each(self, answer: Callable[[Tensor], Tensor]) -> Tensor:
+    def each(self, answer: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """Returns the answers to all images, (N, ...), on the CPU.
 
         Args:
-            answer: Computes the answers to some images.
+            answer: Computes the answers to some images and their masks.
         """
         found = torch.empty(0)
         for index in _in_order(self.images):
-            some = answer(self[index]).cpu()
+            some = answer(self[index], self.observed(index)).cpu()
             if not len(found):
                 found = some.new_empty(len(self), *some.shape[1:])
             found[index] = some
@@ -142,9 +158,13 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
         if part is not None:
             raise ValueError(f"part is {part!r} and data {data!r}, a file without parts; expected one of them")
         file = ImageFile(trainer, data)
+        holes = file.holes() if trainer.config.missing == "nan" else None
+        if holes is not None:
+            file.hide(holes)
         file.check()
-        return Asked(Path(data).name, "images", torch.from_numpy(file.array), None, (), file.clean, file.floats)
-    dataset = trainer.dataset if data is None else load(data)
+        rows = torch.from_numpy(file.array)
+        return Asked(Path(data).name, "images", rows, None, (), file.clean, file.floats, holes)
+    dataset = trainer.dataset if data is None else load(data, missing=trainer.config.missing)
     part = part or "test"
     images, labels = (getattr(dataset, f"{part}_{kind}", None) for kind in ("images", "labels"))
     if images is None:
@@ -163,6 +183,7 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
         dataset.label_names,
         lambda rows: pixels(trainer, rows, dataset),
         lambda rows: grey_pixels(trainer, rows, dataset),
+        None if (observed := dataset.observed.get(part)) is None else observed.to(trainer.device),
     )
 
 
@@ -183,6 +204,11 @@ class ImageFile:
 
     def __len__(self) -> int:
         return len(self.array)
+
+    def holes(self) -> Tensor | None:
+        """Returns a mask that is False where the file has a NaN, (N, data_dim); None where it has none."""
+        observed = torch.from_numpy(~np.isnan(self.array))
+        return None if observed.all() else observed.to(self.trainer.device)
 
     def hide(self, observed: Tensor) -> None:
         """Set missing pixels to 0, so that their values are not used.

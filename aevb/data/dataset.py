@@ -123,8 +123,8 @@ class Dataset:
         if not known or tuple(mask.shape) not in (tuple(images.shape), tuple(images.shape[1:])):
             what = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
             raise ValueError(
-                f"observed[{part!r}] is {what}; expected torch.bool {tuple(images.shape)} or {tuple(images.shape[1:])}, "
-                "True where a value is observed"
+                f"observed[{part!r}] is {what}; expected torch.bool {tuple(images.shape)} or "
+                f"{tuple(images.shape[1:])}, True where a value is observed"
             )
         return mask.expand(images.shape).contiguous()
 

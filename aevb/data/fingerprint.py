@@ -18,13 +18,15 @@ SOME = 1000  # evenly spread images of a part that are hashed
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
     """Returns the fingerprint of a data set's images, as JSON holds it.
 
-    It has the number and shape of the images and, for each part, a SHA-256 of some, with their masks. Images of a DataLoader have none. A
-    data set in memory also has a SHA-256 of all images.
+    It has the number and shape of the images and, for each part, a SHA-256 of some, with their masks. Images of a
+    DataLoader have none. A data set in memory also has a SHA-256 of all images.
     """
     parts = {"train": dataset.train_images, "test": dataset.test_images, "validation": dataset.validation_images}
     present = {name: images for name, images in parts.items() if images is not None}
     masks = dataset.observed
-    of_some = {name: _some(images, masks.get(name)) for name, images in present.items() if not isinstance(images, LoadedImages)}
+    of_some = {
+        name: _some(images, masks.get(name)) for name, images in present.items() if not isinstance(images, LoadedImages)
+    }
     found: dict[str, Any] = {
         "images": len(dataset.train_images),
         "data_dim": dataset.data_dim,

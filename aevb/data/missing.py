@@ -83,9 +83,7 @@ def _masks(mask: Mask, source: Source, shape: tuple[int, ...]) -> dict[str, np.n
     return dict.fromkeys(source.parts, masks)
 
 
-def _by_part(
-    masks: Mapping[str, Any], source: Source, shape: tuple[int, ...], where: str
-) -> dict[str, np.ndarray]:
+def _by_part(masks: Mapping[str, Any], source: Source, shape: tuple[int, ...], where: str) -> dict[str, np.ndarray]:
     """Returns the masks whose names say parts; one without such a name is the training part's."""
     found: dict[str, np.ndarray] = {}
     for name, array in masks.items():

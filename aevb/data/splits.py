@@ -31,10 +31,15 @@ class _Rows(NamedTuple):
     observed: Tensor | None
     rows: Tensor
 
-    def __getitem__(self, index: Tensor) -> _Rows:  # type: ignore[override]
+    def chosen(self, index: Tensor) -> _Rows:
+        """Returns some of the images."""
         images, labels, observed, rows = self
-        chosen = images.part(index) if isinstance(images, MappedImages) else images[index]
-        return _Rows(chosen, *(None if t is None else t[index] for t in (labels, observed)), rows[index])
+        return _Rows(
+            images.part(index) if isinstance(images, MappedImages) else images[index],
+            None if labels is None else labels[index],
+            None if observed is None else observed[index],
+            rows[index],
+        )
 
 
 @takes_plain_values
@@ -94,7 +99,7 @@ def dataset(
 def _split(part: _Rows, permutation: np.ndarray, count: int) -> tuple[_Rows, _Rows]:
     """Returns the first `count` of a permutation, and the rest."""
     order = torch.from_numpy(permutation)
-    return part[order[:count]], part[order[count:]]
+    return part.chosen(order[:count]), part.chosen(order[count:])
 
 
 def _shape(source: Source) -> tuple[tuple[int, ...], list[str]]:

@@ -53,7 +53,8 @@ def from_torch(
         mask: As in `load`.
 
     Raises:
-        ValueError: Missing values of a DataLoader, or a DataLoader without test images; parts of other names; items of another shape or range.
+        ValueError: A DataLoader without test images, or with missing values; parts of other names; items of another
+            shape or range.
     """
     parts = source if isinstance(source, Mapping) else {"train": source}
     if unknown := sorted(set(parts) - set(PARTS)):

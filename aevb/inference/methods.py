@@ -307,7 +307,9 @@ class InferenceMethods(_Model):
             ValueError: shapes that differ, or steps below 2.
         """
         _check(self, a=a, b=b)
-        (a, a_mask), (b, b_mask) = (observed_part(x, mask) for x, mask in zip((a, b), observed or (None, None), strict=True))
+        (a, a_mask), (b, b_mask) = (
+            observed_part(x, mask) for x, mask in zip((a, b), observed or (None, None), strict=True)
+        )
         check_pixels(self, {"a": a, "b": b})
         if a.shape != b.shape:
             raise ValueError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; expected one shape: pairs")

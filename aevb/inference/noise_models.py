@@ -25,7 +25,10 @@ class Observation(Protocol):
     """Observation y of B clean images x."""
 
     start: Tensor
-    """(B, data_dim): first input of the encoder; one with `mask_input` is given 0 and the mask where pixels are missing."""
+    """(B, data_dim): first input of the encoder.
+
+    One with `mask_input` is given the mask too, and 0 where pixels are missing.
+    """
     observed: Tensor
     """bool, (B, data_dim): True where a pixel was observed."""
 

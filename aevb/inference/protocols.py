@@ -146,9 +146,7 @@ def in_batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
         yield first, x[first : first + batch_size]
 
 
-def encode_all(
-    model: Encoder, x: Tensor, batch_size: int, observed: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def encode_all(model: Encoder, x: Tensor, batch_size: int, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns mu and logvar, (N, D), float64, of all datapoints.
 
     Raises:
@@ -164,9 +162,7 @@ def encode_all(
     return mu, logvar
 
 
-def encoded_batch(
-    model: Encoder, x: Tensor, first: int, observed: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def encoded_batch(model: Encoder, x: Tensor, first: int, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns mu and logvar of one batch, after a check.
 
     `first` is the index of the batch's first datapoint, for messages.
