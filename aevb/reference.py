@@ -24,6 +24,7 @@ from .checks.seeds import Generators, check_generators, int64
 from .likelihoods import Bernoulli, Gaussian, Likelihood, named
 from .likelihoods.base import Formula, Parameter
 from .likelihoods.base import computed as _compute
+from .likelihoods.target import Target, target_of
 
 _WORD = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -250,12 +251,19 @@ def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_
     return (kl if groups is None else kl.unflatten(-1, (groups, kl.shape[-1] // groups))).sum(-1)
 
 
-def bernoulli_log_prob(logits: Tensor, x: Tensor, x_scale: float | None = None) -> Tensor:
+def bernoulli_log_prob(
+    logits: Tensor,
+    x: Tensor,
+    x_scale: float | None = None,
+    *,
+    weight: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
     """Plain-PyTorch twin of `aevb.bernoulli_log_prob`.
 
     It is ``sum_i (x_i l_i - log(1 + exp(l_i)))``.
     """
-    return Bernoulli().reference((logits,), x, x_scale)
+    return Bernoulli().reference((logits,), x, x_scale, weight, offset)
 
 
 def bernoulli_log_prob_from_probs(probs: Tensor, x: Tensor, x_scale: float | None = None) -> Tensor:
@@ -273,12 +281,14 @@ def gaussian_log_prob(
     x_scale: float | None = None,
     *,
     sigmoid: bool = False,
+    weight: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Plain-PyTorch twin of `aevb.gaussian_log_prob`.
 
     It is ``-1/2 sum_i ((x_i - m_i)^2 exp(-logvar_i) + logvar_i + log 2 pi)``.
     """
-    return Gaussian(sigmoid_means=sigmoid).reference((mean, logvar), x, x_scale)
+    return Gaussian(sigmoid_means=sigmoid).reference((mean, logvar), x, x_scale, weight, offset)
 
 
 def linear_bernoulli_log_prob(
@@ -325,6 +335,9 @@ def negative_elbo(
     likelihood: str = "bernoulli",
     variance: float = 1.0,
     sigmoid_means: bool = False,
+    weight: Tensor | None = None,
+    offset: Tensor | None = None,
+    datapoint_weight: Tensor | None = None,
 ) -> Tensor:
     """Returns the negative ELBO, the loss of `FusedELBO` with estimator "sgvb-b".
 
@@ -335,24 +348,30 @@ def negative_elbo(
         assert logvar is not None
         kl = gaussian_kl(mu, logvar)
     family = named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
-    log_prob = _log_likelihood(recon, x, kl.dim(), family, x_scale)
-    return reduced(beta * kl - log_prob.mean(0), reduction)
+    target = target_of("reference.negative_elbo", x, x_scale, weight, offset, x.shape[: kl.dim()])
+    log_prob = _log_likelihood(recon, target, kl.dim(), family)
+    return reduced(weighed(beta * kl - log_prob.mean(0), datapoint_weight), reduction)
 
 
-def _log_likelihood(recon, x: Tensor, batch: int, family: Likelihood, x_scale: float | None) -> Tensor:
+def weighed(of_datapoints: Tensor, datapoint_weight: Tensor | None) -> Tensor:
+    """Returns numbers of datapoints, times their weights where there are any."""
+    return of_datapoints if datapoint_weight is None else datapoint_weight * of_datapoints
+
+
+def _log_likelihood(recon, target: Target, batch: int, family: Likelihood) -> Tensor:
     """Returns log p(x|z), (samples, *batch).
 
-    recon is (*samples, *batch, *datapoint), x is (*batch, *datapoint).
+    recon is (*samples, *batch, *datapoint), the target's x (*batch, *datapoint).
     """
     first, *others = family.parameters(recon)
     assert isinstance(first, Tensor)
-    rows, x = _flat(first, x, batch)
+    rows, x = _flat(first, target.x, batch)
     params: list[Parameter] = [rows]
     for p in others:
         if isinstance(p, Tensor) and p.dim() > 0 and p.shape != x.shape[-1:]:
             p = p.expand_as(first).reshape(rows.shape)
         params.append(p)
-    return family.reference(tuple(params), x, x_scale)
+    return family.reference(tuple(params), *target.flat(x.shape[:batch]))
 
 
 def log_prob_of_samples(formula: Formula, recon: Tensor, x: Tensor, batch: int, x_scale: float | None) -> Tensor:
@@ -366,7 +385,7 @@ def log_prob_of_samples(formula: Formula, recon: Tensor, x: Tensor, batch: int, 
         x_scale: Multiplies x.
     """
     recon, x = _flat(recon, x, batch)
-    return formula(recon, x, 0.0, x_scale)
+    return formula(recon, Target(x, x_scale), 0.0)
 
 
 def _flat(recon: Tensor, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -446,6 +465,9 @@ class FusedELBO(nn.Module):
         logvar: Tensor | None = None,
         *,
         kl: Tensor | None = None,
+        weight: Tensor | None = None,
+        offset: Tensor | None = None,
+        datapoint_weight: Tensor | None = None,
     ) -> Tensor:
         """Returns the loss, with the KL given or computed."""
         if kl is None:
@@ -455,8 +477,10 @@ class FusedELBO(nn.Module):
         if ESTIMATORS[self.estimator].importance_weighted:
             options = {"from_probs": self.from_probs, "sigmoid_means": self.sigmoid_means, "variance": self.variance}
             family = named(self.likelihood, **options)
-            log_prob = _log_likelihood(recon, x, kl.dim() - 1, family.density, self.x_scale)
-            return reduced(-importance_weighted_bound(log_prob, kl, self.beta), self.reduction)
+            target = target_of("reference.FusedELBO", x, self.x_scale, weight, offset, kl.shape[1:])
+            log_prob = _log_likelihood(recon, target, kl.dim() - 1, family.density)
+            bound = importance_weighted_bound(log_prob, kl, self.beta)
+            return reduced(-weighed(bound, datapoint_weight), self.reduction)
         if ESTIMATORS[self.estimator].gradient is not None and self.num_samples is not None:
             kl = kl.mean(0)
         if self.free_bits is not None:
@@ -474,6 +498,9 @@ class FusedELBO(nn.Module):
             likelihood=self.likelihood,
             variance=self.variance,
             sigmoid_means=self.sigmoid_means,
+            weight=weight,
+            offset=offset,
+            datapoint_weight=datapoint_weight,
         )
 
     def _kl(self, mu: Tensor, logvar: Tensor) -> Tensor:

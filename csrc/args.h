@@ -56,6 +56,9 @@ struct LikelihoodArgs {
   float scalar;             // a likelihood's own number, if it has one, such as a logvar for all elements
   Rows x;                   // [x_rows, D]
   float x_scale;            // multiplies x
+  Rows weight;              // [x_rows, D], or absent. uint8: a mask, elements of 0 take no part. Floats: they multiply
+                            // the elements' log p, and those of 0 take no part
+  const float* offset;      // [x_rows]: added to parameter 0 of its row; null: 0
   int64_t R, x_rows, D;
   float* log_prob;    // [R]
   const float* grad;  // upstream gradient, at l * grad_sample_stride + b * grad_stride; null: 1 (with log_prob)
@@ -64,6 +67,13 @@ struct LikelihoodArgs {
   bool done_for_1;                          // grad is one number, and grad_param already holds the gradient for 1
   void* grad_param[kMostParams];            // [R, D], the parameter's dtype; may be a contiguous parameter itself
 };
+
+// How elements are weighed. A mask keeps one logarithm for many elements; weights need one each.
+enum class Weighting { none, mask, weights };
+inline Weighting weighting_of(const LikelihoodArgs& a) {
+  if (!a.weight.data) return Weighting::none;
+  return a.weight.dtype == Dtype::uint8 ? Weighting::mask : Weighting::weights;
+}
 
 inline bool wants_gradient(const LikelihoodArgs& a) {
   for (void* grad : a.grad_param)
@@ -82,6 +92,9 @@ struct LossArgs {
   const float* beta;  // []; null: 1
   Reduction reduction;
   float* loss;  // [B], or [] when reduced
+  // The terms of the loss, reduced as it is; null: not computed.
+  float* log_likelihood;  // the mean over samples of log p(x|z)
+  float* kl_term;         // the KL, which beta does not multiply
 };
 
 // result[i] = scale * beta * x[i * x_stride]: the gradient of a KL that was given in place of mu and logvar.

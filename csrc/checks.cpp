@@ -151,8 +151,32 @@ Likelihood likelihood_of_recon(const char* op, const std::string& name) {
   return likelihood;
 }
 
+// weight: one for each element of x; offset: one for each row of x.
+static void check_weights(const char* op, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& offset) {
+  if (weight) {
+    const ScalarType dtype = weight->scalar_type();
+    if (dtype != ScalarType::Bool && dtype != ScalarType::Byte && !is_supported_float(dtype))
+      fail(op, "weight has dtype ", dtype_text(dtype),
+           "; expected bool or uint8, which select elements of x, or float32, bfloat16 or float16, which weigh them");
+    check_same_device(op, "x", x, "weight", *weight);
+    if (sizes_of(*weight) != sizes_of(x))
+      fail(op, "weight has shape ", shape_text(*weight), " and x has shape ", shape_text(x),
+           "; expected x's shape, or one that broadcasts to it");
+  }
+  if (!offset) return;
+  if (offset->scalar_type() != ScalarType::Float)
+    fail(op, "offset has dtype ", dtype_text(offset->scalar_type()), "; expected float32");
+  check_same_device(op, "x", x, "offset", *offset);
+  Sizes rows = sizes_of(x);
+  rows.pop_back();
+  if (sizes_of(*offset) != rows)
+    fail(op, "offset has shape ", shape_text(*offset), " and x has shape ", shape_text(x),
+         "; expected one number for each datapoint, ", shape_text(rows));
+}
+
 LikelihoodShape check_likelihood(const char* op, Likelihood likelihood, const Tensor& p0, const Tensor& x,
-                                 const OptionalTensor& p1, std::optional<double> x_scale) {
+                                 const OptionalTensor& p1, std::optional<double> x_scale, const OptionalTensor& weight,
+                                 const OptionalTensor& offset) {
   const Names& names = names_of(likelihood);
   if ((names.params.size() > 1) != p1.has_value())
     fail(op, names.name, " has ", names.params.size(), " parameters, and ", p1 ? 2 : 1, " are given");
@@ -172,6 +196,7 @@ LikelihoodShape check_likelihood(const char* op, Likelihood likelihood, const Te
       fail(op, name, " has shape ", shape_text(p0), " and ", names.params[1], " has shape ", shape_text(*p1),
            "; expected a ", names.params[1], " of the same shape, or one that broadcasts to it, as (D,) and () do");
   }
+  check_weights(op, x, weight, offset);
   const Sizes rows(out.begin(), out.end() - 1);
   return {product(rows, 0, rows.size()), product(target, 0, target.size() - 1), out.back(), rows};
 }

@@ -57,7 +57,9 @@ struct LikelihoodShape {
   Sizes rows;
 };
 LikelihoodShape check_likelihood(const char* op, Likelihood likelihood, const Tensor& p0, const Tensor& x,
-                                 const OptionalTensor& p1, std::optional<double> x_scale);
+                                 const OptionalTensor& p1, std::optional<double> x_scale,
+                                 const OptionalTensor& weight = std::nullopt,
+                                 const OptionalTensor& offset = std::nullopt);
 
 // The likelihood that formulas/likelihood_list.h calls `name`.
 Likelihood likelihood_named(const char* op, const std::string& name);

@@ -210,12 +210,13 @@ struct Ops {
 
   // ---- the likelihood -----------------------------------------------------------------------------------------------
 
-  static Tensor log_prob(const Tensor& p0, const Tensor& x, const OptionalTensor& p1, std::string likelihood,
-                         double scalar, std::optional<double> x_scale) {
+  static Tensor log_prob(const Tensor& p0, const Tensor& x, const OptionalTensor& p1, const OptionalTensor& weight,
+                         const OptionalTensor& offset, std::string likelihood, double scalar,
+                         std::optional<double> x_scale) {
     const Likelihood which = likelihood_named("log_prob", likelihood);
-    const LikelihoodShape shape = check_likelihood("log_prob", which, p0, x, p1, x_scale);
+    const LikelihoodShape shape = check_likelihood("log_prob", which, p0, x, p1, x_scale, weight, offset);
     Device device(p0);
-    const Decoded decoded(p0, x, shape, which, x_scale, p1, scalar);
+    const Decoded decoded(p0, x, shape, which, x_scale, p1, scalar, weight, offset);
     Tensor log_prob = device.empty(shape.rows, ScalarType::Float);
     LikelihoodArgs a = decoded.args();
     a.log_prob = floats(log_prob);
@@ -223,14 +224,15 @@ struct Ops {
     return log_prob;
   }
 
-  static Pair log_prob_backward(const Tensor& p0, const Tensor& x, const OptionalTensor& p1, std::string likelihood,
+  static Pair log_prob_backward(const Tensor& p0, const Tensor& x, const OptionalTensor& p1,
+                                const OptionalTensor& weight, const OptionalTensor& offset, std::string likelihood,
                                 double scalar, std::optional<double> x_scale, const Tensor& grad, int64_t needs) {
     const char* op = "log_prob_backward";
     const Likelihood which = likelihood_named(op, likelihood);
-    const LikelihoodShape shape = check_likelihood(op, which, p0, x, p1, x_scale);
+    const LikelihoodShape shape = check_likelihood(op, which, p0, x, p1, x_scale, weight, offset);
     check_grad(op, "grad", grad, shape.rows, ScalarType::Float, p0);
     Device device(p0);
-    const Decoded decoded(p0, x, shape, which, x_scale, p1, scalar);
+    const Decoded decoded(p0, x, shape, which, x_scale, p1, scalar, weight, offset);
     const Tensor g = dense(grad);
     LikelihoodArgs a = decoded.args();
     a.grad = floats(g);
@@ -239,13 +241,14 @@ struct Ops {
     return parameter_gradients(device, a, p0, p1, needs);
   }
 
-  static Triple log_prob_and_grad(const Tensor& p0, const Tensor& x, const OptionalTensor& p1, std::string likelihood,
+  static Triple log_prob_and_grad(const Tensor& p0, const Tensor& x, const OptionalTensor& p1,
+                                  const OptionalTensor& weight, const OptionalTensor& offset, std::string likelihood,
                                   double scalar, std::optional<double> x_scale, double grad_scale, int64_t needs) {
     const char* op = "log_prob_and_grad";
     const Likelihood which = likelihood_named(op, likelihood);
-    const LikelihoodShape shape = check_likelihood(op, which, p0, x, p1, x_scale);
+    const LikelihoodShape shape = check_likelihood(op, which, p0, x, p1, x_scale, weight, offset);
     Device device(p0);
-    const Decoded decoded(p0, x, shape, which, x_scale, p1, scalar);
+    const Decoded decoded(p0, x, shape, which, x_scale, p1, scalar, weight, offset);
     Tensor log_prob = device.empty(shape.rows, ScalarType::Float);
     LikelihoodArgs a = decoded.args();
     a.log_prob = floats(log_prob);
@@ -254,14 +257,15 @@ struct Ops {
     return {log_prob, grad0, grad1};
   }
 
-  static Tensor log_prob_and_grad_(Tensor p0, const Tensor& x, std::string likelihood, double scalar,
+  static Tensor log_prob_and_grad_(Tensor p0, const Tensor& x, const OptionalTensor& weight,
+                                   const OptionalTensor& offset, std::string likelihood, double scalar,
                                    std::optional<double> x_scale, double grad_scale) {
     const char* op = "log_prob_and_grad_";
     const Likelihood which = likelihood_named(op, likelihood);
-    const LikelihoodShape shape = check_likelihood(op, which, p0, x, std::nullopt, x_scale);
+    const LikelihoodShape shape = check_likelihood(op, which, p0, x, std::nullopt, x_scale, weight, offset);
     if (!p0.is_contiguous()) fail(op, "p0 is not contiguous, and would be written over");
     Device device(p0);
-    const Decoded decoded(p0, x, shape, which, x_scale, std::nullopt, scalar);
+    const Decoded decoded(p0, x, shape, which, x_scale, std::nullopt, scalar, weight, offset);
     Tensor log_prob = device.empty(shape.rows, ScalarType::Float);
     LikelihoodArgs a = decoded.args();
     a.log_prob = floats(log_prob);
@@ -279,6 +283,26 @@ struct Ops {
                               int64_t reduction, std::string likelihood, std::optional<double> x_scale) {
     const LossInputs in = check_loss("FusedELBO", recon, x, mu_or_kl, logvar, beta, reduction, likelihood, x_scale);
     return loss_of(in, recon, x, mu_or_kl, logvar, beta, beta_scale, x_scale, nullptr);
+  }
+
+  static Triple negative_elbo_terms(const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
+                                    const OptionalTensor& logvar, const OptionalTensor& beta, double beta_scale,
+                                    int64_t reduction, std::string likelihood, std::optional<double> x_scale) {
+    const LossInputs in = check_loss("FusedELBO", recon, x, mu_or_kl, logvar, beta, reduction, likelihood, x_scale);
+    ElboTerms terms(in, recon);
+    Tensor loss = loss_of(in, recon, x, mu_or_kl, logvar, beta, beta_scale, x_scale, nullptr, &terms);
+    return {loss, terms.log_likelihood, terms.kl};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> negative_elbo_terms_and_grad(
+      const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl, const OptionalTensor& logvar,
+      const OptionalTensor& beta, double beta_scale, int64_t reduction, std::string likelihood,
+      std::optional<double> x_scale) {
+    const LossInputs in = check_loss("FusedELBO", recon, x, mu_or_kl, logvar, beta, reduction, likelihood, x_scale);
+    ElboTerms terms(in, recon);
+    Tensor grad_recon = Device(recon).empty(sizes_of(recon), recon.scalar_type());
+    Tensor loss = loss_of(in, recon, x, mu_or_kl, logvar, beta, beta_scale, x_scale, &grad_recon, &terms);
+    return {loss, terms.log_likelihood, terms.kl, grad_recon};
   }
 
   static Pair negative_elbo_and_grad(const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
@@ -355,16 +379,18 @@ struct Ops {
     }
   };
 
-  // A likelihood's parameters [R, D], the decoder's outputs, and its targets x [x_rows, D].
+  // A likelihood's parameters [R, D], the decoder's outputs, its targets x [x_rows, D], their weights, and offsets.
   struct Decoded {
     LikelihoodShape shape;
     Matrix p0, x;
-    std::optional<Matrix> p1;
+    std::optional<Matrix> p1, weight;
+    OptionalTensor offset;
     Likelihood likelihood;
     float scalar, x_scale;
 
     Decoded(const Tensor& p0_tensor, const Tensor& x_tensor, const LikelihoodShape& s, Likelihood l,
-            std::optional<double> scale, const OptionalTensor& p1_tensor = std::nullopt, double own_scalar = 0.0)
+            std::optional<double> scale, const OptionalTensor& p1_tensor = std::nullopt, double own_scalar = 0.0,
+            const OptionalTensor& weights = std::nullopt, const OptionalTensor& offsets = std::nullopt)
         : shape(s),
           p0(matrix(p0_tensor, s.D)),
           x(matrix(x_tensor, s.D)),
@@ -372,6 +398,8 @@ struct Ops {
           scalar(static_cast<float>(own_scalar)),
           x_scale(static_cast<float>(scale.value_or(1.0))) {
       if (p1_tensor) p1 = matrix(*p1_tensor, s.D);
+      if (weights) weight = matrix(*weights, s.D);
+      if (offsets) offset = dense(*offsets);
     }
 
     LikelihoodArgs args() const {
@@ -379,6 +407,8 @@ struct Ops {
       a.likelihood = likelihood;
       a.param[0] = p0.rows;
       if (p1) a.param[1] = p1->rows;
+      if (weight) a.weight = weight->rows;
+      if (offset) a.offset = floats(*offset);
       a.scalar = scalar;
       a.x = x.rows;
       a.x_scale = x_scale;
@@ -454,10 +484,20 @@ struct Ops {
     return in;
   }
 
-  // The loss. `grad_recon`, if not null, receives the gradient of `recon` for an upstream gradient of 1.
+  // The terms of the loss, of its shape.
+  struct ElboTerms {
+    Tensor log_likelihood, kl;
+    ElboTerms(const LossInputs& in, const Tensor& recon) : log_likelihood(empty(in, recon)), kl(empty(in, recon)) {}
+    static Tensor empty(const LossInputs& in, const Tensor& recon) {
+      return Device(recon).empty(in.reduction == Reduction::none ? in.batch : Sizes{}, ScalarType::Float);
+    }
+  };
+
+  // The loss. `grad_recon`, if not null, receives the gradient of `recon` for an upstream gradient of 1, and `terms`
+  // the terms.
   static Tensor loss_of(const LossInputs& in, const Tensor& recon, const Tensor& x, const Tensor& mu_or_kl,
                         const OptionalTensor& logvar, const OptionalTensor& beta, double beta_scale,
-                        std::optional<double> x_scale, Tensor* grad_recon) {
+                        std::optional<double> x_scale, Tensor* grad_recon, ElboTerms* terms = nullptr) {
     Device device(recon);
     const Tensor kl = logvar ? kl_of(device, Latents(mu_or_kl, *logvar, in.latents)) : dense(mu_or_kl);
     const Decoded decoded(recon, x, in.decoded, in.likelihood, x_scale);
@@ -472,7 +512,8 @@ struct Ops {
     device.likelihood(a);
     Tensor loss = device.empty(in.reduction == Reduction::none ? in.batch : Sizes{}, ScalarType::Float);
     device.loss({floats(log_prob), floats(kl), B ? R / B : 1, B, static_cast<float>(beta_scale),
-                 beta ? floats(*beta) : nullptr, in.reduction, floats(loss)});
+                 beta ? floats(*beta) : nullptr, in.reduction, floats(loss),
+                 terms ? floats(terms->log_likelihood) : nullptr, terms ? floats(terms->kl) : nullptr});
     return loss;
   }
 
@@ -536,6 +577,8 @@ struct Ops {
   AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);             \
   AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad);                  \
   AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad_);                 \
+  AEVB_REGISTER_FORWARD(library, Device, negative_elbo_terms);              \
+  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_terms_and_grad);       \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_and_grad);             \
   AEVB_REGISTER_PLAIN(library, Device, negative_elbo_backward_);            \
   AEVB_REGISTER_PLAIN(library, Device, normal);                             \
@@ -546,8 +589,12 @@ struct Ops {
 
 #define AEVB_REGISTER_PLAIN(library, Device, name) library.impl(#name, TORCH_BOX(&aevb::Ops<Device>::name))
 
-// An op, its bare twin for eager mode, and the op of its gradient.
-#define AEVB_REGISTER_DIFFERENTIABLE(library, Device, name)            \
-  library.impl(#name, TORCH_BOX(&aevb::Ops<Device>::name));            \
-  library.impl(#name "_forward", TORCH_BOX(&aevb::Ops<Device>::name)); \
+// An op and its bare twin for eager mode.
+#define AEVB_REGISTER_FORWARD(library, Device, name)        \
+  library.impl(#name, TORCH_BOX(&aevb::Ops<Device>::name)); \
+  library.impl(#name "_forward", TORCH_BOX(&aevb::Ops<Device>::name))
+
+// The same, and the op of its gradient.
+#define AEVB_REGISTER_DIFFERENTIABLE(library, Device, name) \
+  AEVB_REGISTER_FORWARD(library, Device, name);             \
   library.impl(#name "_backward", TORCH_BOX(&aevb::Ops<Device>::name##_backward))

@@ -32,21 +32,24 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("gaussian_kl_backward(Tensor mu, Tensor logvar, Tensor grad) -> (Tensor grad_mu, Tensor grad_logvar)");
 
   // log p(x|z) of each row, by a likelihood that formulas/likelihood_list.h names. p0 and p1 are its parameters, of one
-  // shape (all rows of one may lie in one place), and scalar is its own number. x_scale multiplies x. needs: bit i asks
-  // for the gradient of parameter i, which is else empty, (0,).
-  AEVB_DEF("log_prob", "(Tensor p0, Tensor x, Tensor? p1, str likelihood, float scalar, float? x_scale) -> Tensor");
+  // shape (all rows of one may lie in one place), and scalar is its own number. x_scale multiplies x. weight has x's
+  // shape: bool or uint8 selects elements, floats weigh them. offset, one number for each row of x, is added to p0.
+  // needs: bit i asks for the gradient of parameter i, which is else empty, (0,).
+  AEVB_DEF("log_prob",
+           "(Tensor p0, Tensor x, Tensor? p1, Tensor? weight, Tensor? offset, str likelihood, float scalar,"
+           " float? x_scale) -> Tensor");
   m.def(
-      "log_prob_backward(Tensor p0, Tensor x, Tensor? p1, str likelihood, float scalar, float? x_scale, Tensor grad,"
-      " int needs) -> (Tensor grad_p0, Tensor grad_p1)");
+      "log_prob_backward(Tensor p0, Tensor x, Tensor? p1, Tensor? weight, Tensor? offset, str likelihood, float scalar,"
+      " float? x_scale, Tensor grad, int needs) -> (Tensor grad_p0, Tensor grad_p1)");
   // log p(x|z), and grad_scale times its gradients, in one pass.
   m.def(
-      "log_prob_and_grad(Tensor p0, Tensor x, Tensor? p1, str likelihood, float scalar, float? x_scale,"
-      " float grad_scale, int needs) -> (Tensor log_prob, Tensor grad_p0, Tensor grad_p1)");
+      "log_prob_and_grad(Tensor p0, Tensor x, Tensor? p1, Tensor? weight, Tensor? offset, str likelihood, float scalar,"
+      " float? x_scale, float grad_scale, int needs) -> (Tensor log_prob, Tensor grad_p0, Tensor grad_p1)");
   // log_prob_and_grad of a likelihood with one parameter, p0, which must be contiguous: the gradient is written over
   // p0.
   m.def(
-      "log_prob_and_grad_(Tensor(a!) p0, Tensor x, str likelihood, float scalar, float? x_scale, float grad_scale)"
-      " -> Tensor log_prob");
+      "log_prob_and_grad_(Tensor(a!) p0, Tensor x, Tensor? weight, Tensor? offset, str likelihood, float scalar,"
+      " float? x_scale, float grad_scale) -> Tensor log_prob");
 
   // The negative ELBO, beta * KL - the mean over samples of log p(x|z). The KL is of (mu, logvar), or is given in mu's
   // place, without logvar. beta is a number times an optional 0-d tensor. reduction: 0 none, 1 mean, 2 sum. needs: bit
@@ -58,6 +61,14 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
       "negative_elbo_backward(Tensor recon, Tensor x, Tensor mu_or_kl, Tensor? logvar, Tensor? beta, float beta_scale,"
       " int reduction, str likelihood, float? x_scale, Tensor grad, int needs)"
       " -> (Tensor grad_recon, Tensor grad_mu_or_kl, Tensor grad_logvar)");
+  // The loss, and its terms, reduced as it is: the log-likelihood and the KL. They have no gradient.
+  AEVB_DEF("negative_elbo_terms",
+           "(Tensor recon, Tensor x, Tensor mu_or_kl, Tensor? logvar, Tensor? beta, float beta_scale, int reduction,"
+           " str likelihood, float? x_scale) -> (Tensor loss, Tensor log_likelihood, Tensor kl)");
+  m.def(
+      "negative_elbo_terms_and_grad(Tensor recon, Tensor x, Tensor mu_or_kl, Tensor? logvar, Tensor? beta,"
+      " float beta_scale, int reduction, str likelihood, float? x_scale)"
+      " -> (Tensor loss, Tensor log_likelihood, Tensor kl, Tensor grad_recon)");
   // The loss, and in the same pass the gradient of recon for an upstream gradient of 1.
   m.def(
       "negative_elbo_and_grad(Tensor recon, Tensor x, Tensor mu_or_kl, Tensor? logvar, Tensor? beta, float beta_scale,"

@@ -18,9 +18,10 @@ from torch.distributions import Distribution
 
 from ..checks.choices import unknown
 from .outputs import GaussianOutput, LinearLogits, LinearOutput
+from .target import Target, is_mask
 
 Parameter = Tensor | float
-Formula = Callable[[Tensor, Tensor, Any, float | None], Tensor]
+Formula = Callable[[Tensor, Target, Any], Tensor]
 C = TypeVar("C", bound="type[Likelihood]")
 
 REGISTRY: dict[str, type[Likelihood]] = {}
@@ -68,15 +69,33 @@ class Likelihood:
 
     # ---- derived from the distribution ----
 
-    def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
+    def reference(
+        self,
+        params: tuple[Parameter, ...],
+        x: Tensor,
+        x_scale: float | None = None,
+        weight: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> Tensor:
         """Returns log p(x|z) in plain PyTorch, summed over the last dimension.
 
-        It is computed in float32, or in float64 for float64 parameters, where it is the oracle of the tests.
+        It is computed in float32, or in float64 for float64 parameters, where it is the oracle of the tests. The
+        arguments behind the parameters are those of a `Target`.
         """
         params = tuple(computed(p) if isinstance(p, Tensor) else p for p in params)
         first = params[0]
         assert isinstance(first, Tensor)
-        return self.element_log_prob(params, targets(x, x_scale, first.dtype)).sum(-1)
+        if offset is not None:
+            params = (first + offset.unsqueeze(-1), *params[1:])
+        x = targets(x, x_scale, first.dtype)
+        if weight is None:
+            return self.element_log_prob(params, x).sum(-1)
+        # The inputs are selected, not only the result: a NaN in them would come back in the gradient.
+        selected = weight != 0
+        params = tuple(torch.where(selected, p, 0.0) if isinstance(p, Tensor) else p for p in params)
+        elements = self.element_log_prob(params, torch.where(selected, x, 0.0))
+        elements = elements if is_mask(weight) else elements * weight
+        return torch.where(selected, elements, 0.0).sum(-1)
 
     def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
         """Returns log p(x_i|z) of each element, of the parameters' shape."""
@@ -208,12 +227,12 @@ class Likelihood:
     def formulas(cls) -> dict[str, Formula]:
         """Returns log p(x|z) in plain PyTorch, by kernel name.
 
-        Each is a function of (p0, x, p1 or the scalar, x_scale).
+        Each is a function of (p0, target, p1 or the scalar).
         """
         made = cls()
         if len(cls.params) == 1:
-            return {cls.name: lambda p0, x, _, x_scale: made.reference((p0,), x, x_scale)}
-        return {cls.name: lambda p0, x, p1, x_scale: made.reference((p0, p1), x, x_scale)}
+            return {cls.name: lambda p0, target, _: made.reference((p0,), *target)}
+        return {cls.name: lambda p0, target, p1: made.reference((p0, p1), *target)}
 
 
 def named(likelihood: str, **options: Any) -> Likelihood:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 
-from .base import Formula, Likelihood, Parameter, computed, register, targets
+from .base import Formula, Likelihood, Parameter, register
 from .outputs import LinearLogits
 
 
@@ -41,18 +41,8 @@ class Bernoulli(Likelihood):
         """Returns log p(x_i|z) of each element, for x in [0, 1]."""
         (output,) = params
         assert isinstance(output, Tensor)
-        if self.from_probs:
-            return -F.binary_cross_entropy(output, x.expand_as(output), reduction="none")
-        return x * F.logsigmoid(output) + (1 - x) * F.logsigmoid(-output)
-
-    def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
-        """Returns log p(x|z) in plain PyTorch, summed over the last dimension."""
-        (output,) = params
-        assert isinstance(output, Tensor)
-        output = computed(output)
-        x = targets(x, x_scale, output.dtype).expand_as(output)
         entropy = F.binary_cross_entropy if self.from_probs else F.binary_cross_entropy_with_logits
-        return -entropy(output, x, reduction="none").sum(-1)
+        return -entropy(output, x.expand_as(output), reduction="none")
 
     def sample(self, params: tuple[Parameter, ...], noise: Tensor) -> Tensor:
         """Returns bits, by the normals' cumulative probability below the mean."""
@@ -92,6 +82,6 @@ class Bernoulli(Likelihood):
         """Returns log p(x|z) in plain PyTorch, by kernel name."""
         logits, probs = cls(), cls(from_probs=True)
         return {
-            "bernoulli_logits": lambda p0, x, _, x_scale: logits.reference((p0,), x, x_scale),
-            "bernoulli_probs": lambda p0, x, _, x_scale: probs.reference((p0,), x, x_scale),
+            "bernoulli_logits": lambda p0, target, _: logits.reference((p0,), *target),
+            "bernoulli_probs": lambda p0, target, _: probs.reference((p0,), *target),
         }

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.distributions import Normal
 
-from .base import Formula, Likelihood, Parameter, computed, finite, for_each_element, register, targets, tensors
+from .base import Formula, Likelihood, Parameter, finite, for_each_element, register, tensors
 from .outputs import GaussianOutput, LinearLogits
 
 
@@ -48,22 +48,14 @@ class Gaussian(Likelihood):
 
     def element_log_prob(self, params: tuple[Parameter, ...], x: Tensor) -> Tensor:
         """Returns log p(x_i|z) of each element."""
-        mean, variance = self.mean(params), self.variance_of(params)
-        return -0.5 * ((x - mean).square() / variance + (2 * math.pi * variance).log())
+        output, logvar = tensors(params)
+        standard = (x - self._mean(output)) * (-0.5 * logvar).exp()
+        return -0.5 * (standard * standard + logvar + math.log(2.0 * math.pi))
 
     def variance_of(self, params: tuple[Parameter, ...]) -> Tensor:
         """Returns Var[x_i|z] = exp(logvar_i), of the mean's shape."""
         output, logvar = tensors(params)
         return logvar.to(output.dtype).exp().expand_as(output)
-
-    def reference(self, params: tuple[Parameter, ...], x: Tensor, x_scale: float | None = None) -> Tensor:
-        """Returns log p(x|z) in plain PyTorch, summed over the last dimension."""
-        output, logvar = params
-        assert isinstance(output, Tensor)
-        mean = self._mean(computed(output))
-        v = computed(logvar) if isinstance(logvar, Tensor) else mean.new_full((), logvar)
-        standard = (targets(x, x_scale, mean.dtype) - mean) * (-0.5 * v).exp()
-        return -0.5 * (standard * standard + v + math.log(2.0 * math.pi)).sum(-1)
 
     def sample(self, params: tuple[Parameter, ...], noise: Tensor) -> Tensor:
         """Returns mean + sqrt(variance) * noise."""
@@ -137,8 +129,8 @@ class Gaussian(Likelihood):
         found: dict[str, Formula] = {}
         for name, family in (("gaussian", cls()), ("gaussian_sigmoid", cls(sigmoid_means=True))):
 
-            def formula(p0, x, p1, x_scale, family=family):
-                return family.reference((p0, p1), x, x_scale)
+            def formula(p0, target, p1, family=family):
+                return family.reference((p0, p1), *target)
 
             found[name] = found[f"{name}_fixed"] = formula
         return found

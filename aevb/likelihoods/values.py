@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import _torch, likelihoods
 from ..checks.errors import check_dense, is_dense, warn
 from . import Likelihood
+from .target import Target
 
 _functorch_active = _torch.functorch_active
 _is_compiling = torch.compiler.is_compiling
@@ -59,20 +60,22 @@ def is_wanted(function: str, validate_args: bool | None, x: Tensor) -> bool:
     return not _is_compiling() and (validate_args is True or (x.is_cpu and function not in _looked))
 
 
-def look_once(function: str, validate_args: bool | None, check: Callable[..., None], *arguments) -> None:
-    """Runs ``check(*arguments, strict)`` for a function's call.
+def look_once(
+    function: str, validate_args: bool | None, family: Likelihood, output: Tensor | None, target: Target
+) -> None:
+    """Runs `check_likelihood` for a function's call.
 
     Without validate_args only the first call in a process is checked.
 
     Args:
         function: Name of the function.
         validate_args: None, True (strict) or False.
-        check: A check of this module.
-        *arguments: Its arguments but `strict`.
+        family: The likelihood.
+        output: Its first parameter, or None where it is not in memory.
+        target: x and its weights.
     """
-    tensors = (t for t in arguments if isinstance(t, Tensor))
-    if look(validate_args, function in _looked, *tensors):
-        check(*arguments, validate_args is True)
+    if look(validate_args, function in _looked, *(t for t in (target.x, output) if t is not None)):
+        check_likelihood(family, output, target, validate_args is True)
         _looked.add(function)
 
 
@@ -120,24 +123,43 @@ def check_gaussian(
         check_sigmoid_targets(x, x_scale, mean)
 
 
-def check_likelihood(family: Likelihood, output: Tensor | None, x: Tensor, x_scale: float | None, strict: bool) -> None:
+def check_likelihood(family: Likelihood, output: Tensor | None, target: Target, strict: bool) -> None:
     """Checks the targets of any likelihood, and its first parameter.
+
+    Elements that take no part are not looked at.
 
     Args:
         family: The likelihood.
         output: Its first parameter, or None where it is not in memory.
-        x: Targets.
-        x_scale: Multiplies x.
+        target: x and its weights.
         strict: Check more (validate_args=True).
 
     Raises:
-        ValueError: Values outside the support, or not finite.
+        ValueError: Values outside the support, or not finite; a weight that is negative or not finite.
     """
+    x, x_scale = target.selected(), target.x_scale
+    if target.weight is not None:
+        check_weight(target.weight)
+        # Laid out differently, an output has no element that is known to take no part.
+        fits = output is not None and output.shape[output.dim() - x.dim() :] == x.shape
+        output = torch.where(target.weight != 0, output, 0.0) if fits else None  # type: ignore[arg-type]
     if family.support == (0, 1):
         check_bernoulli(output, x, x_scale, getattr(family, "from_probs", False), strict)
         return
     sigmoid = getattr(family, "sigmoid_means", False)
     check_gaussian(output, x, x_scale, sigmoid, strict, family)
+
+
+def check_weight(weight: Tensor) -> None:
+    """Checks that weights are finite and not negative.
+
+    Raises:
+        ValueError: A weight that is; the message names the first.
+    """
+    ends = _ends(weight) if weight.is_floating_point() else None
+    if ends is not None and not (ends[0] >= 0 and ends[1] < math.inf):
+        sentence = _first(weight, None, lambda w: (w >= 0) & (w < math.inf), "weight")
+        raise ValueError(f"{sentence}; a weight is finite and 0 or more")
 
 
 # ---- checks of values -----------------------------------------------------------------------------------------------

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import bounds
 from ..checks.arguments import check_beta, converted
-from ..checks.batch_dims import checked_batch_dims, datapoints, latents, samples_of, say_one_datapoint
+from ..checks.batch_dims import checked_batch_dims, latents, samples_of, say_one_datapoint
 from ..checks.choices import ESTIMATORS, REDUCTIONS, unknown
 from ..checks.errors import check_dense
 from ..checks.seeds import Generators
-from ..likelihoods import GaussianOutput, LinearLogits, LinearOutput, named
+from ..likelihoods import GaussianOutput, Likelihood, LinearLogits, LinearOutput, named
 from ..likelihoods import values as ranges
 from ..likelihoods.base import Parameter
+from ..likelihoods.target import Target, datapoint_weights, target_of
 from ..ops import decoder_output as parameters
 from ..ops import fused_linear as linear_likelihood
 from ..ops.autograd import is_batched
@@ -31,6 +32,24 @@ Recon = Tensor | LinearLogits | LinearOutput | GaussianOutput | tuple[Parameter,
 
 # DReG reads the samples' weights from the upstream gradient of the KL, so beta is above 0 where a warm-up begins too.
 SMALLEST_BETA = 1e-20
+
+
+class ELBOTerms(NamedTuple):
+    """Loss of a batch, and the terms of the ELBO in it, in nats.
+
+    Each is reduced as the criterion says: 0-d, or (*batch,) with reduction "none". The mean over samples is taken. With
+    weights of datapoints each term is weighed as the loss is.
+    """
+
+    loss: Tensor
+    """What is differentiated, `criterion(...)`."""
+    log_likelihood: Tensor
+    """log p(x|z), without a gradient."""
+    kl: Tensor
+    """KL(q(z|x) || p(z)), without a gradient, before beta, free bits and a capacity.
+
+    Of the estimators with a Monte Carlo KL it is log q(z|x) - log p(z).
+    """
 
 
 def _option(name: str, default: Any, doc: str) -> Any:
@@ -241,6 +260,9 @@ class FusedELBO(nn.Module):
         logvar: Tensor | None = None,
         *,
         kl: Tensor | None = None,
+        weight: Tensor | None = None,
+        offset: Tensor | None = None,
+        datapoint_weight: Tensor | None = None,
     ) -> Tensor:
         """Returns the loss, float32, in nats: 0-d, or (*batch,) with reduction "none".
 
@@ -251,11 +273,54 @@ class FusedELBO(nn.Module):
             mu: the posterior's means, (*batch, latent_dim).
             logvar: the logarithms of its variances, of mu's shape.
             kl: the second result of `sample`, in place of mu and logvar.
+            weight: of x's shape, or broadcast to it. bool or uint8 is a mask of the elements that were observed: the
+                others take no part in log p(x|z), by selection, so that a NaN there does no harm. Floats, 0 or more,
+                weigh the elements. See `aevb.log_prob`. With "iwae" and a mask the loss is that of MIWAE (Mattei &
+                Frellsen 2019).
+            offset: (*batch,), or broadcast to it: added to the likelihood's first parameter. It gets a gradient.
+            datapoint_weight: (*batch,), or broadcast to it: multiplies the loss of each datapoint, its KL included,
+                and stays outside of the logarithm of "iwae". "mean" still divides by the number of datapoints.
 
         Raises:
             ValueError: neither or both of (mu, logvar) and kl; values out of range, where they are looked at.
             RuntimeError: shapes, dtypes or devices that do not fit.
         """
+        # Of the hot path: no dictionary of arguments is made where none of them is given.
+        if weight is None and offset is None and datapoint_weight is None:
+            return self._parts(recon, x, mu, logvar, kl, None, None, None, False)[0]
+        return self._parts(recon, x, mu, logvar, kl, weight, offset, datapoint_weight, False)[0]
+
+    def terms(
+        self,
+        recon: Recon,
+        x: Tensor,
+        mu: Tensor | None = None,
+        logvar: Tensor | None = None,
+        *,
+        kl: Tensor | None = None,
+        weight: Tensor | None = None,
+        offset: Tensor | None = None,
+        datapoint_weight: Tensor | None = None,
+    ) -> ELBOTerms:
+        """Returns the loss, and the log-likelihood and KL in it, for a log.
+
+        The arguments, the errors and the loss are those of a call of the criterion, and so is the time.
+        """
+        return ELBOTerms(*self._parts(recon, x, mu, logvar, kl, weight, offset, datapoint_weight, True))
+
+    def _parts(
+        self,
+        recon: Recon,
+        x: Tensor,
+        mu: Tensor | None,
+        logvar: Tensor | None,
+        kl: Tensor | None,
+        weight: Tensor | None,
+        offset: Tensor | None,
+        datapoint_weight: Tensor | None,
+        wants_terms: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the loss, and with wants_terms its terms, else anything."""
         if not (type(recon) is Tensor is type(x)) or not self.family.is_whole:
             self._check_given(recon, x, mu, logvar, kl)
         posterior = self._posterior(recon, x, mu, logvar) if kl is None else None
@@ -265,11 +330,25 @@ class FusedELBO(nn.Module):
         params = None if is_linear else self.family.parameters(recon)
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
+        target = Target(x)
+        if not (weight is None and offset is None):
+            batch = posterior[0].shape[:-1] if kl is None else self._batch_of(kl)  # type: ignore[index]
+            target = target_of("FusedELBO", x, None, weight, offset, batch)
         if self.validate_args is not False and not _is_compiling() and self._is_wanted(x):
-            self._look(params, x)
+            self._look(params, target)
         if kl is not None:
             self._check_kl(recon, params, x, kl)
-        return self._of_checked(recon, params, x, posterior, kl)
+        target = target if self.x_scale is None else target._replace(x_scale=self.x_scale)
+        if datapoint_weight is not None:
+            batch = posterior[0].shape[:-1] if kl is None else self._batch_of(kl)  # type: ignore[index]
+            datapoint_weight = datapoint_weights("FusedELBO", datapoint_weight, batch)
+        return self._of_checked(recon, params, target, posterior, kl, datapoint_weight, wants_terms)
+
+    def _batch_of(self, kl: Tensor) -> torch.Size:
+        """Returns the batch shape of the kl of `sample`."""
+        if self._per_sample_kl():
+            return kl.shape[1:]
+        return kl.shape if self.free_bits is None else kl.shape[:-1]
 
     def _posterior(self, recon: Recon, x: Tensor, mu: Tensor | None, logvar: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns mu and logvar as (*batch, D), where the KL is computed from them."""
@@ -292,25 +371,41 @@ class FusedELBO(nn.Module):
         self,
         recon: Recon,
         params: tuple[Parameter, ...] | None,
-        x: Tensor,
+        target: Target,
         posterior: tuple[Tensor, Tensor] | None,
         kl: Tensor | None,
-    ) -> Tensor:
+        datapoint_weight: Tensor | None,
+        wants_terms: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the loss by the kernel that fits: `params` are recon's, None where recon is of a linear layer."""
         if ESTIMATORS[self.estimator].importance_weighted:
             assert kl is not None
-            return self._importance_weighted(recon, params, x, kl)
-        is_whole = params is not None and self.family.is_whole
-        if kl is None:
+            loss, log_prob = self._importance_weighted(recon, params, target, kl, datapoint_weight)
+            return loss, log_prob, self._weighed(kl.detach().mean(0), datapoint_weight) if wants_terms else loss
+        is_whole = params is not None and self.family.is_whole and target.is_plain and datapoint_weight is None
+        is_simple = self.free_bits is None and self.capacity is None
+        if kl is None and not (is_whole and is_simple):
             assert posterior is not None
-            if is_whole and self.free_bits is None and self.capacity is None:
-                return self._loss(recon, x, *posterior, None)
-            kl = self._closed_form_kl(*posterior)
-        kl = self.kl_term(kl)
-        if params is None:
-            assert isinstance(recon, LinearLogits | LinearOutput)
-            return self._of_linear(recon, x, kl)
-        return self._loss(recon, x, None, None, kl) if is_whole else self._of_parameters(params, x, kl)
+            kl, posterior = self._closed_form_kl(*posterior), None
+        if is_whole and (kl is None or (is_simple and not self._per_sample_kl())):
+            return self._loss(recon, target, posterior, kl, wants_terms)
+        assert kl is not None
+        term = self.kl_term(kl)
+        if is_whole:
+            loss, log_prob, _ = self._loss(recon, target, None, term, wants_terms)
+        else:
+            loss, log_prob = self._of_rows(recon, params, target, term, datapoint_weight)
+        return loss, log_prob, self._weighed(self._mean_kl(kl), datapoint_weight) if wants_terms else loss
+
+    def _mean_kl(self, kl: Tensor) -> Tensor:
+        """Returns each datapoint's KL, (*batch,), without a graph, before free bits and a capacity."""
+        kl = kl.detach()
+        if self._per_sample_kl():
+            return kl.mean(0)
+        return kl if self.free_bits is None else kl.sum(-1)
+
+    def _weighed(self, of_datapoints: Tensor, datapoint_weight: Tensor | None) -> Tensor:
+        return self._reduced(of_datapoints if datapoint_weight is None else datapoint_weight * of_datapoints)
 
     def _check_given(self, recon, x, mu, logvar, kl) -> None:
         """Raises TypeError for an argument that is no dense tensor, or none made of such."""
@@ -322,16 +417,16 @@ class FusedELBO(nn.Module):
         """Whether a call with x may look at its values. In a graph nobody asks, since `_looked` would be a guard."""
         return self.validate_args is True or (not self._looked and x.is_cpu)
 
-    def _look(self, params: tuple[Parameter, ...] | None, x: Tensor) -> None:
+    def _look(self, params: tuple[Parameter, ...] | None, target: Target) -> None:
         """Looks at the values, where `validate_args` says so; after a fault the next call looks again."""
         output = None if params is None else params[0]
         assert output is None or isinstance(output, Tensor)
-        if not ranges.look(self.validate_args, self._looked, x, *([] if output is None else [output])):
+        if not ranges.look(self.validate_args, self._looked, target.x, *([] if output is None else [output])):
             return
         strict = self.validate_args is True
         if isinstance(self._beta, Tensor) and (strict or self._beta.device.type == "cpu"):
             check_beta(self._beta.item())
-        ranges.check_likelihood(self.family, output, x, self.x_scale, strict)
+        ranges.check_likelihood(self.family, output, target._replace(x_scale=self.x_scale), strict)
         self._looked = True
 
     def _check_kl(self, recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, kl: Tensor) -> None:
@@ -428,67 +523,95 @@ class FusedELBO(nn.Module):
         samples = log_prob.shape[: log_prob.dim() - term.dim()].numel()
         return self._reduced(self._weight() * term - log_prob.reshape(samples, *term.shape).mean(0))
 
-    def _loss(self, recon, x, mu, logvar, kl) -> Tensor:
-        _, _, kernel, _ = self.family.kernel_arguments((recon,))
-        return negative_elbo(
-            recon,
-            x,
-            mu,
-            logvar,
-            kl,
-            self._weight(),
-            REDUCTIONS[self.reduction],
-            kernel,
-            self.x_scale,
-        )
+    def _loss(
+        self, recon: Recon, target: Target, posterior: tuple[Tensor, Tensor] | None, kl: Tensor | None, terms: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        _, _, kernel, _ = self.family.kernel_arguments((recon,))  # type: ignore[arg-type]
+        mu, logvar = (None, None) if posterior is None else posterior
+        reduction = REDUCTIONS[self.reduction]
+        found = negative_elbo(recon, target.x, mu, logvar, kl, self._weight(), reduction, kernel, target.x_scale, terms)
+        return found if terms else (found, found, found)
 
-    def _of_linear(self, logits: LinearLogits | LinearOutput, x: Tensor, kl: Tensor) -> Tensor:
-        x = datapoints(x, kl.shape)
-        samples = _samples(logits, None, x, kl.dim())
-        if self.reduction == "none" or kl.numel() == 0:
-            log_prob = linear_likelihood.rows_log_prob(self.family, logits, x, self.x_scale)
-            loss = self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0)
-            return self._reduced(loss)
-        count, kl = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
-        factor = 1.0 / (samples * count) if samples else float("nan")
-        return self._weight() * kl - linear_likelihood.sum_log_prob(self.family, logits, x, self.x_scale, factor)
+    def _of_rows(
+        self,
+        recon: Recon,
+        params: tuple[Parameter, ...] | None,
+        target: Target,
+        kl: Tensor,
+        datapoint_weight: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the loss from log p(x|z) of rows or of their sum, and the log-likelihood, without a graph.
 
-    def _of_parameters(self, params: tuple[Parameter, ...], x: Tensor, kl: Tensor) -> Tensor:
-        if self.reduction == "none" or kl.numel() == 0:
-            log_prob = parameters.log_prob_of(self.family, params, x, kl.shape, self.x_scale)
-            samples = log_prob.shape[: log_prob.dim() - kl.dim()].numel()
-            return self._reduced(self._weight() * kl - log_prob.reshape(samples, *kl.shape).mean(0))
-        count, of_all = (1, kl.sum()) if self.reduction == "sum" else (kl.numel(), kl.mean())
-        return self._weight() * of_all + parameters.sum_log_prob(
-            self.family, params, x, kl.shape, self.x_scale, -1.0 / count
-        )
+        A sum is computed with its gradients in one pass; a gradient of datapoint_weight needs the rows.
+        """
+        learns_weight = datapoint_weight is not None and datapoint_weight.requires_grad
+        if self.reduction == "none" or kl.numel() == 0 or learns_weight:
+            log_prob = self._rows_log_prob(self.family, recon, params, target, kl.shape)
+            mean = log_prob.reshape(log_prob.shape[: log_prob.dim() - kl.dim()].numel(), *kl.shape).mean(0)
+            loss = self._weighed(self._weight() * kl - mean, datapoint_weight)
+            return loss, self._weighed(mean.detach(), datapoint_weight)
+        count = 1 if self.reduction == "sum" else kl.numel()
+        factor: float | Tensor = -1.0 / count
+        if datapoint_weight is not None:
+            kl, factor = datapoint_weight * kl, factor * datapoint_weight
+        value = self._sum_log_prob(recon, params, target, kl, factor)
+        return self._weight() * self._reduced(kl) + value, -value.detach()
+
+    def _rows_log_prob(
+        self, family: Likelihood, recon: Recon, params: tuple[Parameter, ...] | None, target: Target, batch: torch.Size
+    ) -> Tensor:
+        """Returns log p(x|z), (*samples, *batch)."""
+        if params is not None:
+            return parameters.log_prob_of(family, params, target, batch)
+        assert isinstance(recon, LinearLogits | LinearOutput)
+        return linear_likelihood.rows_log_prob(family, recon, target.flat(batch))
+
+    def _sum_log_prob(
+        self,
+        recon: Recon,
+        params: tuple[Parameter, ...] | None,
+        target: Target,
+        kl: Tensor,
+        factor: float | Tensor,
+    ) -> Tensor:
+        """Returns the sum over datapoints of factor times the mean over samples of log p(x|z)."""
+        if params is not None:
+            return parameters.sum_log_prob(self.family, params, target, kl.shape, factor)
+        assert isinstance(recon, LinearLogits | LinearOutput)
+        samples = _samples(recon, None, target.x, kl.dim())
+        factor = factor / samples if samples else float("nan")
+        return linear_likelihood.sum_log_prob(self.family, recon, target.flat(kl.shape), factor)
 
     def _importance_weighted(
-        self, recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, log_ratio: Tensor
-    ) -> Tensor:
-        beta, family = self.ratio_weight(), self.family.density
-        if params is not None and family.is_whole:
-            rows = tuple(log_ratio.shape)
-            assert isinstance(recon, Tensor)
-            log_prob = reconstruction_log_prob(family, recon, x, rows, self.x_scale)
-            loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
-        elif params is not None:
-            params = params if family is self.family else family.parameters(recon)
-            log_prob = parameters.log_prob_of(family, params, x, log_ratio.shape[1:], self.x_scale)
-            log_prob = log_prob.reshape(log_ratio.shape)  # of a pixel and a datapoint, samples look like either
-            loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
-        else:
+        self,
+        recon: Recon,
+        params: tuple[Parameter, ...] | None,
+        target: Target,
+        log_ratio: Tensor,
+        datapoint_weight: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns minus the importance-weighted bound, and the log-likelihood, without a graph."""
+        beta, family, batch = self.ratio_weight(), self.family.density, log_ratio.shape[1:]
+        learns_weight = datapoint_weight is not None and datapoint_weight.requires_grad
+        count = batch.numel()
+        if params is None and self.reduction != "none" and count and not learns_weight:
             assert isinstance(recon, LinearLogits | LinearOutput)
-            x = datapoints(x, log_ratio.shape[1:])
-            count = x.shape[:-1].numel()
-            if self.reduction != "none" and count:
-                factor = -1.0 / (count if self.reduction == "mean" else 1)
-                return linear_likelihood.sum_importance_weighted_bound(
-                    family, recon, x, self.x_scale, log_ratio, beta, factor
-                )
-            log_prob = linear_likelihood.rows_log_prob(family, recon, x, self.x_scale)
-            loss = -bounds.importance_weighted_bound(log_prob, log_ratio, beta)
-        return self._reduced(loss)
+            factor: float | Tensor = -1.0 / (count if self.reduction == "mean" else 1)
+            factor = factor if datapoint_weight is None else factor * datapoint_weight
+            loss, minus_log_prob = linear_likelihood.sum_importance_weighted_bound(
+                family, recon, target.flat(batch), log_ratio, beta, factor
+            )
+            return loss, -minus_log_prob
+        if params is not None and family.is_whole:
+            assert isinstance(recon, Tensor)
+            log_prob = reconstruction_log_prob(family, recon, target, tuple(log_ratio.shape))
+        else:
+            params = params if params is None or family is self.family else family.parameters(recon)
+            log_prob = self._rows_log_prob(family, recon, params, target, batch)
+            # Of a pixel and a datapoint, samples look like either.
+            log_prob = log_prob if params is None else log_prob.reshape(log_ratio.shape)
+        bound = bounds.importance_weighted_bound(log_prob, log_ratio, beta)
+        return self._weighed(-bound, datapoint_weight), self._weighed(log_prob.detach().mean(0), datapoint_weight)
 
     def _reduced(self, loss: Tensor) -> Tensor:
         return loss if self.reduction == "none" else loss.mean() if self.reduction == "mean" else loss.sum()

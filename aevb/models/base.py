@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,8 @@ from ..inference.methods import InferenceMethods
 from ..inference.protocols import encoded, observed_part
 from ..likelihoods import GaussianOutput, LinearLogits, LinearOutput
 from ..likelihoods.base import Parameter
-from ..likelihoods.values import check_likelihood, check_pixels, is_wanted, look_once
+from ..likelihoods.target import target_of
+from ..likelihoods.values import check_pixels, is_wanted, look_once
 from ..ops.fused_linear import rows_log_prob
 from ..ops.gaussian import sample_gaussian
 from ..ops.likelihood import likelihood_log_prob
@@ -208,23 +208,26 @@ class BaseVAE(InferenceMethods, nn.Module):
         """
         return self.decode(z)
 
-    def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, z: Tensor, *, weight: Tensor | None = None) -> Tensor:
         """Returns log p(x|z), in nats, of z's leading dimensions.
 
         Args:
             x: (..., data_dim).
             z: (..., latent_dim), or (L, ..., latent_dim) for L samples.
+            weight: of x's shape or broadcast to it, as for `aevb.log_prob`: a mask of the observed elements, say.
         """
-        check_dense(type(self).__name__, x=x)
+        name = type(self).__name__
+        check_dense(name, x=x)
+        target = target_of(name, x, None, weight, None, x.shape[:-1])
         recon, family = self.recon(z), self.family.density
         is_linear = isinstance(recon, LinearLogits | LinearOutput)
         params = () if is_linear else family.parameters(recon)
         if is_wanted(key := f"log_prob, {family.name}", None, x):
-            first = None if is_linear else params[0]
-            look_once(key, None, functools.partial(check_likelihood, family), first, x, None)
+            first: Any = None if is_linear else params[0]
+            look_once(key, None, family, first, target)
         if isinstance(recon, LinearLogits | LinearOutput):
-            return rows_log_prob(family, recon, x, None)
-        return likelihood_log_prob(family, params, x, None)
+            return rows_log_prob(family, recon, target)
+        return likelihood_log_prob(family, params, target)
 
     def mean(self, z: Tensor) -> Tensor:
         """Returns E[x|z], (..., data_dim): for bits the probability of each."""

@@ -16,7 +16,7 @@ import operator
 import os
 import platform
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,6 +104,15 @@ class GradientInForward(NamedTuple):
     """
 
 
+class Derived(NamedTuple):
+    """Gradient of an op that follows from the kernel's gradient of the first argument."""
+
+    applies: Callable[[Sequence], bool]
+    """(options): whether it does."""
+    gradient: Callable[[Sequence, Sequence, Tensor], Tensor]
+    """(tensors, options, gradient of the first argument): the gradient."""
+
+
 class _Saved(NamedTuple):
     """Part of an autograd context that a backward pass reads."""
 
@@ -126,6 +135,9 @@ class DifferentiableOp:
         for_kernel: (options, upstream gradients): the upstream arguments of `name_backward`.
         only_needed: `name_backward` also takes a bit mask of needed gradients, and returns anything for the others.
         in_forward: how eager mode computes a gradient in the forward pass, if it can.
+        derived: gradients that follow from the first argument's, by their argument's position.
+        results: how many results it has where only the first is differentiable; the others are for reports.
+        backward: the op of its gradients, if that is not `name_backward`.
     """
 
     def __init__(
@@ -138,13 +150,18 @@ class DifferentiableOp:
         for_kernel: Callable | None = None,
         only_needed: bool = False,
         in_forward: GradientInForward | None = None,
+        derived: Mapping[int, Derived] | None = None,
+        results: int = 1,
+        backward: str | None = None,
     ):
         self.name, self.num_tensors, self.fused, self.formula, self.fake = name, num_tensors, fused, formula, fake
         self.for_kernel, self.only_needed, self.in_forward = for_kernel, only_needed, in_forward
+        self.derived, self.results = derived or {}, results
         ops = torch.ops.aevb
         self.op = getattr(ops, name).default
         self.kernel = getattr(ops, f"{name}_forward").default
-        self.backward_kernel = getattr(ops, f"{name}_backward").default
+        self.backward_kernel = getattr(ops, backward or f"{name}_backward").default
+        self.has_own_backward = backward is None
         self.argument_names = [argument.name for argument in self.kernel._schema.arguments]
         self.backward_names = [argument.name for argument in self.backward_kernel._schema.arguments]
         self.rare = tuple(i for i in range(num_tensors) if i not in fused)
@@ -179,13 +196,16 @@ class DifferentiableOp:
     # ---- eager mode ----
 
     def _eager(self) -> Callable:
-        kernel, num_tensors, name = self.kernel, self.num_tensors, self.name
+        kernel, num_tensors, name, reports = self.kernel, self.num_tensors, self.name, self.results > 1
 
         class Eager(Function):
             @staticmethod
             def forward(ctx, *args):
                 save(ctx, args, num_tensors)
-                return kernel(*args)
+                found = kernel(*args)
+                if reports:
+                    ctx.mark_non_differentiable(*found[1:])
+                return found
 
             backward = staticmethod(self.gradients)
 
@@ -194,17 +214,21 @@ class DifferentiableOp:
 
     def _eager_in_forward(self, in_forward: GradientInForward) -> Callable:
         num_tensors, name, gradients, rare = self.num_tensors, self.name, self.gradients, self.rare
-        by_position = self.by_position
+        by_position, results = self.by_position, self.results
 
         class Eager(Function):
             @staticmethod
             def forward(ctx, *args):
-                result, *taken = in_forward.forward(*args)
-                save(ctx, args, num_tensors, taken)
-                return result
+                found = in_forward.forward(*args)
+                save(ctx, args, num_tensors, found[results:])
+                if results == 1:
+                    return found[0]
+                ctx.mark_non_differentiable(*found[1:results])
+                return found[:results]
 
             @staticmethod
             def backward(ctx, *grads):
+                grads = grads if results == 1 else grads[:1]
                 tensors, taken = ctx.saved_tensors[:num_tensors], ctx.saved_tensors[num_tensors:]
                 needs = ctx.needs_input_grad
                 if not (torch.is_grad_enabled() or any([needs[i] for i in rare]) or is_batched(*grads)):
@@ -223,11 +247,14 @@ class DifferentiableOp:
 
         def setup_context(ctx, inputs, output):
             save(ctx, inputs, num_tensors)
+            if self.results > 1:
+                ctx.mark_non_differentiable(*output[1:])
 
         torch.library.register_autograd(name, self.gradients, setup_context=setup_context)
         torch.library.register_fake(name, self.fake)
         torch.library.register_fake(f"{name}_forward", self.fake)
-        torch.library.register_fake(f"{name}_backward", self._fake_backward)
+        if self.has_own_backward:
+            torch.library.register_fake(f"{name}_backward", self._fake_backward)
 
     def _fake_backward(self, *args):
         wanted = from_bits(args[-1], len(self.fused)) if self.only_needed else [True] * len(self.fused)
@@ -241,19 +268,27 @@ class DifferentiableOp:
 
         Eager mode and graphs use it.
         """
-        needs = ctx.needs_input_grad
-        if torch.is_grad_enabled() or _functorch_active() or any([needs[i] for i in self.rare]):
-            found = reference_gradients(self.formula, ctx.saved_tensors, ctx.options, needs[: self.num_tensors], grads)
-            return *found, *(None,) * len(ctx.options)
+        needs, tensors, options = ctx.needs_input_grad, ctx.saved_tensors, ctx.options
+        grads = grads if self.results == 1 else grads[:1]
+        rare = [i for i in self.rare if needs[i]]
+        by_formula = torch.is_grad_enabled() or _functorch_active()
+        if by_formula or not all([i in self.derived and self.derived[i].applies(options) for i in rare]):
+            found = reference_gradients(self.formula, tensors, options, needs[: self.num_tensors], grads)
+            return *found, *(None,) * len(options)
         if self.for_kernel is not None:
-            grads = self.for_kernel(ctx.options, grads)
+            grads = self.for_kernel(options, grads)
         if self.only_needed:
             wanted = [needs[i] for i in self.fused]
-            found = self._run_backward(*ctx.saved_tensors, *ctx.options, *grads, as_bits(wanted))
+            wanted[0] = wanted[0] or bool(rare)
+            found = self._run_backward(*tensors, *options, *grads, as_bits(wanted))
             found = tuple([f if want else None for f, want in zip(found, wanted, strict=True)])
         else:
-            found = self._run_backward(*ctx.saved_tensors, *ctx.options, *grads)
-        return self.by_position((*found, None) if len(self.fused) > 1 else (found, None))
+            found = self._run_backward(*tensors, *options, *grads)
+        by_position = self.by_position((*found, None) if len(self.fused) > 1 else (found, None))
+        if not rare:
+            return by_position
+        derived = {i: self.derived[i].gradient(tensors, options, found[0]) for i in rare}
+        return tuple(derived.get(i, gradient) for i, gradient in enumerate(by_position))
 
     def _run_backward(self, *args):
         try:
@@ -311,8 +346,8 @@ class KernelFunction(Function):
         raise NotImplementedError
 
     @classmethod
-    def backward(cls, ctx, grad):
-        """Returns a gradient for each argument, or None."""
+    def backward(cls, ctx, grad, *_):
+        """Returns a gradient for each argument, or None, from the first result's."""
         tensors, taken = ctx.saved_tensors[: cls.num_tensors], ctx.saved_tensors[cls.num_tensors :]
         needs = ctx.needs_input_grad[: cls.num_tensors]
         if torch.is_grad_enabled() or any([needs[i] for i in cls.rare]) or is_batched(grad):
@@ -351,7 +386,7 @@ def reference_gradients(
         wanted = [t for t, need in zip(inputs, needs, strict=False) if need]
         outputs = formula(*inputs, *options)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+        pairs = [(o, g) for o, g in zip(outputs[: len(grads)], grads, strict=True) if g is not None and o.requires_grad]
         found = iter(
             torch.autograd.grad(
                 [o for o, _ in pairs],

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from ..likelihoods.base import above_floor, above_floor_backward
+from ..likelihoods.target import Target
+from .likelihood import Factor
 from .matmul import packed, product, rows_product
 
 # Bytes of a chunk's logits. On a CPU they stay in the second-level cache. On a GPU products of fewer rows do not fill
@@ -38,58 +40,60 @@ class Kernel(NamedTuple):
     Args:
         likelihood: name of the kernel.
         scalar: the likelihood's fixed number, if it has one.
-        x_scale: multiplies x.
         shared: a second parameter, (D,), that is no output of the layer.
         floor: replaces the second parameter o of two by ``floor + softplus(o - floor)``, as a model's decoder does.
     """
 
     likelihood: str
     scalar: float = 0.0
-    x_scale: float | None = None
     shared: Tensor | None = None
     floor: float | None = None
 
-    def log_prob(self, out: Tensor, x: Tensor) -> Tensor:
+    def log_prob(self, out: Tensor, target: Target) -> Tensor:
         """Returns log p(x|z) of a chunk, (samples, datapoints).
 
         Args:
             out: (samples, datapoints, P * D), the layer's output.
-            x: (datapoints, D).
+            target: of x (datapoints, D).
         """
+        x, x_scale, x_weight, offset = target
         p0, p1 = self._parameters(out, x)
-        return _log_prob(p0, x, p1, self.likelihood, self.scalar, self.x_scale)
+        return _log_prob(p0, x, p1, x_weight, offset, self.likelihood, self.scalar, x_scale)
 
-    def both(self, out: Tensor, x: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    def both(self, out: Tensor, target: Target, factor: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns log p(x|z) of a chunk and `factor` times its gradients.
 
         Args:
             out: (samples, datapoints, P * D), the layer's output; the kernel may overwrite it with its gradient.
-            x: (datapoints, D).
+            target: of x (datapoints, D).
             factor: upstream gradient, the same for every row.
 
         Returns:
             (log_prob, grad_out, grad_shared). grad_shared has one row of D for each row of out, or is None.
         """
+        x, x_scale, x_weight, offset = target
+        options = x_weight, offset, self.likelihood, self.scalar, x_scale, factor
         if self.shared is None and out.shape[-1] == x.shape[-1]:
-            return _both_in_place(out, x, self.likelihood, self.scalar, self.x_scale, factor), out, None
+            return _both_in_place(out, x, *options), out, None
         p0, p1 = self._parameters(out, x)
-        log_prob, *grads = _both(p0, x, p1, self.likelihood, self.scalar, self.x_scale, factor, 3)
+        log_prob, *grads = _both(p0, x, p1, *options, 3)
         return log_prob, *self._of_out(out, *grads)
 
-    def gradient(self, out: Tensor, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor | None]:
+    def gradient(self, out: Tensor, target: Target, upstream: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the gradients of out and `shared` for a per-row upstream gradient.
 
         Args:
             out: (samples, datapoints, P * D), the layer's output.
-            x: (datapoints, D).
+            target: of x (datapoints, D).
             upstream: (samples, datapoints), the gradient of log p(x|z).
 
         Returns:
             (grad_out, grad_shared). grad_shared has one row of D for each row of out, or is None.
         """
+        x, x_scale, x_weight, offset = target
         p0, p1 = self._parameters(out, x)
         needs = 1 if p1 is None else 3
-        grads = _gradient(p0, x, p1, self.likelihood, self.scalar, self.x_scale, upstream, needs)
+        grads = _gradient(p0, x, p1, x_weight, offset, self.likelihood, self.scalar, x_scale, upstream, needs)
         return self._of_out(out, *grads) if p1 is not None else (grads[0], None)
 
     def _parameters(self, out: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -286,24 +290,35 @@ class Sum(NamedTuple):
             datapoints. `share` is the chunk's part of the sum. grad_log_prob is None where it is the number `factor`
             for every row. grad_log_ratio is None where the sum does not depend on log_ratio.
         factor: the gradient of the sum by log p(x|z) if it is the same for all rows, else None.
+        log_prob_of: log_prob -> the chunk's part of the sum of factor * log p(x|z), where that is another sum.
     """
 
     chunks: Iterable[Chunk]
     weigh: Callable[[Tensor, slice, slice], tuple[Tensor, Tensor | None, Tensor | None]]
     factor: float | None
+    log_prob_of: Callable[[Tensor, slice], Tensor] | None = None
 
 
-def sum_of_log_prob(h: Tensor, weight: Tensor, x: Tensor, factor: float) -> Sum:
+def sum_of_log_prob(h: Tensor, weight: Tensor, x: Tensor, factor: Factor) -> Sum:
     """Returns the `Sum` of factor * log p(x|z) over all rows."""
+    chunks = chunks_of(*sizes_of(h, x), rows_of_chunk(weight))
+    if isinstance(factor, Tensor):
+        factors = factor.detach().reshape(-1)
+
+        def weigh_each(log_prob, samples, datapoints):
+            grad = factors[datapoints].expand_as(log_prob)
+            return (grad * log_prob).sum(dtype=torch.float64), grad, None
+
+        return Sum(chunks, weigh_each, None)
 
     def weigh(log_prob, samples, datapoints):
         return factor * log_prob.sum(dtype=torch.float64), None, None
 
-    return Sum(chunks_of(*sizes_of(h, x), rows_of_chunk(weight)), weigh, factor)
+    return Sum(chunks, weigh, factor)
 
 
 def sum_of_bounds(
-    h: Tensor, weight: Tensor, x: Tensor, log_ratio: Tensor, beta: Tensor | float, factor: float
+    h: Tensor, weight: Tensor, x: Tensor, log_ratio: Tensor, beta: Tensor | float, factor: Factor
 ) -> Sum | None:
     """Returns the `Sum` of factor * importance-weighted bound over datapoints.
 
@@ -315,7 +330,7 @@ def sum_of_bounds(
         x: (*batch, D).
         log_ratio: (L, *batch), log q(z|x) - log p(z).
         beta: weight of log_ratio.
-        factor: multiplies the sum.
+        factor: multiplies the sum, or each datapoint's bound.
 
     Returns:
         The sum, or None if L is 0 or more than 8 times the rows of a chunk.
@@ -325,21 +340,34 @@ def sum_of_bounds(
     if 8 * rows < L or L == 0:
         return None
     ratios = log_ratio.detach().reshape(L, B)
+    factors = factor.detach().reshape(B) if isinstance(factor, Tensor) else None
 
     def weigh(log_prob, samples, datapoints):
         log_weight = log_prob - beta * ratios[samples, datapoints]
-        share = (torch.logsumexp(log_weight, 0) - math.log(L)).sum(dtype=torch.float64)
-        grad = factor * torch.softmax(log_weight, 0)
-        return factor * share, grad, -beta * grad
+        bounds = torch.logsumexp(log_weight, 0) - math.log(L)
+        if factors is None:
+            grad = factor * torch.softmax(log_weight, 0)
+            return factor * bounds.sum(dtype=torch.float64), grad, -beta * grad
+        grad = factors[datapoints] * torch.softmax(log_weight, 0)
+        return (factors[datapoints] * bounds).sum(dtype=torch.float64), grad, -beta * grad
+
+    def log_prob_of(log_prob, datapoints):
+        of_each = log_prob.mean(0)
+        return (of_each * (factor if factors is None else factors[datapoints])).sum(dtype=torch.float64)
 
     step = max(rows // L, 1)
-    return Sum((Chunk(0, L, begin, min(begin + step, B)) for begin in range(0, B, step)), weigh, None)
+    chunks = (Chunk(0, L, begin, min(begin + step, B)) for begin in range(0, B, step))
+    return Sum(chunks, weigh, None, log_prob_of)
 
 
 class Taken(NamedTuple):
-    """Value of a `Sum` (0-d, float64) and its requested gradients, else None."""
+    """Value of a `Sum` (0-d, float64) and its requested gradients, else None.
+
+    log_prob is the sum of factor * log p(x|z), averaged over samples.
+    """
 
     value: Tensor
+    log_prob: Tensor
     h: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
@@ -347,7 +375,9 @@ class Taken(NamedTuple):
     log_ratio: Tensor | None  # (L, B)
 
 
-def take(what: Sum, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, kernel: Kernel, needs: Sequence[bool]) -> Taken:
+def take(
+    what: Sum, h: Tensor, weight: Tensor, bias: Tensor, target: Target, kernel: Kernel, needs: Sequence[bool]
+) -> Taken:
     """Returns the value of a `Sum` and its gradients, in one pass.
 
     Args:
@@ -355,29 +385,32 @@ def take(what: Sum, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, kernel: 
         h: (*samples, *batch, H), the last hidden layer.
         weight: (P * D, H).
         bias: (P * D,).
-        x: (*batch, D).
+        target: of x (*batch, D).
         kernel: the likelihood's kernel.
         needs: whether the gradients of h, weight, bias, the kernel's shared parameter and log_ratio are needed.
     """
-    L, B = sizes_of(h, x)
-    H, D = h.shape[-1], x.shape[-1]
+    L, B = sizes_of(h, target.x)
+    H, D = h.shape[-1], target.x.shape[-1]
     training = any(needs[:4])
-    samples, x_rows = h.reshape(L, B, H), x.reshape(B, D)
+    samples, rows = h.reshape(L, B, H), target.rows()
     gradients = Gradients(samples, weight, bias, needs[:3])
     grad_log_ratio = torch.empty(L, B, device=h.device) if needs[4] else None
     value = torch.zeros((), dtype=torch.float64, device=h.device)
+    log_prob_sum = value if what.log_prob_of is None else torch.zeros_like(value)
     decoder = for_rows(weight, L * B, weight)
     for chunk in what.chunks:
         samples_of, datapoints = slice(chunk.first, chunk.last), slice(chunk.begin, chunk.end)
         h_chunk = samples[samples_of, datapoints].reshape(-1, H)
-        x_chunk = x_rows[datapoints]
+        target_chunk = rows.part(chunk.begin, chunk.end)
         out = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
         if training:  # out becomes its gradient, in place where possible, without row weights
-            log_prob, out, grad_shared = kernel.both(out, x_chunk, 1.0 if what.factor is None else what.factor)
+            log_prob, out, grad_shared = kernel.both(out, target_chunk, 1.0 if what.factor is None else what.factor)
         else:
-            log_prob, grad_shared = kernel.log_prob(out, x_chunk), None
+            log_prob, grad_shared = kernel.log_prob(out, target_chunk), None
         share, grad, grad_ratio = what.weigh(log_prob, samples_of, datapoints)
         value += share
+        if what.log_prob_of is not None:
+            log_prob_sum += what.log_prob_of(log_prob, datapoints)
         if training:
             grad_h = None if gradients.h is None else gradients.h[samples_of, datapoints]
             row_weight = None if grad is None else grad.reshape(-1)
@@ -388,4 +421,4 @@ def take(what: Sum, h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, kernel: 
             grad_log_ratio[samples_of, datapoints] = grad_ratio
     grad_h, grad_weight, grad_bias = gradients.result()
     grad_h = None if grad_h is None else grad_h.view(h.shape)
-    return Taken(value, grad_h, grad_weight, grad_bias, gradients.shared, grad_log_ratio)
+    return Taken(value, log_prob_sum, grad_h, grad_weight, grad_bias, gradients.shared, grad_log_ratio)

@@ -7,33 +7,41 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks.batch_dims import datapoints
 from ..likelihoods.base import Likelihood, Parameter
+from ..likelihoods.target import Target
 from .autograd import KernelFunction, as_bits, times
-from .likelihood import goes_ahead, likelihood_formula, likelihood_log_prob, log_prob_and_grad, log_prob_op
+from .likelihood import (
+    Factor,
+    factored_sum,
+    goes_ahead,
+    likelihood_formula,
+    likelihood_log_prob,
+    log_prob_and_grad,
+    log_prob_op,
+)
 
 Parameters = tuple[Parameter, ...]
 
 
-def _rows(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size) -> tuple[Parameters, Tensor]:
-    """Returns params and x with each datapoint flattened.
+def _rows(family: Likelihood, params: Parameters, target: Target, batch: torch.Size) -> tuple[Parameters, Target]:
+    """Returns params and target with each datapoint flattened.
 
     Args:
         family: the likelihood.
         params: the likelihood's parameters, the first (*samples, *batch, *datapoint).
-        x: (*batch, *datapoint).
+        target: of x (*batch, *datapoint).
         batch: the batch shape.
 
     Returns:
-        (params, x): the first parameter (*samples, *batch, D), and x (*batch, D).
+        (params, target): the first parameter (*samples, *batch, D), and x (*batch, D).
 
     Raises:
         ValueError: shapes that do not fit.
     """
     first, *others = params
     assert isinstance(first, Tensor)
-    flat_x = datapoints(x, batch)
-    D = flat_x.shape[-1]
+    x, flat_target = target.x, target.flat(batch)
+    D = flat_target.x.shape[-1]
     for samples in range(first.dim() - len(batch) + 1):
         last = samples + len(batch)
         if first.shape[samples:last] == batch and first.shape[last:].numel() == D:
@@ -56,16 +64,15 @@ def _rows(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size) 
                     "datapoint's"
                 ) from None
         flat.append(p)
-    return tuple(flat), flat_x
+    return tuple(flat), flat_target
 
 
-def log_prob_of(family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size, x_scale: float | None) -> Tensor:
+def log_prob_of(family: Likelihood, params: Parameters, target: Target, batch: torch.Size) -> Tensor:
     """Returns log p(x|z), (*samples, *batch), of x (*batch, *datapoint).
 
     The datapoint's shape may differ between params and x, if the number of elements is the same.
     """
-    params, x = _rows(family, params, x, batch)
-    return likelihood_log_prob(family, params, x, x_scale)
+    return likelihood_log_prob(family, *_rows(family, params, target, batch))
 
 
 class _Sum(KernelFunction):
@@ -75,39 +82,41 @@ class _Sum(KernelFunction):
     the upstream gradient.
     """
 
-    public, num_tensors, rare = "log_prob", 3, (1,)
+    public, num_tensors, rare = "log_prob", 5, (1, 3, 4)
 
     @staticmethod
-    def forward(ctx, p0, x, p1, options, factor):
+    def forward(ctx, p0, x, p1, weight, offset, options, factor):
         needs = ctx.needs_input_grad
-        log_prob, *found = log_prob_and_grad(p0, x, p1, *options, factor, as_bits((needs[0], needs[2])))
-        ctx.save_for_backward(p0, x, p1, *found)
+        inputs = p0, x, p1, weight, offset
+        log_prob, *found = log_prob_and_grad(*inputs, *options, factor, as_bits((needs[0], needs[2])))
+        ctx.save_for_backward(*inputs, *found)
         ctx.options, ctx.factor = options, factor
         return factor * log_prob.sum()
 
     @staticmethod
     def formula(ctx):
-        return lambda p0, x, p1: ctx.factor * likelihood_formula(p0, x, p1, *ctx.options).sum(), ()
+        return lambda *inputs: ctx.factor * likelihood_formula(*inputs, *ctx.options).sum(), ()
 
     @staticmethod
     def kernel_gradients(ctx, tensors, taken, needs, grad):
         grad0, grad1 = times(taken, grad)
-        return grad0 if needs[0] else None, None, grad1 if needs[2] else None
+        return grad0 if needs[0] else None, None, grad1 if needs[2] else None, None, None
 
 
-def sum_log_prob(
-    family: Likelihood, params: Parameters, x: Tensor, batch: torch.Size, x_scale: float | None, factor: float
-) -> Tensor:
-    """Returns factor * sum of log p(x|z) over datapoints, averaged over samples.
+def sum_log_prob(family: Likelihood, params: Parameters, target: Target, batch: torch.Size, factor: Factor) -> Tensor:
+    """Returns the sum over datapoints of factor * log p(x|z), averaged over samples.
 
-    The result is a scalar. In float32 on a CPU its value and gradients are computed in one pass.
+    The result is a scalar. In float32 on a CPU, and for one factor, its value and gradients are computed in one pass.
     """
-    params, x = _rows(family, params, x, batch)
+    params, target = _rows(family, params, target, batch)
     first = params[0]
     assert isinstance(first, Tensor)
     samples = first.shape[:-1].numel() // max(batch.numel(), 1)
     factor = factor / samples if samples else math.nan
     p0, p1, *options = family.kernel_arguments(params)
-    if goes_ahead(p0, x, p1):
-        return _Sum.apply(p0, x, p1, (*options, x_scale), factor)
-    return factor * log_prob_op(p0, x, p1, *options, x_scale).sum()
+    x, x_scale, weight, offset = target
+    # A gradient of the offset comes from the op, whose backward pass has one by the kernel.
+    learns_offset = offset is not None and offset.requires_grad
+    if not isinstance(factor, Tensor) and not learns_offset and goes_ahead(p0, x, p1):
+        return _Sum.apply(p0, x, p1, weight, offset, (*options, x_scale), factor)
+    return factored_sum(factor, log_prob_op(p0, x, p1, weight, offset, *options, x_scale))

@@ -6,7 +6,6 @@ memory on the two. Here they exist only one chunk of rows at a time: see `aevb.o
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -20,7 +19,8 @@ from ..checks.choices import REDUCTIONS, unknown
 from ..checks.errors import check_dense, is_dense
 from ..likelihoods import Bernoulli, Likelihood, LinearLogits, LinearOutput, named
 from ..likelihoods.base import above_floor, finite
-from ..likelihoods.values import check_likelihood, is_wanted, look_once
+from ..likelihoods.target import Target, target_of
+from ..likelihoods.values import is_wanted, look_once
 from .autograd import DifferentiableOp, KernelFunction, from_bits, on_reference, times
 from .chunking import (
     Gradients,
@@ -34,7 +34,7 @@ from .chunking import (
     sum_of_log_prob,
     take,
 )
-from .likelihood import FORMULAS
+from .likelihood import FORMULAS, Factor, factored_sum
 from .matmul import product
 
 Linear = LinearLogits | LinearOutput
@@ -42,31 +42,36 @@ Linear = LinearLogits | LinearOutput
 # ---- log_prob, and its gradients for any upstream gradient ----------------------------------------------------------
 
 
-def _kernel(
-    shared: Tensor | None, likelihood: str, scalar: float, x_scale: float | None, floor: float | None
-) -> Kernel:
-    return Kernel(likelihood, scalar, x_scale, shared, floor)
+class _Read(NamedTuple):
+    """The op's arguments after x, as chunks are computed with them."""
+
+    kernel: Kernel
+    target: Target
 
 
-def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, shared: Tensor | None, *options: Any) -> Tensor:
-    kernel = _kernel(shared, *options)
+def _read(x, shared, x_weight, offset, likelihood, scalar, x_scale, floor) -> _Read:
+    return _Read(Kernel(likelihood, scalar, shared, floor), Target(x, x_scale, x_weight, offset))
+
+
+def _forward(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, *others: Any) -> Tensor:
+    kernel, target = _read(x, *others)
     L, B = sizes_of(h, x)
-    rows, x_rows = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1])
+    rows, target = h.reshape(L * B, h.shape[-1]), target.rows()
     log_prob = torch.empty(L * B, dtype=torch.float32, device=h.device)
     decoder = for_rows(weight, L * B, weight)
     for chunk in chunks_of(L, B, 2 * rows_of_chunk(weight)):  # twice the rows: no gradient takes up cache
         out = product(chunk.rows(rows, B), decoder, bias).view(*chunk.shape, weight.shape[0])
-        chunk.rows(log_prob, B).copy_(kernel.log_prob(out, x_rows[chunk.begin : chunk.end]).view(-1))
+        chunk.rows(log_prob, B).copy_(kernel.log_prob(out, target.part(chunk.begin, chunk.end)).view(-1))
     return log_prob.view(h.shape[:-1])
 
 
 def _backward(
-    h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, shared: Tensor | None, *options: Any
+    h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, shared: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *options_of_kernel, grad, needs = options
-    kernel = _kernel(shared, *options_of_kernel)
+    *arguments, grad, needs = others
+    kernel, target = _read(x, shared, *arguments)
     L, B = sizes_of(h, x)
-    rows, x_rows, grads = h.reshape(L * B, h.shape[-1]), x.reshape(B, x.shape[-1]), grad.reshape(L * B)
+    rows, target, grads = h.reshape(L * B, h.shape[-1]), target.rows(), grad.reshape(L * B)
     needed = from_bits(needs, 4)
     gradients = Gradients(rows, weight, bias, needed[:3])
     decoder = for_rows(weight, L * B, weight)
@@ -74,7 +79,7 @@ def _backward(
         h_chunk = chunk.rows(rows, B)
         out = product(h_chunk, decoder, bias).view(*chunk.shape, weight.shape[0])
         upstream = chunk.rows(grads, B).view(chunk.shape)
-        grad_out, grad_shared = kernel.gradient(out, x_rows[chunk.begin : chunk.end], upstream)
+        grad_out, grad_shared = kernel.gradient(out, target.part(chunk.begin, chunk.end), upstream)
         gradients.add(
             h_chunk,
             grad_out.view(len(h_chunk), weight.shape[0]),
@@ -108,8 +113,8 @@ def _like(grad: Tensor | None, shared: Tensor | None, needed: bool) -> Tensor | 
 
 _library = torch.library.Library("aevb", "FRAGMENT")  # kept: the ops live as long as it does
 _ARGUMENTS = (
-    "Tensor h, Tensor weight, Tensor bias, Tensor x, Tensor? shared, str likelihood, float scalar, float? x_scale, "
-    "float? floor"
+    "Tensor h, Tensor weight, Tensor bias, Tensor x, Tensor? shared, Tensor? x_weight, Tensor? offset, str likelihood, "
+    "float scalar, float? x_scale, float? floor"
 )
 _library.define(f"linear_log_prob({_ARGUMENTS}) -> Tensor")
 _library.define(f"linear_log_prob_forward({_ARGUMENTS}) -> Tensor")
@@ -123,19 +128,20 @@ for _device in ("CPU", "CUDA"):
     _library.impl("linear_log_prob_backward", _backward, _device)
 
 
-def _formula(h, weight, bias, x, shared, likelihood, scalar, x_scale, floor):
+def _formula(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, *others: Any) -> Tensor:
     """Returns the op's result in plain PyTorch."""
+    (likelihood, scalar, shared, floor), target = _read(x, *others)
     out, D = F.linear(h, weight, bias), x.shape[-1]
     if shared is not None or out.shape[-1] == D:
-        return FORMULAS[likelihood](out, x, scalar if shared is None else shared, x_scale)
+        return FORMULAS[likelihood](out, target, scalar if shared is None else shared)
     first, second = out[..., :D], out[..., D:]
     second = second if floor is None else above_floor(floor, second)
-    return FORMULAS[likelihood](first, x, second, x_scale)
+    return FORMULAS[likelihood](first, target, second)
 
 
 _linear_log_prob = DifferentiableOp(
     "linear_log_prob",
-    5,
+    7,
     (0, 1, 2, 4),
     _formula,
     lambda h, *_: h.new_empty(h.shape[:-1], dtype=torch.float32),
@@ -149,19 +155,19 @@ class _OneChunk(KernelFunction):
     The forward pass computes the gradient of the layer's output too, if one is needed.
     """
 
-    public, num_tensors, rare = "linear_log_prob", 5, (3,)
+    public, num_tensors, rare = "linear_log_prob", 7, (3, 5, 6)
 
     @staticmethod
-    def forward(ctx, h, weight, bias, x, shared, *options):
-        kernel = _kernel(shared, *options)
+    def forward(ctx, h, weight, bias, x, shared, x_weight, offset, *options):
+        kernel, target = _read(x, shared, x_weight, offset, *options)
         L, B = sizes_of(h, x)
         out = product(h.reshape(L * B, h.shape[-1]), weight, bias).view(*h.shape[:-1], weight.shape[0])
         grad_shared = None
         if any(ctx.needs_input_grad[:5]):
-            log_prob, out, grad_shared = kernel.both(out, x, 1.0)
+            log_prob, out, grad_shared = kernel.both(out, target, 1.0)
         else:
-            log_prob = kernel.log_prob(out, x)
-        ctx.save_for_backward(h, weight, bias, x, shared, out, grad_shared)
+            log_prob = kernel.log_prob(out, target)
+        ctx.save_for_backward(h, weight, bias, x, shared, x_weight, offset, out, grad_shared)
         ctx.options = options
         return log_prob
 
@@ -171,14 +177,14 @@ class _OneChunk(KernelFunction):
 
     @staticmethod
     def kernel_gradients(ctx, tensors, taken, needs, grad):
-        (h, weight, bias, _, shared), (grad_out, grad_shared) = tensors, taken
+        (h, weight, bias, _, shared, *_), (grad_out, grad_shared) = tensors, taken
         rows = h.reshape(-1, h.shape[-1])
         gradients = Gradients(rows, weight, bias, needs[:3])
         row_weight, grad_shared = grad.reshape(-1), _rows_of(grad_shared, needs[4])
         gradients.add(rows, grad_out.view(len(rows), weight.shape[0]), gradients.h, row_weight, grad_shared)
         grad_h, grad_weight, grad_bias = gradients.result()
         grad_h = None if grad_h is None else grad_h.view(h.shape)
-        return grad_h, grad_weight, grad_bias, None, _like(gradients.shared, shared, needs[4])
+        return grad_h, grad_weight, grad_bias, None, _like(gradients.shared, shared, needs[4]), None, None
 
 
 # ---- sums whose upstream gradient is known in the forward pass ------------------------------------------------------
@@ -188,23 +194,25 @@ class _Known(KernelFunction):
     """Value of a `Sum`, with its gradients computed in the forward pass.
 
     They are for an upstream gradient of 1. The backward pass multiplies them by the upstream gradient. `formula_of` is
-    the same function in plain PyTorch.
+    the same function in plain PyTorch. The second result is the sum of log p(x|z) in the first, without a gradient.
     """
 
-    public, num_tensors, rare = "linear_log_prob", 6, (3,)
+    public, num_tensors, rare = "linear_log_prob", 8, (3, 5, 6)
 
     @staticmethod
-    def forward(ctx, h, weight, bias, x, shared, log_ratio, options, what, formula_of):
+    def forward(ctx, h, weight, bias, x, shared, x_weight, offset, log_ratio, options, what, formula_of):
         needs = ctx.needs_input_grad
-        kernel = _kernel(shared, *options)
-        value, *found, grad_shared, grad_log_ratio = take(
-            what, h, weight, bias, x, kernel, (*needs[:3], needs[4], needs[5])
+        kernel, target = _read(x, shared, x_weight, offset, *options)
+        value, log_prob, *found, grad_shared, grad_log_ratio = take(
+            what, h, weight, bias, target, kernel, (*needs[:3], needs[4], needs[7])
         )
         found.append(_like(grad_shared, shared, needs[4]))
         found.append(None if grad_log_ratio is None else grad_log_ratio.view(log_ratio.shape))
-        ctx.save_for_backward(h, weight, bias, x, shared, log_ratio, *found)
+        ctx.save_for_backward(h, weight, bias, x, shared, x_weight, offset, log_ratio, *found)
         ctx.formula_of, ctx.options = formula_of, options
-        return value.float()
+        value, log_prob = value.float(), log_prob.float()
+        ctx.mark_non_differentiable(log_prob)
+        return value, log_prob
 
     @staticmethod
     def formula(ctx):
@@ -213,7 +221,7 @@ class _Known(KernelFunction):
     @staticmethod
     def kernel_gradients(ctx, tensors, taken, needs, grad):
         grad_h, grad_weight, grad_bias, grad_shared, grad_log_ratio = times(taken, grad)
-        return grad_h, grad_weight, grad_bias, None, grad_shared, grad_log_ratio
+        return grad_h, grad_weight, grad_bias, None, grad_shared, None, None, grad_log_ratio
 
 
 # ---- public functions -----------------------------------------------------------------------------------------------
@@ -227,15 +235,18 @@ class _Call(NamedTuple):
     bias: Tensor
     x: Tensor
     shared: Tensor | None
+    x_weight: Tensor | None
+    offset: Tensor | None
     options: tuple[str, float, float | None, float | None]  # likelihood, scalar, x_scale, floor
 
 
-def _checked(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None) -> _Call:
+def _checked(family: Likelihood, output: Linear, target: Target) -> _Call:
     """Returns the checked arguments of the op.
 
     h, weight and bias have one dtype: under autocast, autocast's. A bias of None becomes zeros.
     """
     h, weight, bias = output[:3]
+    x, x_scale, x_weight, offset = target
     shared, floor = (output.shared, output.floor) if isinstance(output, LinearOutput) else (None, None)
     if bias is None:
         bias = weight.new_zeros(weight.shape[:1])
@@ -273,7 +284,7 @@ def _checked(family: Likelihood, output: Linear, x: Tensor, x_scale: float | Non
                 f"shared has shape {tuple(shared.shape)}; expected ({D},), an element for each of x's, or ()"
             )
         shared = shared.float().expand(D).contiguous()  # float32 for its gradient, a sum over rows
-    return _Call(h, weight, bias, x, shared, (kernel, scalar, x_scale, floor))
+    return _Call(h, weight, bias, x, shared, x_weight, offset, (kernel, scalar, x_scale, floor))
 
 
 def linear_log_prob(
@@ -286,6 +297,8 @@ def linear_log_prob(
     *,
     shared: Tensor | float | None = None,
     floor: float | None = None,
+    x_weight: Tensor | None = None,
+    offset: Tensor | None = None,
     reduction: str = "none",
     validate_args: bool | None = None,
 ) -> Tensor:
@@ -307,6 +320,8 @@ def linear_log_prob(
         shared: a second parameter that does not come from h, such as a variance for each element: (D,), () or a number.
             Its gradient is summed over rows in an order that depends on their number alone.
         floor: replaces the second output o of two by ``floor + softplus(o - floor)``.
+        x_weight: of x's shape or broadcast to it, as the `weight` of `log_prob`: a mask, or weights of x's elements.
+        offset: x's leading dimensions or broadcast to them, as for `log_prob`: added to the first parameter.
         reduction: "none" for one value a row; "mean" or "sum" over rows. The forward pass computes the gradients of a
             mean or sum, if any is needed. Exceptions are a compiled graph, and float16, whose gradients need a loss
             scale first.
@@ -322,7 +337,8 @@ def linear_log_prob(
     """
     family = named(likelihood) if isinstance(likelihood, str) else likelihood
     output = LinearOutput(h, weight, bias, shared, floor)
-    return _log_prob_of("linear_log_prob", family, output, x, x_scale, reduction, validate_args)
+    target = target_of("linear_log_prob", x, x_scale, x_weight, offset, x.shape[:-1])
+    return _log_prob_of("linear_log_prob", family, output, target, reduction, validate_args)
 
 
 def linear_bernoulli_log_prob(
@@ -332,6 +348,8 @@ def linear_bernoulli_log_prob(
     x: Tensor,
     x_scale: float | None = None,
     *,
+    x_weight: Tensor | None = None,
+    offset: Tensor | None = None,
     reduction: str = "none",
     validate_args: bool | None = None,
 ) -> Tensor:
@@ -349,6 +367,8 @@ def linear_bernoulli_log_prob(
         x: (..., D), h's last leading dimensions: targets in [0, 1], used again for each sample and never expanded; bool
             or floating, or uint8 with x_scale.
         x_scale: multiplies x: 1/255 for pixels in 0..255.
+        x_weight: as for `linear_log_prob`.
+        offset: as for `linear_log_prob`.
         reduction: "none" for one value a row, with any upstream gradient; the backward pass computes the logits again
             where there is more than one chunk. "mean" or "sum" over rows: the forward pass computes all gradients, if
             any is needed, and the backward pass only multiplies them. Exceptions are a compiled graph, and float16,
@@ -364,37 +384,32 @@ def linear_bernoulli_log_prob(
         RuntimeError: dtypes that no kernel takes.
     """
     output = LinearLogits(h, weight, bias)
-    return _log_prob_of("linear_bernoulli_log_prob", Bernoulli(), output, x, x_scale, reduction, validate_args)
+    target = target_of("linear_bernoulli_log_prob", x, x_scale, x_weight, offset, x.shape[:-1])
+    return _log_prob_of("linear_bernoulli_log_prob", Bernoulli(), output, target, reduction, validate_args)
 
 
 def _log_prob_of(
-    function: str,
-    family: Likelihood,
-    output: Linear,
-    x: Tensor,
-    x_scale: float | None,
-    reduction: str,
-    validate_args: bool | None,
+    function: str, family: Likelihood, output: Linear, target: Target, reduction: str, validate_args: bool | None
 ) -> Tensor:
-    h, weight = output.h, output.weight
+    h, weight, x = output.h, output.weight, target.x
     if not (is_dense(h) and is_dense(x)):
         check_dense(function, h=h, weight=weight, x=x)
     if validate_args is not False and is_wanted(function, validate_args, x):
-        look_once(function, validate_args, functools.partial(check_likelihood, family, None), x, x_scale)
+        look_once(function, validate_args, family, None, target)
     rows = h.shape[:-1].numel()
     if reduction == "none":
-        return rows_log_prob(family, output, x, x_scale)
+        return rows_log_prob(family, output, target)
     if reduction not in REDUCTIONS:
         raise unknown("reduction", reduction, REDUCTIONS)
-    return sum_log_prob(family, output, x, x_scale, 1.0 if reduction == "sum" else 1.0 / rows if rows else math.nan)
+    return sum_log_prob(family, output, target, 1.0 if reduction == "sum" else 1.0 / rows if rows else math.nan)
 
 
-def rows_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None) -> Tensor:
+def rows_log_prob(family: Likelihood, output: Linear, target: Target) -> Tensor:
     """Returns log p(x|z) of each row, without a check of values.
 
     The shape is h's leading dimensions.
     """
-    call = _checked(family, output, x, x_scale)
+    call = _checked(family, output, target)
     h, weight = call.h, call.weight
     *tensors, options = call
     rows = h.shape[:-1].numel()
@@ -411,52 +426,53 @@ def _may_know(h: Tensor) -> bool:
     return not torch.compiler.is_compiling() and h.dtype != torch.float16
 
 
-def sum_log_prob(family: Likelihood, output: Linear, x: Tensor, x_scale: float | None, factor: float) -> Tensor:
-    """Returns factor * sum of log p(x|z) over all rows, a scalar.
+def sum_log_prob(family: Likelihood, output: Linear, target: Target, factor: Factor) -> Tensor:
+    """Returns the sum of factor * log p(x|z) over all rows, a scalar.
 
-    Value and gradients are computed in one pass, except in a compiled graph and in float16.
+    Value and gradients are computed in one pass, except in a compiled graph and in float16. A factor of each datapoint,
+    (*batch,), gets no gradient.
     """
-    call = _checked(family, output, x, x_scale)
+    call = _checked(family, output, target)
     h, weight = call.h, call.weight
     *tensors, options = call
 
-    def formula(h, weight, bias, x, shared, _, *options):
-        return factor * _formula(h, weight, bias, x, shared, *options).sum()
+    def formula(*inputs_and_options):
+        inputs, _, options = inputs_and_options[:7], inputs_and_options[7], inputs_and_options[8:]
+        return factored_sum(factor, _formula(*inputs, *options))
 
     if on_reference(h):
         return formula(*tensors, None, *options)
     if not _may_know(h):
-        return factor * _linear_log_prob(*tensors, *options).sum()
-    return _Known.apply(*tensors, None, options, sum_of_log_prob(h, weight, x, factor), formula)
+        return factored_sum(factor, _linear_log_prob(*tensors, *options))
+    return _Known.apply(*tensors, None, options, sum_of_log_prob(h, weight, target.x, factor), formula)[0]
 
 
 def sum_importance_weighted_bound(
     family: Likelihood,
     output: Linear,
-    x: Tensor,
-    x_scale: float | None,
+    target: Target,
     log_ratio: Tensor,
     beta: Tensor | float,
-    factor: float,
-) -> Tensor:
-    """Returns factor * sum of `importance_weighted_bound` over datapoints, a scalar.
+    factor: Factor,
+) -> tuple[Tensor, Tensor]:
+    """Returns the sum of factor * `importance_weighted_bound` over datapoints.
 
-    Value and gradients are computed in one pass where `sum_of_bounds` can. Exceptions are a compiled graph, float16,
-    and a beta that needs a gradient.
+    Beside it, without a gradient: the sum of factor * the mean over samples of log p(x|z). Both are scalars. Value and
+    gradients are computed in one pass where `sum_of_bounds` can. Exceptions are a compiled graph, float16, and a beta
+    that needs a gradient.
 
     Args:
         family: the likelihood.
         output: the decoder's last layer, with h (L, *batch, H).
-        x: (*batch, D).
-        x_scale: multiplies x.
+        target: of x (*batch, D).
         log_ratio: (L, *batch), log q(z|x) - log p(z).
         beta: weight of log_ratio.
-        factor: multiplies the sum.
+        factor: multiplies the sum, or (*batch,) each datapoint's bound; it gets no gradient.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
     """
-    call = _checked(family, output, x, x_scale)
+    call = _checked(family, output, target)
     h, weight = call.h, call.weight
     *tensors, options = call
     if h.shape[:-1] != log_ratio.shape:
@@ -465,16 +481,20 @@ def sum_importance_weighted_bound(
             "*batch)"
         )
 
-    def formula(h, weight, bias, x, shared, log_ratio, *options):
-        log_prob = _formula(h, weight, bias, x, shared, *options)
-        return factor * reference.importance_weighted_bound(log_prob, log_ratio, beta).sum()
+    def both(log_prob, bound_of):
+        bound = bound_of(log_prob, log_ratio, beta)
+        return factored_sum(factor, bound), factored_sum(factor, log_prob.detach().mean(0))
+
+    def formula(*inputs_and_options):
+        inputs, log_ratio, options = inputs_and_options[:7], inputs_and_options[7], inputs_and_options[8:]
+        log_prob = _formula(*inputs, *options)
+        return factored_sum(factor, reference.importance_weighted_bound(log_prob, log_ratio, beta))
 
     if on_reference(h):
-        return formula(*tensors, log_ratio, *options)
+        return both(_formula(*tensors, *options), reference.importance_weighted_bound)
     learned_beta = isinstance(beta, Tensor) and beta.requires_grad
     known = _may_know(h) and not learned_beta
-    what = sum_of_bounds(h, weight, x, log_ratio, beta, factor) if known else None
+    what = sum_of_bounds(h, weight, target.x, log_ratio, beta, factor) if known else None
     if what is None:
-        log_prob = _linear_log_prob(*tensors, *options)
-        return factor * importance_weighted_bound(log_prob, log_ratio, beta).sum()
+        return both(_linear_log_prob(*tensors, *options), importance_weighted_bound)
     return _Known.apply(*tensors, log_ratio, options, what, formula)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,14 +23,28 @@ def _scaled_beta(beta, beta_scale):
 
 
 def _elbo_formula(recon, x, mu_or_kl, logvar, beta, beta_scale, reduction, likelihood, x_scale):
+    return _terms_formula(recon, x, mu_or_kl, logvar, beta, beta_scale, reduction, likelihood, x_scale)[0]
+
+
+def _terms_formula(recon, x, mu_or_kl, logvar, beta, beta_scale, reduction, likelihood, x_scale):
     kl = mu_or_kl if logvar is None else reference.gaussian_kl(mu_or_kl, logvar)
-    log_prob = reference.log_prob_of_samples(FORMULAS[likelihood], recon, x, kl.dim(), x_scale)
-    return reference.reduced(_scaled_beta(beta, beta_scale) * kl - log_prob.mean(0), _REDUCTION_NAMES[reduction])
+    log_prob = reference.log_prob_of_samples(FORMULAS[likelihood], recon, x, kl.dim(), x_scale).mean(0)
+    terms = _scaled_beta(beta, beta_scale) * kl - log_prob, log_prob.detach(), kl.detach()
+    return tuple(reference.reduced(term, _REDUCTION_NAMES[reduction]) for term in terms)
 
 
 def _elbo_fake(recon, x, mu_or_kl, logvar, beta, beta_scale, reduction, *_):
     batch = mu_or_kl.shape if logvar is None else mu_or_kl.shape[:-1]
     return recon.new_empty(batch if reduction == REDUCTIONS["none"] else (), dtype=torch.float32)
+
+
+def _terms_fake(*args):
+    return tuple(_elbo_fake(*args) for _ in range(3))
+
+
+@torch.library.register_fake("aevb::negative_elbo_terms_and_grad")
+def _(recon, *args):
+    return *_terms_fake(recon, *args), fake_gradient(recon, recon, True)
 
 
 @torch.library.register_fake("aevb::negative_elbo_and_grad")
@@ -62,6 +78,12 @@ def _elbo_grad(tensors, options, grad_recon, grad):
 
 _elbo_backward = _ops.negative_elbo_backward.default
 _elbo_backward_unless_1 = _ops.negative_elbo_backward_.default
+
+
+def _is_reduced(*args):
+    return args[6] != REDUCTIONS["none"]
+
+
 _negative_elbo = DifferentiableOp(
     "negative_elbo",
     5,
@@ -69,17 +91,29 @@ _negative_elbo = DifferentiableOp(
     _elbo_formula,
     _elbo_fake,
     only_needed=True,
-    in_forward=GradientInForward(
-        lambda *args: args[6] != REDUCTIONS["none"], _ops.negative_elbo_and_grad.default, _elbo_grad
-    ),
+    in_forward=GradientInForward(_is_reduced, _ops.negative_elbo_and_grad.default, _elbo_grad),
+)
+_negative_elbo_terms = DifferentiableOp(
+    "negative_elbo_terms",
+    5,
+    (0, 2, 3),
+    _terms_formula,
+    _terms_fake,
+    only_needed=True,
+    in_forward=GradientInForward(_is_reduced, _ops.negative_elbo_terms_and_grad.default, _elbo_grad),
+    results=3,
+    backward="negative_elbo_backward",
 )
 
 
-def negative_elbo(recon, x, mu, logvar, kl, beta, reduction: int, likelihood: str, x_scale: float | None) -> Tensor:
+def negative_elbo(
+    recon, x, mu, logvar, kl, beta, reduction: int, likelihood: str, x_scale: float | None, terms: bool = False
+) -> Any:
     """Returns the loss of `FusedELBO`, one autograd node from its arguments.
 
-    `reduction` is a value of REDUCTIONS.
+    `reduction` is a value of REDUCTIONS. With `terms`: the loss, and its log-likelihood and KL, without a gradient.
     """
     beta, beta_scale = (beta, 1.0) if isinstance(beta, Tensor) else (None, float(beta))
     of_posterior = (mu, logvar) if kl is None else (kl, None)
-    return _negative_elbo(recon, x, *of_posterior, beta, beta_scale, reduction, likelihood, x_scale)
+    op = _negative_elbo_terms if terms else _negative_elbo
+    return op(recon, x, *of_posterior, beta, beta_scale, reduction, likelihood, x_scale)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checks.choices import ACTIVATIONS, ESTIMATORS, GRADIENTS
 from ..likelihoods import Likelihood
+from ..likelihoods.target import Target
 from ..losses.elbo import FusedELBO
 from ..models import VAE, BaseVAE
 from ..ops import matmul_cuda as cuda_products
@@ -160,12 +161,14 @@ class DirectStep(AutogradStep):
         criterion, last, B = self.criterion, plan.last, x.shape[0]
         beta = criterion.beta  # a tensor while a CUDA graph is captured
         weighted = ESTIMATORS[criterion.estimator].importance_weighted
-        kernel = plan.kernel(criterion.family.density if weighted else criterion.family, x, self.x_scale)
+        kernel = plan.kernel(criterion.family.density if weighted else criterion.family, x)
+        target = Target(x, self.x_scale)
         if weighted:
             samples = h.view(*kl.shape, h.shape[1])
             what = sum_of_bounds(samples, last.weight, x, kl, criterion.ratio_weight(), -1.0 / B)
             assert what is not None
-            taken = take(what, samples, last.weight, last.bias, x, kernel, (True, True, True, plan.learns_shared, True))
+            needs = (True, True, True, plan.learns_shared, True)
+            taken = take(what, samples, last.weight, last.bias, target, kernel, needs)
             plan.set_shared_gradient(taken.shared)
             last.weight.grad, last.bias.grad = taken.weight, taken.bias
             assert taken.h is not None
@@ -175,16 +178,15 @@ class DirectStep(AutogradStep):
         if plan.in_chunks:
             samples = h.view(-1, B, h.shape[1])
             what = sum_of_log_prob(samples, last.weight, x, factor)
-            taken = take(
-                what, samples, last.weight, last.bias, x, kernel, (True, True, True, plan.learns_shared, False)
-            )
+            needs = (True, True, True, plan.learns_shared, False)
+            taken = take(what, samples, last.weight, last.bias, target, kernel, needs)
             plan.set_shared_gradient(taken.shared)
             last.weight.grad, last.bias.grad = taken.weight, taken.bias
             assert taken.h is not None
             value, grad_h = taken.value, taken.h.view_as(h)
         elif plan.on_gpu:
             logits = plan.last_layer.forward(h)
-            log_prob, logits, shared = kernel.both(logits.view(-1, B, logits.shape[1]), x, factor)
+            log_prob, logits, shared = kernel.both(logits.view(-1, B, logits.shape[1]), target, factor)
             logits = logits.view(plan.rows, -1)
             plan.set_shared_gradient(None if shared is None else shared.view(plan.rows, -1).sum(0))
             weight = (beta, 1.0) if isinstance(beta, Tensor) else (None, beta)
@@ -192,7 +194,7 @@ class DirectStep(AutogradStep):
             return outcome, plan.last_layer.backward(logits), plan.grad_kl(beta, kl)
         else:
             logits = product(h, last.weight, last.bias, out=plan.logits)
-            log_prob, logits, shared = kernel.both(logits.view(-1, B, logits.shape[1]), x, factor)
+            log_prob, logits, shared = kernel.both(logits.view(-1, B, logits.shape[1]), target, factor)
             logits = logits.view(plan.rows, -1)
             plan.set_shared_gradient(None if shared is None else shared.view(plan.rows, -1).sum(0))
             value = log_prob.sum(dtype=torch.float64).mul_(factor)
@@ -238,7 +240,7 @@ class _Plan:
             self.grad_h = torch.empty(self.rows, last.in_features)
             self.grad_weight = torch.empty_like(last.weight)
 
-    def kernel(self, family: Likelihood, x: Tensor, x_scale: float | None) -> Kernel:
+    def kernel(self, family: Likelihood, x: Tensor) -> Kernel:
         """Returns a likelihood's kernel for the output of the last layer."""
         shared, floor = self.model.beside_the_layer()
         D = x.shape[-1]
@@ -247,7 +249,7 @@ class _Plan:
             shared = shared.expand(D).contiguous()
         elif shared is not None:
             shared = torch.full((D,), shared, dtype=torch.float32, device=x.device)
-        return Kernel(name, scalar, x_scale, shared, floor)
+        return Kernel(name, scalar, shared, floor)
 
     def set_shared_gradient(self, grad: Tensor | None) -> None:
         """Set the gradient of the shared logvar, if the model learns one.

@@ -82,21 +82,13 @@ class Cpu {
   }
 
   void loss(const LossArgs& a) {
-    const float beta = a.beta ? a.beta_scale * *a.beta : a.beta_scale;
-    std::unique_ptr<float[]> buffer;
-    float* rows = a.loss;
-    if (a.reduction != Reduction::none) {
-      buffer.reset(new float[static_cast<size_t>(a.B)]);
-      rows = buffer.get();
-    }
-    const float one_over_L = 1.0f / static_cast<float>(a.L);
-    for (int64_t b = 0; b < a.B; ++b) {
-      const float mean = a.L == 1 ? a.log_prob[b] : kernels().sum(a.log_prob + b, a.L, a.B) * one_over_L;
-      rows[b] = fmadd(beta, a.kl[b], -mean);
-    }
-    if (a.reduction == Reduction::none) return;
-    *a.loss = kernels().sum(rows, a.B, 1);
-    if (a.reduction == Reduction::mean) *a.loss *= 1.0f / static_cast<float>(a.B);
+    const float beta = a.beta ? a.beta_scale * *a.beta : a.beta_scale, one_over_L = 1.0f / static_cast<float>(a.L);
+    const auto log_likelihood = [&](int64_t b) {
+      return a.L == 1 ? a.log_prob[b] : kernels().sum(a.log_prob + b, a.L, a.B) * one_over_L;
+    };
+    reduce(a, a.loss, [&](int64_t b) { return fmadd(beta, a.kl[b], -log_likelihood(b)); });
+    if (a.log_likelihood) reduce(a, a.log_likelihood, log_likelihood);
+    if (a.kl_term) reduce(a, a.kl_term, [&](int64_t b) { return a.kl[b]; });
   }
 
   void scale(const ScaleArgs& a) {
@@ -134,6 +126,22 @@ class Cpu {
   }
 
   void elementary(const ElementaryArgs& a) { kernels().elementary(a); }
+
+ private:
+  // Reduces of_datapoint(b) over the datapoints, as the loss is reduced.
+  template <class F>
+  static void reduce(const LossArgs& a, float* result, const F& of_datapoint) {
+    std::unique_ptr<float[]> buffer;
+    float* rows = result;
+    if (a.reduction != Reduction::none) {
+      buffer.reset(new float[static_cast<size_t>(a.B)]);
+      rows = buffer.get();
+    }
+    for (int64_t b = 0; b < a.B; ++b) rows[b] = of_datapoint(b);
+    if (a.reduction == Reduction::none) return;
+    *result = kernels().sum(rows, a.B, 1);
+    if (a.reduction == Reduction::mean) *result *= 1.0f / static_cast<float>(a.B);
+  }
 };
 
 }  // namespace

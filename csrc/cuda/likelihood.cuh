@@ -21,10 +21,13 @@ constexpr int kThreads = 256;
 // x would be many, and mostly unused.
 struct AnyDtype {};
 
+// The same for x, with the weights of its elements or an offset of the first parameter.
+struct WeightedAnyDtype {};
+
 // A matrix read beside the first parameter: x, or the second parameter.
 template <class T>
 struct Beside {
-  static constexpr bool kAtRunTime = false;
+  static constexpr bool kAtRunTime = false, kWeighted = false;
   const T* data;  // [rows, D], rows `stride` elements apart
   int64_t stride;
   template <int V>
@@ -44,7 +47,7 @@ struct LoadedAny {
 
 template <>
 struct Beside<AnyDtype> {
-  static constexpr bool kAtRunTime = true;
+  static constexpr bool kAtRunTime = true, kWeighted = false;
   const void* data;  // [rows, D], rows `stride` elements apart
   int64_t stride;
   Dtype dtype;
@@ -61,6 +64,20 @@ struct Beside<AnyDtype> {
       }
     }
     return r;
+  }
+};
+
+template <>
+struct Beside<WeightedAnyDtype> : Beside<AnyDtype> {
+  static constexpr bool kWeighted = true;
+  Beside<AnyDtype> weight;  // [x_rows, D], or null
+  bool is_mask;             // weights are 0 or not, or there are none
+  const float* offset;      // [x_rows], or null
+
+  AEVB_DEVICE float weight_at(int64_t i) const {
+    float w = 1.0f;
+    if (weight.data) weight.load_at<1>(i).unpack_to(&w);
+    return w;
   }
 };
 
@@ -108,6 +125,10 @@ template <class T>
 struct SecondType<T, AnyDtype> {
   using Type = AnyDtype;
 };
+template <class T>
+struct SecondType<T, WeightedAnyDtype> {
+  using Type = AnyDtype;
+};
 template <class L, class T, class X>
 using SecondOf = Second<(L::kParams > 1), typename SecondType<T, X>::Type>;
 
@@ -126,6 +147,16 @@ template <int V>
 struct Gradients {
   float p0[V], p1[V];
 };
+
+// The gradients of one element of weight w, which is left out where w is 0.
+template <class L>
+AEVB_DEVICE void weighted_gradients(const L& likelihood, float x, float p0, float p1, float upstream, float scale,
+                                    float w, bool is_mask, Gradients<1>& grad) {
+  if (!is_mask) scale *= w;
+  const LikelihoodGradient g = likelihood.grad(x, p0, p1);
+  grad.p0[0] = w != 0.0f ? upstream * (scale * g.p0) : 0.0f;
+  if constexpr (L::kParams > 1) grad.p1[0] = w != 0.0f ? upstream * (scale * g.p1) : 0.0f;
+}
 
 template <class L, int V>
 AEVB_DEVICE void gradients_of(const L& likelihood, const float* x, const float* p0, const float* p1, float upstream,
@@ -183,6 +214,10 @@ __global__ void __launch_bounds__(kThreads, kResident<L, kGrad, V>) log_prob_row
   const int64_t end = begin + a.part_elements < a.D ? begin + a.part_elements : a.D;
   float upstream = 1.0f;
   if (kGrad && a.grad) upstream = a.grad[sample * a.grad_sample_stride + x_row * a.grad_stride];
+  float offset = 0.0f;
+  if constexpr (Beside<X>::kWeighted) {
+    if (a.x.offset) offset = a.x.offset[x_row];
+  }
   TreeSum<7> sum;
   for (int64_t first = begin; first < end; first += kGroup) {
     const int n = static_cast<int>(end - first < kGroup ? end - first : kGroup);
@@ -192,20 +227,37 @@ __global__ void __launch_bounds__(kThreads, kResident<L, kGrad, V>) log_prob_row
     int k = 0;
     float linear[V] = {}, product[V] = {};
     const auto add = [&](const auto& loaded0, const auto& loaded1, const auto& loaded_x, int64_t grad_at) {
-      float param0[V], param1[V], target[V];
+      float param0[V], param1[V], target[V], w = 1.0f;
       loaded0.unpack_to(param0);
       loaded1.unpack_to(param1);
       loaded_x.unpack_to(target);
+      if constexpr (Beside<X>::kWeighted) {
+        w = a.x.weight_at(x_row * a.x.weight.stride + first + t + k);
+        if (a.x.offset) param0[0] += offset;
+        if (!a.x.is_mask) {  // a logarithm for each element
+          const NegLogProb p = a.likelihood.add_neg_log_prob(0.0f, target[0], param0[0], param1[0]);
+          const float element = L::kProduct ? p.sum + log1p_nonnegative(p.excess) : p.sum;
+          if (w != 0.0f) linear[0] = fmadd(w, element, linear[0]);
+        }
+      }
+      bool shares = true;  // one logarithm for many elements
+      if constexpr (Beside<X>::kWeighted) shares = a.x.is_mask;
+      if (shares) {
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const NegLogProb p = a.likelihood.add_neg_log_prob(linear[i], target[i], param0[i], param1[i]);
-        linear[i] = p.sum;
-        // (1 + product) (1 + excess) - 1
-        if constexpr (L::kProduct) product[i] = fmadd(product[i], p.excess, product[i] + p.excess);
+        for (int i = 0; i < V; ++i) {
+          const NegLogProb p = a.likelihood.add_neg_log_prob(linear[i], target[i], param0[i], param1[i]);
+          if (Beside<X>::kWeighted && w == 0.0f) continue;
+          linear[i] = p.sum;
+          // (1 + product) (1 + excess) - 1
+          if constexpr (L::kProduct) product[i] = fmadd(product[i], p.excess, product[i] + p.excess);
+        }
       }
       if constexpr (kGrad) {
         Gradients<V> g;
-        gradients_of(a.likelihood, target, param0, param1, upstream, a.grad_scale, g);
+        if constexpr (Beside<X>::kWeighted)
+          weighted_gradients(a.likelihood, target[0], param0[0], param1[0], upstream, a.grad_scale, w, a.x.is_mask, g);
+        else
+          gradients_of(a.likelihood, target, param0, param1, upstream, a.grad_scale, g);
         if (L::kParams == 1 || a.grad0) store<V>(g.p0, a.grad0 + grad_at);
         a.p1.template store_grad<V>(g.p1, grad_at);
       }
@@ -264,19 +316,23 @@ AEVB_DEVICE void gradient_vectors(const BackwardArgs<L, T, X>& a, int64_t first)
   decltype(load<V>(a.p0)) loaded0[kAtOnce];
   decltype(a.p1.template load_at<V>(0)) loaded1[kAtOnce];
   decltype(a.x.template load_at<V>(0)) loaded_x[kAtOnce];
-  float upstream[kAtOnce];
+  float upstream[kAtOnce], w[kAtOnce], offset[kAtOnce];  // w and offset with weights only
 #pragma unroll
   for (int j = 0; j < kAtOnce; ++j) {
     const int64_t vector = first + j * kThreads;
     if (vector >= a.vectors) break;
     int64_t p0 = vector * V, p1 = p0, x = p0, grad = 0;
-    if (a.by_rows) {
+    if (Beside<X>::kWeighted || a.by_rows) {
       const int64_t row = a.row_vectors.divide(vector), column = p0 - row * a.D;
       const int64_t sample = a.x_rows.divide(row), x_row = row - sample * a.x_rows.divisor();
       p0 = row * a.p0_stride + column;
       p1 = row * a.p1.stride + column;
       x = x_row * a.x.stride + column;
       grad = sample * a.grad_sample_stride + x_row * a.grad_stride;
+      if constexpr (Beside<X>::kWeighted) {
+        w[j] = a.x.weight_at(x_row * a.x.weight.stride + column);
+        offset[j] = a.x.offset ? a.x.offset[x_row] : 0.0f;
+      }
     }
     loaded0[j] = load<V>(a.p0 + p0);
     loaded1[j] = a.p1.template load_at<V>(p1);
@@ -292,7 +348,13 @@ AEVB_DEVICE void gradient_vectors(const BackwardArgs<L, T, X>& a, int64_t first)
     loaded1[j].unpack_to(param1);
     loaded_x[j].unpack_to(target);
     Gradients<V> g;
-    gradients_of(a.likelihood, target, param0, param1, upstream[j], a.grad_scale, g);
+    if constexpr (Beside<X>::kWeighted) {
+      if (a.x.offset) param0[0] += offset[j];
+      weighted_gradients(a.likelihood, target[0], param0[0], param1[0], upstream[j], a.grad_scale, w[j], a.x.is_mask,
+                         g);
+    } else {
+      gradients_of(a.likelihood, target, param0, param1, upstream[j], a.grad_scale, g);
+    }
     if (L::kParams == 1 || a.grad0) store<V>(g.p0, a.grad0 + vector * V);
     a.p1.template store_grad<V>(g.p1, vector * V);
   }
@@ -332,6 +394,14 @@ Beside<X> beside(const Rows& m, X) {
   return {static_cast<const X*>(m.data), m.stride};
 }
 
+template <class X>
+Beside<X> targets_of(const LikelihoodArgs& a, X) {
+  return beside(a.x, X{});
+}
+inline Beside<WeightedAnyDtype> targets_of(const LikelihoodArgs& a, WeightedAnyDtype) {
+  return {beside(a.x, AnyDtype{}), beside(a.weight, AnyDtype{}), weighting_of(a) != Weighting::weights, a.offset};
+}
+
 template <class T>
 void set_second(Second<false, T>&, const LikelihoodArgs&) {}
 template <class T>
@@ -344,7 +414,7 @@ template <class L, class T, class X>
 Operands<L, T, X> operands_of(const LikelihoodArgs& a) {
   SecondOf<L, T, X> second;
   set_second(second, a);
-  return {likelihood_of<L>(a), static_cast<const T*>(a.param[0].data), a.param[0].stride, second, beside(a.x, X{})};
+  return {likelihood_of<L>(a), static_cast<const T*>(a.param[0].data), a.param[0].stride, second, targets_of(a, X{})};
 }
 
 // Whether all parameters and x can be read V elements at a time.
@@ -357,13 +427,15 @@ bool in_vectors(const LikelihoodArgs& a) {
 
 // Calls use(T, V, X): the first parameter's element type, the elements of one access, the element type of x. `narrow`
 // asks for accesses of one element. Memory alone bounds a likelihood with kProduct, so it has kernels for every dtype
-// of x. Arithmetic bounds a likelihood with kHeavy, so one kernel serves all dtypes of x.
+// of x. Arithmetic bounds a likelihood with kHeavy, so one kernel serves all dtypes of x. With weights or an offset
+// elements are read one by one.
 template <class L, class Use>
 const char* with_types(const LikelihoodArgs& a, bool narrow, const Use& use) {
   return with_dtype(a.param[0].dtype, [&](auto t) {
     // With kProduct or kHeavy, float32 does without the widest accesses: 16 threads a row, not 8, keep more loads in
     // flight.
     constexpr int V = (L::kProduct || L::kHeavy) && sizeof(t) == 4 ? 2 : kWidest<decltype(t)>;
+    if (a.weight.data || a.offset) return use(t, Constant<1>{}, WeightedAnyDtype{});
     if (narrow || !in_vectors<V>(a)) return use(t, Constant<1>{}, AnyDtype{});
     if constexpr (L::kProduct) {
       if (a.x.dtype == Dtype::uint8) return use(t, Constant<V>{}, uint8_t{});
@@ -403,7 +475,7 @@ const char* launch_gradient(const LikelihoodArgs& a, int multiprocessors, void* 
     const auto on = static_cast<cudaStream_t>(stream);
     if (!a.done_for_1) {
       AEVB_LAUNCH((log_prob_gradient<L, V, T, X>), grid, kThreads, on, args);
-    } else if constexpr (L::kParams == 1) {
+    } else if constexpr (L::kParams == 1 && !Beside<X>::kWeighted) {
       const unsigned filling =
           Beside<X>::kAtRunTime ? grid : std::min(grid, 8u * static_cast<unsigned>(multiprocessors));
       AEVB_LAUNCH((log_prob_gradient_unless_1<L, V, T, X>), filling, kThreads, on, args);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loss, from the log-likelihood and the KL of every row; sums of parts of rows; and small elementwise kernels.
 #include "../formulas/elementary.h"
+#include "division.h"
 #include "grids.h"
 #include "launchers.h"
 #include "sums.cuh"
@@ -56,33 +57,38 @@ AEVB_DEVICE float sum_elements(const float* x, int64_t n, int64_t stride) {
   return sum.total();
 }
 
+constexpr int kTerms = 3;  // the loss, the log-likelihood, the KL
+
 struct LossKernelArgs {
   LossArgs loss;
   float one_over_L;
-  float* result;  // [B]: the losses; or [tiles]: the sum of each tile
-  float factor;   // multiplies the sums
+  Divider tiles;          // blocks of a term
+  float* result[kTerms];  // [B]: of each datapoint; or [tiles]: the sum of each tile
+  float factor;           // multiplies the sums
 };
 
 template <bool kReduce, bool kOneSample>
 __global__ void __launch_bounds__(kThreads) datapoint_losses(const LossKernelArgs a) {
   AEVB_SHARED(float, tile, kTile);
   AEVB_SHARED(float, group_sum, kTile / kGroup);
-  const int64_t B = a.loss.B, first = static_cast<int64_t>(blockIdx.x) * kTile;
+  const int64_t term = a.tiles.divide(blockIdx.x), own_tile = blockIdx.x - term * a.tiles.divisor();
+  const int64_t B = a.loss.B, first = own_tile * kTile;
+  float* result = a.result[term];
   const int n = static_cast<int>(B - first < kTile ? B - first : kTile);
   const float beta = a.loss.beta ? a.loss.beta_scale * *a.loss.beta : a.loss.beta_scale;
   for (int i = threadIdx.x; i < n; i += kThreads) {
     const float* log_prob = a.loss.log_prob + first + i;
     float mean = *log_prob;
     if constexpr (!kOneSample) mean = sum_elements(log_prob, a.loss.L, B) * a.one_over_L;
-    const float loss = fmadd(beta, a.loss.kl[first + i], -mean);
+    const float kl = a.loss.kl[first + i], value = term == 0 ? fmadd(beta, kl, -mean) : (term == 1 ? mean : kl);
     if constexpr (kReduce)
-      tile[i] = loss;
+      tile[i] = value;
     else
-      a.result[first + i] = loss;
+      result[first + i] = value;
   }
   if constexpr (kReduce) {
     __syncthreads();
-    sum_groups<kWarp, kThreads>(tile, 1, n, group_sum, [&](int, float sum) { a.result[blockIdx.x] = a.factor * sum; });
+    sum_groups<kWarp, kThreads>(tile, 1, n, group_sum, [&](int, float sum) { result[own_tile] = a.factor * sum; });
   }
 }
 
@@ -118,6 +124,7 @@ __global__ void __launch_bounds__(kThreads) elementary_function(const Elementary
 }
 
 int64_t tiles_of(const LossArgs& a) { return (a.B + kTile - 1) / kTile; }
+int terms_of(const LossArgs& a) { return a.log_likelihood ? kTerms : 1; }
 
 }  // namespace
 
@@ -126,29 +133,30 @@ const char* join(const float* partial, int64_t rows, int64_t parts, float factor
   return status();
 }
 
-int64_t loss_scratch(const LossArgs& a) { return a.reduction != Reduction::none && tiles_of(a) > 1 ? tiles_of(a) : 0; }
+int64_t loss_scratch(const LossArgs& a) {
+  return a.reduction != Reduction::none && tiles_of(a) > 1 ? tiles_of(a) * terms_of(a) : 0;
+}
 
 const char* loss(const LossArgs& a, float* scratch, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   const int64_t tiles = tiles_of(a);
-  const float one_over_L = 1.0f / static_cast<float>(a.L);
-  if (a.reduction == Reduction::none) {
-    if (tiles == 0) return nullptr;
-    const LossKernelArgs args{a, one_over_L, a.loss, 1.0f};
-    with_bool(a.L == 1, [&](auto one_sample) {
-      AEVB_LAUNCH((datapoint_losses<false, one_sample.value>), blocks(tiles, 1), kThreads, on, args);
-    });
-    return status();
-  }
+  const int terms = terms_of(a);
+  float* const results[kTerms] = {a.loss, a.log_likelihood, a.kl_term};
+  const bool reduced = a.reduction != Reduction::none, cut = reduced && tiles > 1;
   const float factor = a.reduction == Reduction::mean ? 1.0f / static_cast<float>(a.B) : 1.0f;
-  if (tiles == 0) return join(nullptr, 1, 0, factor, a.loss, stream);
-  const bool cut = tiles > 1;
-  const LossKernelArgs args{a, one_over_L, cut ? scratch : a.loss, cut ? 1.0f : factor};
-  with_bool(a.L == 1, [&](auto one_sample) {
-    AEVB_LAUNCH((datapoint_losses<true, one_sample.value>), blocks(tiles, 1), kThreads, on, args);
-  });
-  const char* error = status();
-  return error || !cut ? error : join(scratch, 1, tiles, factor, a.loss, stream);
+  if (tiles > 0) {
+    LossKernelArgs args{a, 1.0f / static_cast<float>(a.L), Divider(tiles), {}, cut ? 1.0f : factor};
+    for (int term = 0; term < terms; ++term) args.result[term] = cut ? scratch + term * tiles : results[term];
+    with_bool(a.L == 1, [&](auto one_sample) {
+      with_bool(reduced, [&](auto reduces) {
+        AEVB_LAUNCH((datapoint_losses<reduces.value, one_sample.value>), blocks(tiles * terms, 1), kThreads, on, args);
+      });
+    });
+    if (const char* error = status()) return error;
+  }
+  for (int term = 0; term < terms && reduced && (cut || tiles == 0); ++term)
+    if (const char* error = join(scratch + term * tiles, 1, tiles, factor, results[term], stream)) return error;
+  return nullptr;
 }
 
 const char* scale(const ScaleArgs& a, void* stream) {
