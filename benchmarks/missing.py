@@ -90,7 +90,7 @@ def fitted(data: Dataset, **options: Any) -> tuple[aevb.VAE, float]:
 
 def mnist(path: str, quick: bool) -> list[Row]:
     """Half of the pixels missing: trained on what is observed, and on means."""
-    epochs, images, num_samples = (2, 100, 100) if quick else (20, 1000, 1000)
+    epochs, images, num_samples = (2, 100, 100) if quick else (10, 1000, 1000)
     whole = load(path)
     data = with_holes(whole, 0.5, 5000 if quick else None)
     means = (means_of_pixels(data) / data.max_value).float()
@@ -133,7 +133,7 @@ def mnist(path: str, quick: bool) -> list[Row]:
 
 def digits(missing: float, quick: bool) -> list[Row]:
     """The shipped digits: `impute` against the mean and scikit-learn's IterativeImputer."""
-    epochs = 20 if quick else 300
+    epochs = 20 if quick else 100
     whole = load("digits")
     data = with_holes(whole, missing)
     grey, observed = whole.test_images[:] / whole.max_value, data.observed["test"]

@@ -112,6 +112,10 @@ class Dataset:
         if "train" in found and not found["train"].any():
             raise ValueError("observed['train'] is False everywhere; expected some values to be observed")
         object.__setattr__(self, "observed", found)
+        if self.rows is not None and {p: len(rows) for p, rows in self.rows.items()} != {
+            p: len(x) for p, x in images.items()
+        }:
+            object.__setattr__(self, "rows", None)  # of images that gave way to others
 
     def _mask(self, part: str, images: Any, mask: Any) -> Tensor:
         """Returns a part's mask, bool, (N, data_dim)."""
@@ -187,7 +191,7 @@ class Dataset:
         lacking = sum(int((~mask).sum()) for mask in self.observed.values())
         notes = [f"{lacking / total:.1%} of the values are missing"]
         if empty := sum(int((~mask.any(1)).sum()) for mask in self.observed.values()):
-            notes.append(f"{empty:,} images have no observed value")
+            notes.append(f"images without any observed value: {empty:,}")
         if "train" in self.observed and (unseen := int((~self.observed["train"].any(0)).sum())):
-            notes.append(f"{unseen:,} pixels are missing in all training images, so that nothing is learned of them")
+            notes.append(f"pixels missing in all training images, of which nothing is learned: {unseen:,}")
         return notes
