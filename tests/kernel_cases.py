@@ -109,6 +109,7 @@ def cases() -> Iterator[Case]:
         yield from _gaussian_likelihoods(dtype)
         yield from _losses(dtype)
         yield from _other_likelihoods(dtype)
+        yield from _weights(dtype)
 
 
 def _noise() -> Iterator[Case]:
@@ -234,7 +235,7 @@ def targets(shape: tuple[int, ...]) -> dict[str, tuple[Tensor, float | None]]:
 
 def _likelihoods(dtype) -> Iterator[Case]:
     def log_prob(name, output, x, x_scale, from_probs=False):
-        args = (output, x, None, "bernoulli_probs" if from_probs else "bernoulli_logits", 0.0, x_scale)
+        args = (output, x, None, None, None, "bernoulli_probs" if from_probs else "bernoulli_logits", 0.0, x_scale)
         held, grad = (output, x, x_scale, from_probs), 3 * randn(12, *output.shape[:-1])
         yield Case(name, "log_prob_forward", args, ("bernoulli_log_prob_forward", held))
         yield Case(name, "log_prob_backward", (*args, grad, 1), ("bernoulli_log_prob_backward", (*held, grad)))
@@ -266,7 +267,7 @@ def _gaussian_likelihoods(dtype) -> Iterator[Case]:
     def log_prob(name, mean, x, x_scale, logvar, fixed=0.0):
         for sigmoid in (False, True):
             kind = f"gaussian{'_sigmoid' if sigmoid else ''}{'_fixed' if logvar is None else ''}"
-            args, held = (mean, x, logvar, kind, fixed, x_scale), (mean, x, logvar, fixed, x_scale, sigmoid)
+            args, held = (mean, x, logvar, None, None, kind, fixed, x_scale), (mean, x, logvar, fixed, x_scale, sigmoid)
             yield Case(name, "log_prob_forward", args, ("gaussian_log_prob_forward", held))
             for op, factor in (("backward", 3 * randn(32, *mean.shape[:-1])), ("and_grad", 0.7)):
                 need = next(needs)
@@ -306,7 +307,7 @@ def _other_likelihoods(dtype) -> Iterator[Case]:
     for likelihood, names in others.items():
 
         def calls(name, p0, x, x_scale, p1, likelihood=likelihood):
-            args = (p0, x, p1, likelihood, 0.0, x_scale)
+            args = (p0, x, p1, None, None, likelihood, 0.0, x_scale)
             yield Case(name, "log_prob_forward", args, is_golden=False)
             for op, factor in (("backward", 3 * randn(52, *p0.shape[:-1])), ("and_grad", 0.7)):
                 need = 1 if p1 is None else next(needs)
@@ -326,6 +327,48 @@ def _other_likelihoods(dtype) -> Iterator[Case]:
             yield from calls("halves of one output", halves[0], x, None, halves[1])
 
 
+def _weights(dtype) -> Iterator[Case]:
+    """Masks, weights and offsets, of every likelihood."""
+    needs = itertools.cycle((3, 1, 2))
+    dtypes = itertools.cycle((torch.float32, torch.bfloat16, torch.float16))  # of weights
+
+    def weights_of(shape):
+        u = rand(60, *shape)
+        yield "a mask", u < 0.6
+        yield "all of a mask", torch.ones(shape, dtype=torch.bool)
+        yield "bytes", torch.where(u < 0.6, (255 * u).to(torch.uint8) | 1, 0)
+        yield "weights", torch.where(u < 0.6, 3 * u, 0.0).to(next(dtypes))
+        yield "rows share a mask", (u.reshape(-1, shape[-1])[0] < 0.6).expand(shape) if u.numel() else u < 0.6
+        yield "no weights", None
+
+    for likelihood, names in _C.likelihoods().items():
+
+        def calls(name, p0, x, p1, weight, offset, likelihood=likelihood):
+            args = (p0, x, p1, weight, offset, likelihood, 0.4, None)
+            yield Case(name, "log_prob_forward", args, is_golden=False)
+            for op, factor in (("backward", 3 * randn(61, *p0.shape[:-1])), ("and_grad", 0.7)):
+                need = 1 if p1 is None else next(needs)
+                yield Case(name, f"log_prob_{op}", (*args, factor, need), is_golden=False)
+
+        def parameters(*size, names=names):
+            p0, p1 = randn(62, *size), randn(63, *size) if len(names) == 2 else None
+            p0 = torch.sigmoid(p0) if names == ["probs"] else p0
+            return p0.to(dtype), None if p1 is None else p1.to(dtype)
+
+        for shape in ((1, 1), (9, 7), (12, 784), (3, 1271), (2, 33_000), (3, 0), (0, 5)):
+            p0, p1 = parameters(*shape)
+            for name, weight in weights_of(shape):
+                offset = randn(64, *shape[:-1]) if name != "a mask" else None
+                x = rand(65, *shape)
+                x = x if weight is None else torch.where(weight != 0, x, torch.nan)
+                yield from calls(name, p0, x, p1, weight, offset)
+        p0, p1 = parameters(3, 5, 50)
+        x, weight = rand(66, 5, 50), rand(67, 5, 50) < 0.5
+        yield from calls("samples", p0, x > 0.5, p1, weight, randn(68, 5))
+        for name, view in views(weight).items():
+            yield from calls(f"mask {name}", p0, x, p1, view, None)
+
+
 def _losses(dtype) -> Iterator[Case]:
     def loss(name, recon, x, mu, logvar, beta, reduction, from_probs=False):
         kl = 20 * rand(43, *mu.shape[:-1])
@@ -338,6 +381,9 @@ def _losses(dtype) -> Iterator[Case]:
                 needs = (7,) if more else ()
                 args_of = (recon, x, *args, beta, 0.7, reduction, likelihood, None, *more, *needs)
                 yield Case(name, f"negative_elbo_{which}", args_of, held)
+            terms = recon, x, *args, beta, 0.7, reduction, likelihood, None
+            yield Case(name, "negative_elbo_terms_forward", terms, is_golden=False)
+            yield Case(name, "negative_elbo_terms_and_grad", terms, is_golden=False)
 
     for samples, batch, pixels in (
         ((), (1,), 7),

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from .. import bounds
 from ..checks.arguments import check_beta, converted
-from ..checks.batch_dims import checked_batch_dims, latents, samples_of, say_one_datapoint
+from ..checks.batch_dims import checked_batch_dims, latents, matched, samples_of, say_one_datapoint
 from ..checks.choices import ESTIMATORS, REDUCTIONS, unknown
 from ..checks.errors import check_dense
 from ..checks.seeds import Generators
 from ..likelihoods import GaussianOutput, Likelihood, LinearLogits, LinearOutput, named
 from ..likelihoods import values as ranges
 from ..likelihoods.base import Parameter
-from ..likelihoods.target import Target, datapoint_weights, target_of
+from ..likelihoods.target import Target, datapoint_weights, real, target_of
 from ..ops import decoder_output as parameters
 from ..ops import fused_linear as linear_likelihood
 from ..ops.autograd import is_batched
@@ -330,6 +330,10 @@ class FusedELBO(nn.Module):
         params = None if is_linear else self.family.parameters(recon)
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
+        first: Any = recon.h if params is None else params[0]  # type: ignore[union-attr]
+        x = real(x, first)
+        if kl is not None and kl.dtype != torch.float32 and first.dtype != torch.float64:
+            kl = kl.float()
         target = Target(x)
         if not (weight is None and offset is None):
             batch = posterior[0].shape[:-1] if kl is None else self._batch_of(kl)  # type: ignore[index]
@@ -342,6 +346,8 @@ class FusedELBO(nn.Module):
         if datapoint_weight is not None:
             batch = posterior[0].shape[:-1] if kl is None else self._batch_of(kl)  # type: ignore[index]
             datapoint_weight = datapoint_weights("FusedELBO", datapoint_weight, batch)
+        if posterior is not None and posterior[0].dtype == torch.float64 != first.dtype:
+            kl = self._closed_form_kl(*posterior).float()
         return self._of_checked(recon, params, target, posterior, kl, datapoint_weight, wants_terms)
 
     def _batch_of(self, kl: Tensor) -> torch.Size:
@@ -363,6 +369,7 @@ class FusedELBO(nn.Module):
             self._check_given(recon, x, mu, logvar, None)
         if mu.dim() == 1 and self.batch_dims is None and x.dim() > 1 and x.shape[0] == mu.shape[0]:
             say_one_datapoint(mu, x)
+        mu, logvar = matched(mu, logvar)
         if self.batch_dims is not None or mu.dim() > 2:
             return latents(mu, logvar, self.batch_dims, "FusedELBO")
         return mu, logvar
@@ -386,9 +393,9 @@ class FusedELBO(nn.Module):
         is_simple = self.free_bits is None and self.capacity is None
         if kl is None and not (is_whole and is_simple):
             assert posterior is not None
-            kl, posterior = self._closed_form_kl(*posterior), None
+            kl = self._closed_form_kl(*posterior)
         if is_whole and (kl is None or (is_simple and not self._per_sample_kl())):
-            return self._loss(recon, target, posterior, kl, wants_terms)
+            return self._loss(recon, target, posterior if kl is None else None, kl, wants_terms)
         assert kl is not None
         term = self.kl_term(kl)
         if is_whole:

@@ -19,7 +19,7 @@ from ..files import MODEL
 from ..inference.methods import InferenceMethods
 from ..likelihoods import GaussianOutput, LinearLogits, LinearOutput
 from ..likelihoods.base import Parameter
-from ..likelihoods.target import target_of
+from ..likelihoods.target import real, target_of
 from ..likelihoods.values import check_pixels, is_wanted, look_once
 from ..ops.fused_linear import rows_log_prob
 from ..ops.gaussian import sample_gaussian
@@ -185,7 +185,7 @@ class BaseVAE(InferenceMethods, nn.Module):
         """
         name = type(self).__name__
         check_dense(name, x=x)
-        target = target_of(name, x, None, weight, None, x.shape[:-1])
+        target = target_of(name, real(x, z), None, weight, None, x.shape[:-1])
         recon, family = self.recon(z), self.family.density
         is_linear = isinstance(recon, LinearLogits | LinearOutput)
         params = () if is_linear else family.parameters(recon)

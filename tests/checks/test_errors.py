@@ -112,16 +112,24 @@ def test_gaussian_logvar():
         raises(partial(gaussian, ones(3, 5), ones(3, 5), logvar=bad), f"logvar is {bad}", "finite", error=ValueError)
     raises(lambda: gaussian(ones(3, 5, dtype=torch.float64), ones(3, 5)), "mean has dtype float64", "aevb.reference")
     op = torch.ops.aevb.log_prob_backward
-    args = ones(3, 5), ones(3, 5), None, "gaussian_fixed", 0.0, None
+    args = ones(3, 5), ones(3, 5), None, None, None, "gaussian_fixed", 0.0, None
     raises(lambda: op(*args, ones(4), 1), r"grad has shape \(4,\)", r"\(3,\)")
 
 
 def test_likelihoods_by_name():
     log_prob = torch.ops.aevb.log_prob
     x = ones(3, 5)
-    raises(lambda: log_prob(x, x, None, "poisson", 0.0, None), "likelihood is 'poisson'; expected one of bernoulli_log")
-    raises(lambda: log_prob(x, x, None, "gaussian", 0.0, None), "gaussian has 2 parameters, and 1 are given")
-    raises(lambda: log_prob(x, x, x, "bernoulli_probs", 0.0, None), "bernoulli_probs has 1 parameters, and 2 are given")
+    raises(
+        lambda: log_prob(x, x, None, None, None, "poisson", 0.0, None),
+        "likelihood is 'poisson'; expected one of bernoulli_log",
+    )
+    raises(
+        lambda: log_prob(x, x, None, None, None, "gaussian", 0.0, None), "gaussian has 2 parameters, and 1 are given"
+    )
+    raises(
+        lambda: log_prob(x, x, x, None, None, "bernoulli_probs", 0.0, None),
+        "bernoulli_probs has 1 parameters, and 2 are given",
+    )
     assert set(aevb.ops.likelihood.FORMULAS) == set(_C.likelihoods()), "each has its twin in plain PyTorch"
     raises(
         lambda: aevb.bernoulli_log_prob(x.to_sparse(), x),
