@@ -105,6 +105,7 @@ def cases() -> Iterator[Case]:
     for dtype in DTYPES:
         yield from _latents(dtype)
         yield from _log_ratios(dtype)
+        yield from _priors(dtype)
         yield from _likelihoods(dtype)
         yield from _gaussian_likelihoods(dtype)
         yield from _losses(dtype)
@@ -218,6 +219,57 @@ def _log_ratios(dtype) -> Iterator[Case]:  # noqa: C901  a list of cases
             for name, view in views(mu).items():
                 yield from sample(name, view, views(logvar)[name], torch.tensor(SEED), 2)
                 yield from sample(f"grad_z {name}", mu, view, torch.tensor(SEED), None, lambda g, n=name: views(g)[n])
+
+
+def _priors(dtype) -> Iterator[Case]:
+    """Of all that a prior and a range of logvar may be."""
+    gradients = (i % 3 for i in itertools.count(DTYPES.index(dtype)))
+    needs = itertools.cycle((15, 15, 3, 7, 12, 9))
+    turn, no_range = itertools.count(), (None, None)
+
+    def calls(name, mu, logvar, prior, seed, num_samples, limits=no_range, edges=False):
+        z, gradient = mu.shape if num_samples is None else (num_samples, *mu.shape), next(gradients)
+        grads = 3 * randn(73, *z), 3 * randn(74, *z[:-1]), rand(75, *z[:-1]), 3 * randn(76, *mu.shape[:-1])
+        grad_z, grad, weight, grad_kl = (with_edges(g, 77 + i) for i, g in enumerate(grads)) if edges else grads
+        grad_z, weight = grad_z.to(dtype), weight if gradient == 2 else None
+        yield Case(name, "gaussian_kl_with_prior_forward", (mu, logvar, *prior, *limits))
+        yield Case(name, "gaussian_kl_with_prior_backward", (mu, logvar, *prior, *limits, grad_kl, next(needs)))
+        args = (mu, logvar, *prior, seed, num_samples, *limits)
+        yield Case(name, "sample_gaussian_with_prior_forward", args)
+        some = ((grad_z, grad_kl), (None, grad_kl), (grad_z, None))[next(turn) % 3]
+        yield Case(name, "sample_gaussian_with_prior_backward", (*args, *some, next(needs)))
+        args = (mu, logvar, *prior, seed, num_samples, gradient, *limits)
+        yield Case(name, "sample_gaussian_log_ratio_with_prior_forward", args)
+        part = ((None, grad, weight, 0.3 * grad), (grad_z, None, None, None))[next(turn) % 2]
+        for some in ((grad_z, grad, weight, grad), part):
+            yield Case(name, "sample_gaussian_log_ratio_with_prior_backward", (*args, *some, next(needs)))
+
+    seed = torch.tensor(SEED)
+    for i, shape in enumerate(LATENT_SHAPES):
+        mu, logvar = randn(80, *shape).to(dtype), 2 * randn(81, *shape).to(dtype)
+        each, shared = (randn(82, *shape), randn(83, *shape)), (randn(84, shape[-1]), randn(85, shape[-1]))
+        yield from calls("a prior each", mu, logvar, each, seed, None)
+        yield from calls("one prior, and a range", mu, logvar, shared, seed, 2, (-0.5, 1.0))
+        mu, logvar = with_edges(mu.float(), 86).to(dtype), with_edges(logvar.float(), 87).to(dtype)
+        mixed = with_edges(each[0], 88), with_edges(shared[1], 89)
+        yield from calls("edges", mu, logvar, mixed, seed, None, (no_range, (-30.0, 20.0))[i % 2], True)
+        if i % 3 == 0:
+            yield from calls("a range", mu, logvar, (None, None), seed, None, (-30.0, 0.7))
+    for shape in ((7, 20), (3, 5, 41), (3, 2050)):
+        mu, logvar = randn(90, *shape).to(dtype), randn(91, *shape).to(dtype)
+        each, shared = (randn(92, *shape), randn(93, *shape)), (randn(94, shape[-1]), randn(95, shape[-1]))
+        for num_samples in (0, 16, 17) if shape[-1] < 1000 else (17,):
+            seeds = seeds_of((num_samples, *shape)[: num_samples % 3])
+            yield from calls("a prior each", mu, logvar, each, seeds, num_samples)
+            yield from calls("one prior", mu, logvar, shared, seeds, num_samples)
+        for name, view in views(mu).items():
+            yield from calls(name, view, views(logvar)[name], shared, seed, 2)
+            yield from calls(f"prior {name}", mu, logvar, (each[0], views(each[1])[name]), seed, None)
+        expanded = tuple(t.expand(shape) for t in shared)
+        yield from calls("expanded", mu, logvar, expanded, seed, None)
+    for rows in (1, 64, 65, 1000):  # how a shared prior's gradient is summed
+        mu, logvar = randn(96, rows, 5).to(dtype), randn(97, rows, 5).to(dtype)
+        yield from calls("one prior", mu, logvar, (randn(98, 5), randn(99, 5)), seed, 3)
 
 
 def targets(shape: tuple[int, ...]) -> dict[str, tuple[Tensor, float | None]]:

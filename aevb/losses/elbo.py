@@ -12,6 +12,7 @@ from ..checks.arguments import check_beta, converted
 from ..checks.batch_dims import checked_batch_dims, latents, matched, samples_of, say_one_datapoint
 from ..checks.choices import ESTIMATORS, REDUCTIONS, unknown
 from ..checks.errors import check_dense
+from ..checks.priors import Prior, Range, checked_range
 from ..checks.seeds import Generators
 from ..likelihoods import GaussianOutput, Likelihood, LinearLogits, LinearOutput, named
 from ..likelihoods import values as ranges
@@ -20,7 +21,7 @@ from ..likelihoods.target import Target, datapoint_weights, real, target_of
 from ..ops import decoder_output as parameters
 from ..ops import fused_linear as linear_likelihood
 from ..ops.autograd import is_batched
-from ..ops.gaussian import latent_kl, sampled
+from ..ops.gaussian import kl_of, latent_kl, sampled
 from ..ops.likelihood import reconstruction_log_prob
 from ..ops.negative_elbo import negative_elbo
 
@@ -117,6 +118,7 @@ class FusedELBO(nn.Module):
         batch_dims: how many leading dimensions are the batch; those of mu that follow are latent: 1 for mu (B, C, H,
             W). By default all but the last; of more than two, a warning says so once. 0: one datapoint, whose kl is
             0-d, as in a function that `torch.func.vmap` maps, where nothing needs to be said.
+        logvar_range: None, or (least, greatest): `sample` clamps logvar (see `aevb.gaussian_kl`).
 
     The result is float32, in nats. recon, mu and logvar may be float32, bfloat16 or float16; x may be soft (in [0, 1];
     for likelihood="gaussian" anything finite), bool, or uint8 with x_scale; the arithmetic is float32.
@@ -129,6 +131,7 @@ class FusedELBO(nn.Module):
     """
 
     _beta: Tensor | float
+    logvar_range: Range | None = None  # also of what was pickled before there was one
 
     def __init__(
         self,
@@ -147,6 +150,7 @@ class FusedELBO(nn.Module):
         groups: int | None = None,
         capacity: Tensor | float | None = None,
         batch_dims: int | None = None,
+        logvar_range: Range | None = None,
     ):
         super().__init__()
         if num_samples is not None and not isinstance(num_samples, int):
@@ -167,6 +171,7 @@ class FusedELBO(nn.Module):
         self.free_bits = free_bits
         self.groups = groups
         self.batch_dims = checked_batch_dims(batch_dims)
+        self.logvar_range = None if logvar_range is None else checked_range(logvar_range)
         self.capacity: Tensor | float | None
         if isinstance(capacity, Tensor):
             self.register_buffer("capacity", capacity, persistent=False)
@@ -226,6 +231,7 @@ class FusedELBO(nn.Module):
         mu: Tensor,
         logvar: Tensor,
         *,
+        prior: Prior | None = None,
         seed: Tensor | int | None = None,
         generator: Generators | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -236,6 +242,7 @@ class FusedELBO(nn.Module):
         Args:
             mu: the posterior's means, (*batch, latent_dim).
             logvar: the logarithms of its variances, of mu's shape.
+            prior: None for N(0, I), or (prior_mu, prior_logvar), as in `aevb.gaussian_kl`.
             seed: as in `aevb.sample_gaussian`.
             generator: as in `aevb.sample_gaussian`.
 
@@ -247,10 +254,14 @@ class FusedELBO(nn.Module):
             * else log q(z|x) - log p(z) of each sample, (*samples, *batch), whose expectation is the KL.
         """
         gradient = ESTIMATORS[self.estimator].gradient
-        z, kl = sampled(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO")
+        z, kl = sampled(
+            *(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO"),
+            *(prior, self.logvar_range),
+        )
         if gradient is not None or self.free_bits is None:
             return z, kl
-        return z, self._closed_form_kl(*latents(mu, logvar, self.batch_dims, "FusedELBO"))
+        groups = latents(mu, logvar, self.batch_dims, "FusedELBO")[0].shape[-1] if self.groups is None else self.groups
+        return z, kl_of("FusedELBO", mu, logvar, groups, prior, self.logvar_range, self.batch_dims)
 
     def forward(
         self,

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The diagonal Gaussian posterior q(z|x) = N(mu, exp(logvar)) against the prior N(0, I), one dimension at a time.
 //
+// Another prior, N(prior_mu, exp(prior_logvar)), is N(0, 1) where its mean is the origin and its standard deviation the
+// unit. There q is N(d, exp(u)), d = (mu - prior_mu) exp(-prior_logvar / 2) and u = logvar - prior_logvar: the KL and
+// the log ratio are those of (d, u) to N(0, 1), and nothing cancels where the posterior is close to the prior.
+//
 // Several of these functions called on the same logvar cost one exponential: the compiler merges the common part. Where
 // every |logvar| is at most kModerateLogvar, Range::moderate gives the same bits for less.
 #pragma once
@@ -66,6 +70,55 @@ AEVB_FORMULA RatioGradient gaussian_ratio_gradient(float mu, float sd, float slo
                                                    bool path_only) {
   const float grad_z = fmadd(g, fmadd(slope, eps, mu), g_z);
   return {grad_z, fmadd(sd * eps, grad_z, path_only ? 0.0f : -g)};
+}
+
+// ---- another prior
+// ---------------------------------------------------------------------------------------------------
+
+// logvar, or the end of its range that it is beyond, as by torch.clamp: a NaN stays one.
+AEVB_FORMULA float clamped_logvar(float logvar, float min, float max) { return at_most(at_least(logvar, min), max); }
+// The gradient of logvar before it was clamped, which is 0 beyond the range.
+AEVB_FORMULA float clamped_gradient(float logvar, float min, float max, float grad) {
+  return logvar >= min && logvar <= max ? grad : 0.0f;
+}
+
+// exp(-prior_logvar / 2) as two factors, so that it over- and underflows only where its product with a float does. The
+// squares of such products are infinite or 0 where the exponent is cut.
+struct InverseSd {
+  float first, second;
+};
+AEVB_FORMULA InverseSd prior_inverse_sd(float prior_logvar) {
+  const ExpReduction e = reduce_exp(at_least(at_most(-0.5f * prior_logvar, 150.0f), -150.0f));
+  const PowerOf2 s = power_of_2(e.n_bits);
+  return {fmadd(fmadd(e.q, e.r, 1.0f), e.r, 1.0f) * s.first, s.second};
+}
+AEVB_FORMULA float times(float x, InverseSd inverse_sd) { return x * inverse_sd.first * inverse_sd.second; }
+
+// d KL / d prior_logvar = -(d^2 + exp(u) - 1) / 2. (d KL / d prior_mu is -d KL / d mu, and d KL / d mu = d exp(-w /
+// 2).)
+template <Range kRange = Range::any>
+AEVB_FORMULA float gaussian_kl_grad_prior_logvar(float d, float u) {
+  const ExpDifferences e = exp_differences<kRange>(0.5f * u);
+  return -0.5f * fmadd(d, d, e.expm1 * (e.expm1 + 2.0f));
+}
+
+// gaussian_ratio_slope for a prior: d (log q(z|x) - log p(z)) / dz = d exp(-w / 2) + slope eps.
+AEVB_FORMULA float gaussian_ratio_slope(float logvar, float u, InverseSd inverse_sd, bool path_only) {
+  const float slope = times(gaussian_ratio_slope(u, path_only), inverse_sd);
+  // Of a posterior far narrower than the prior, the path's slope is -1 / sd. In units of the prior it might overflow.
+  return path_only && u < -44.0f ? -exp_of(-0.5f * logvar) : slope;
+}
+
+// Gradients of one sample's log p(z), from the upstream gradient g of the log ratio: z at its place. z is d + sd eps
+// for the prior, and `mu_slope`, `sd_slope` are d and sd times exp(-w / 2). The sum of `mu` over samples is the
+// gradient of prior_mu, and the sum of `two_logvar` is twice the gradient of prior_logvar.
+struct PriorGradient {
+  float mu, two_logvar;
+};
+AEVB_FORMULA PriorGradient gaussian_prior_gradient(float d, float sd, float mu_slope, float sd_slope, float eps,
+                                                   float g) {
+  const float z = fmadd(sd, eps, d);
+  return {-g * fmadd(sd_slope, eps, mu_slope), g * fmadd(-z, z, 1.0f)};
 }
 
 }  // namespace
