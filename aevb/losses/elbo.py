@@ -53,6 +53,15 @@ class ELBOTerms(NamedTuple):
     """
 
 
+class _Options(NamedTuple):
+    """Arguments of a call that most calls do without."""
+
+    prior: Prior | None
+    weight: Tensor | None
+    offset: Tensor | None
+    datapoint_weight: Tensor | None
+
+
 def _option(name: str, default: Any, doc: str) -> Any:
     """Returns a property of `FusedELBO` that is an option of its likelihood; setting it makes a new likelihood."""
     return property(
@@ -118,7 +127,8 @@ class FusedELBO(nn.Module):
         batch_dims: how many leading dimensions are the batch; those of mu that follow are latent: 1 for mu (B, C, H,
             W). By default all but the last; of more than two, a warning says so once. 0: one datapoint, whose kl is
             0-d, as in a function that `torch.func.vmap` maps, where nothing needs to be said.
-        logvar_range: None, or (least, greatest): `sample` clamps logvar (see `aevb.gaussian_kl`).
+        logvar_range: None, or (least, greatest), to which logvar is clamped (see `aevb.gaussian_kl`): (-30, 20) as in
+            diffusers.
 
     The result is float32, in nats. recon, mu and logvar may be float32, bfloat16 or float16; x may be soft (in [0, 1];
     for likelihood="gaussian" anything finite), bool, or uint8 with x_scale; the arithmetic is float32.
@@ -260,8 +270,7 @@ class FusedELBO(nn.Module):
         )
         if gradient is not None or self.free_bits is None:
             return z, kl
-        groups = latents(mu, logvar, self.batch_dims, "FusedELBO")[0].shape[-1] if self.groups is None else self.groups
-        return z, kl_of("FusedELBO", mu, logvar, groups, prior, self.logvar_range, self.batch_dims)
+        return z, self._own_kl(mu, logvar, prior)
 
     def forward(
         self,
@@ -271,6 +280,7 @@ class FusedELBO(nn.Module):
         logvar: Tensor | None = None,
         *,
         kl: Tensor | None = None,
+        prior: Prior | None = None,
         weight: Tensor | None = None,
         offset: Tensor | None = None,
         datapoint_weight: Tensor | None = None,
@@ -284,6 +294,8 @@ class FusedELBO(nn.Module):
             mu: the posterior's means, (*batch, latent_dim).
             logvar: the logarithms of its variances, of mu's shape.
             kl: the second result of `sample`, in place of mu and logvar.
+            prior: with mu and logvar: None for N(0, I), or (prior_mu, prior_logvar), as in `aevb.gaussian_kl`. With kl
+                it was given to `sample`.
             weight: of x's shape, or broadcast to it. bool or uint8 is a mask of the elements that were observed: the
                 others take no part in log p(x|z), by selection, so that a NaN there does no harm. Floats, 0 or more,
                 weigh the elements. See `aevb.log_prob`. With "iwae" and a mask the loss is that of MIWAE (Mattei &
@@ -296,10 +308,8 @@ class FusedELBO(nn.Module):
             ValueError: neither or both of (mu, logvar) and kl; values out of range, where they are looked at.
             RuntimeError: shapes, dtypes or devices that do not fit.
         """
-        # Of the hot path: no dictionary of arguments is made where none of them is given.
-        if weight is None and offset is None and datapoint_weight is None:
-            return self._parts(recon, x, mu, logvar, kl, None, None, None, False)[0]
-        return self._parts(recon, x, mu, logvar, kl, weight, offset, datapoint_weight, False)[0]
+        options = _Options(prior, weight, offset, datapoint_weight)
+        return self._parts(recon, x, mu, logvar, kl, options, False)[0]
 
     def terms(
         self,
@@ -309,6 +319,7 @@ class FusedELBO(nn.Module):
         logvar: Tensor | None = None,
         *,
         kl: Tensor | None = None,
+        prior: Prior | None = None,
         weight: Tensor | None = None,
         offset: Tensor | None = None,
         datapoint_weight: Tensor | None = None,
@@ -317,7 +328,8 @@ class FusedELBO(nn.Module):
 
         The arguments, the errors and the loss are those of a call of the criterion, and so is the time.
         """
-        return ELBOTerms(*self._parts(recon, x, mu, logvar, kl, weight, offset, datapoint_weight, True))
+        options = _Options(prior, weight, offset, datapoint_weight)
+        return ELBOTerms(*self._parts(recon, x, mu, logvar, kl, options, True))
 
     def _parts(
         self,
@@ -326,43 +338,50 @@ class FusedELBO(nn.Module):
         mu: Tensor | None,
         logvar: Tensor | None,
         kl: Tensor | None,
-        weight: Tensor | None,
-        offset: Tensor | None,
-        datapoint_weight: Tensor | None,
+        options: _Options,
         wants_terms: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the loss, and with wants_terms its terms, else anything."""
         if not (type(recon) is Tensor is type(x)) or not self.family.is_whole:
             self._check_given(recon, x, mu, logvar, kl)
         posterior = self._posterior(recon, x, mu, logvar) if kl is None else None
-        if kl is not None and (mu is not None or logvar is not None):
-            raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
+        if kl is not None:
+            _check_only_kl(mu, logvar, options.prior)
         is_linear = isinstance(recon, LinearOutput) or (isinstance(recon, LinearLogits) and self.family.has_logits)
         params = None if is_linear else self.family.parameters(recon)
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
         first: Any = recon.h if params is None else params[0]  # type: ignore[union-attr]
-        x = real(x, first)
-        if kl is not None and kl.dtype != torch.float32 and first.dtype != torch.float64:
-            kl = kl.float()
-        target = Target(x)
-        if not (weight is None and offset is None):
-            batch = posterior[0].shape[:-1] if kl is None else self._batch_of(kl)  # type: ignore[index]
-            target = target_of("FusedELBO", x, None, weight, offset, batch)
+        target, datapoint_weight = Target(real(x, first)), options.datapoint_weight
+        if not (options.weight is None and options.offset is None):
+            target = target_of("FusedELBO", target.x, None, options.weight, options.offset, self._batch(posterior, kl))
         if self.validate_args is not False and not _is_compiling() and self._is_wanted(x):
             self._look(params, target)
         if kl is not None:
             self._check_kl(recon, params, x, kl)
+            kl = kl if kl.dtype == torch.float32 or first.dtype == torch.float64 else kl.float()
+        elif options.prior is not None or self.logvar_range is not None or _is_wider(posterior, first):
+            kl = self._own_kl(mu, logvar, options.prior)
+            kl = kl if first.dtype == torch.float64 else kl.float()
         target = target if self.x_scale is None else target._replace(x_scale=self.x_scale)
         if datapoint_weight is not None:
-            batch = posterior[0].shape[:-1] if kl is None else self._batch_of(kl)  # type: ignore[index]
-            datapoint_weight = datapoint_weights("FusedELBO", datapoint_weight, batch)
-        if posterior is not None and posterior[0].dtype == torch.float64 != first.dtype:
-            kl = self._closed_form_kl(*posterior).float()
+            datapoint_weight = datapoint_weights("FusedELBO", datapoint_weight, self._batch(posterior, kl))
         return self._of_checked(recon, params, target, posterior, kl, datapoint_weight, wants_terms)
 
-    def _batch_of(self, kl: Tensor) -> torch.Size:
-        """Returns the batch shape of the kl of `sample`."""
+    def _own_kl(self, mu: Tensor | None, logvar: Tensor | None, prior: Prior | None) -> Tensor:
+        """Returns the KL of mu and logvar, of each group with free bits."""
+        assert mu is not None
+        assert logvar is not None
+        groups = None
+        if self.free_bits is not None:
+            groups = latents(*matched(mu, logvar), self.batch_dims)[0].shape[-1] if self.groups is None else self.groups
+        return kl_of("FusedELBO", mu, logvar, groups, prior, self.logvar_range, self.batch_dims)
+
+    def _batch(self, posterior: tuple[Tensor, Tensor] | None, kl: Tensor | None) -> torch.Size:
+        """Returns the batch shape of the posterior, or of the kl of `sample`."""
+        if posterior is not None:
+            return posterior[0].shape[:-1]
+        assert kl is not None
         if self._per_sample_kl():
             return kl.shape[1:]
         return kl.shape if self.free_bits is None else kl.shape[:-1]
@@ -644,10 +663,26 @@ class FusedELBO(nn.Module):
         text += f", variance={self.variance}" if self.variance != 1.0 else ""
         text += ", sigmoid_means=True" if self.sigmoid_means else ""
         text += f", estimator={self.estimator!r}" if self.estimator != "sgvb-b" else ""
-        for name in ("num_samples", "free_bits", "groups", "capacity", "batch_dims"):
+        for name in ("num_samples", "free_bits", "groups", "capacity", "batch_dims", "logvar_range"):
             value = getattr(self, name)
             text += f", {name}={value}" if value is not None else ""
         return text
+
+
+def _check_only_kl(mu: Tensor | None, logvar: Tensor | None, prior: Prior | None) -> None:
+    """Raises ValueError for a posterior or a prior beside a kl."""
+    if mu is not None or logvar is not None:
+        raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
+    if prior is not None:
+        raise ValueError(
+            "FusedELBO got both kl and a prior, which the kl has in it; expected the prior in criterion.sample(mu, "
+            "logvar, prior=prior)"
+        )
+
+
+def _is_wider(posterior: tuple[Tensor, Tensor] | None, first: Tensor) -> bool:
+    """Whether the posterior is float64 and the decoder's output is not."""
+    return posterior is not None and posterior[0].dtype == torch.float64 != first.dtype
 
 
 def _samples(recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, batch: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import reference
 from ..checks.arguments import converted
-from ..checks.batch_dims import latents, shaped
+from ..checks.batch_dims import latents, matched, shaped
 from ..checks.choices import GRADIENTS, unknown
 from ..checks.errors import check_dense
 from ..checks.priors import Prior, Range, check_own_parameters, checked_prior, checked_range, rows_of
@@ -157,7 +157,7 @@ def _prior_rows(
     if own_parameters:
         check_own_parameters(prior, 1 if batch_dims is None else mu.dim() - batch_dims)
     prior_mu, prior_logvar = (
-        rows_of(name, t if t.dtype == torch.float32 else t.float(), mu, batch_dims, _expanded)
+        rows_of(name, t if t.dtype in (torch.float32, mu.dtype) else t.float(), mu, batch_dims, _expanded)
         for name, t in zip(("prior_mu", "prior_logvar"), prior, strict=True)
     )
     return prior_mu, prior_logvar
@@ -231,7 +231,7 @@ def sampled(
         check_dense(reader, mu=mu, logvar=logvar)
     if num_samples is not None and not isinstance(num_samples, int):
         num_samples = converted("num_samples", num_samples, int)
-    flat_mu, flat_logvar = mu, logvar
+    mu, logvar = flat_mu, flat_logvar = matched(mu, logvar)
     if batch_dims is not None or mu.dim() > 2:
         flat_mu, flat_logvar = latents(mu, logvar, batch_dims, reader)
         check_seed(seed, batch_dims, num_samples)
@@ -281,8 +281,8 @@ def sample_gaussian_log_ratio(
     """Reparameterised sample z of q and log q(z) - log p(z).
 
     Both come from one pass, for q = N(mu, exp(logvar)) and p = N(0, I), or another prior. ``z = mu + exp(logvar / 2) *
-    eps``, the z of `sample_gaussian` for the same seed, and ``log_ratio = 0.5 * sum_j (z_j^2 - eps_j^2 - logvar_j)``. The
-    formula is computed so that nothing cancels where the posterior is close to the prior.
+    eps``, the z of `sample_gaussian` for the same seed, and ``log_ratio = 0.5 * sum_j (z_j^2 - eps_j^2 - logvar_j)``.
+    The formula is computed so that nothing cancels where the posterior is close to the prior.
 
     The expectation of log_ratio is the KL divergence: it is the Monte Carlo KL of SGVB-A (Kingma & Welling 2013, eq.
     6). ``log p(x|z) - log_ratio`` is the logarithm of an importance weight (Burda et al. 2015).
@@ -383,7 +383,7 @@ def kl_of(
     batch_dims: int | None,
 ) -> Tensor:
     """`gaussian_kl`; `reader` is the function's name in error messages."""
-    flat, flat_logvar = mu, logvar
+    mu, logvar = flat, flat_logvar = matched(mu, logvar)
     if batch_dims is not None or mu.dim() > 2:
         flat, flat_logvar = latents(mu, logvar, batch_dims, reader)
     if prior is None and logvar_range is None:

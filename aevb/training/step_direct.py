@@ -90,6 +90,7 @@ class DirectStep(AutogradStep):
             and (x.is_cpu or x.is_cuda)
             and not on_reference(x)
             and criterion.free_bits is None
+            and criterion.logvar_range is None
             and criterion.capacity is None
             and (criterion.num_samples or 1) <= 8 * FEWEST_ROWS[x.device.type]  # limit of `sum_of_bounds`
             and isinstance(criterion.beta, float)
