@@ -134,7 +134,7 @@ class _Expanded(Function):
         given = (1,) * (grad.dim() - len(ctx.given)) + tuple(ctx.given)
         summed = [d for d, size in enumerate(given) if size != grad.shape[d]]
         kept = [d for d in range(grad.dim()) if d not in summed]
-        rows = grad.permute(*summed, *kept).reshape(-1, math.prod(grad.shape[d] for d in kept))
+        rows = grad.permute(*summed, *kept).reshape(-1, math.prod(grad.shape[d] for d in kept)).contiguous()
         return _sum_of_rows(rows, rows, 0)[1].reshape(ctx.given), None
 
 
@@ -280,8 +280,9 @@ def sample_gaussian_log_ratio(
 ) -> tuple[Tensor, Tensor]:
     """Reparameterised sample z of q and log q(z) - log p(z).
 
-    Both come from one pass, for q = N(mu, exp(logvar)) and p = N(0, I), or another prior. ``z = mu + exp(logvar / 2) *
-    eps``, the z of `sample_gaussian` for the same seed, and ``log_ratio = 0.5 * sum_j (z_j^2 - eps_j^2 - logvar_j)``. The
+    Both come from one pass, for q = N(mu, exp(logvar)) and p = N(0, I), or another prior. ``z = mu + exp(logvar / 2)
+    * eps``, the z of `sample_gaussian` for the same seed, and ``log_ratio = 0.5 * sum_j (z_j^2 - eps_j^2 - logvar_j)``.
+    The
     formula is computed so that nothing cancels where the posterior is close to the prior.
 
     The expectation of log_ratio is the KL divergence: it is the Monte Carlo KL of SGVB-A (Kingma & Welling 2013, eq.

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && !kPrior ? 3 : 2) l
       const ExpDifferences e = exp_differences(0.5f * logvar[j]);
       sd[j] = e.exp;
       if constexpr (kPrior)
-        sd_less_1[j] = exp_differences(0.5f * q.u[j]).expm1;
+        sd_less_1[j] = half_exp(q.u[j]).expm1;
       else
         sd_less_1[j] = e.expm1;
     }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && !kPrior ? 3 : 2) l
       for (int j = 0; j < V; ++j) {
         z[j] = gaussian_sample(mu[j], sd[j], eps[j]);
         if constexpr (kPrior)
-          two_ratio[j] = gaussian_two_log_ratio(q.d[j], q.u[j], sd_less_1[j], eps[j]);
+          two_ratio[j] = gaussian_two_log_ratio(q.d[j], q.u[j].value, sd_less_1[j], eps[j]);
         else
           two_ratio[j] = gaussian_two_log_ratio(mu[j], logvar[j], sd_less_1[j], eps[j]);
       }
