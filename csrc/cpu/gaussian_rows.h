@@ -118,11 +118,6 @@ class Latents {
 
   AEVB_FORMULA LogScale scale(int i) const { return {u_[i], u_low_[i]}; }  // u, where there is a prior
 
-  // out [n] = x [n] exp(-prior_logvar / 2).
-  inline void per_sd(const float* x, int n, float* out) const {
-#pragma omp simd
-    for (int i = 0; i < n; ++i) out[i] = times(x[i], inverse_sd(i));
-  }
   AEVB_FORMULA InverseSd inverse_sd(int i) const { return {first_[i], second_[i]}; }
 
   // grad [n], of the clamped logvar, becomes that of the given one.
@@ -335,7 +330,7 @@ inline void gaussian_log_ratio_rows(const GaussianArgs& a, int64_t begin, int64_
 inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   alignas(64) float grad_buffer[kTile], eps_buffer[kTile];
   alignas(64) float sd[kTile], slope[kTile], no_grad[kTile] = {}, grad_mu[kTile], grad_logvar[kTile];
-  alignas(64) float d_slope[kTile], prior_sd[kTile], prior_sd_slope[kTile];
+  alignas(64) float mu_slope[kTile], sd_mu[kTile], sd_slope[kTile], prior_sd[kTile], prior_sd_slope[kTile];
   Latents q(a);
   SampleSums sums, prior_sums;
   Noise<kTile> noise;
@@ -346,20 +341,25 @@ inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begi
     const int64_t offset = t.row * a.D + t.column;
     q.read(t);
     const float *logvar = q.logvar, *d = q.d;
-    const float* mu_slope = d;  // [n]: of d (log q(z|x) - log p(z)) / dz, what is not slope eps
+    const auto slopes = [&](bool path) AEVB_INLINE {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        const RatioSlopes found = gaussian_ratio_slopes(logvar[i], d[i], q.scale(i), q.inverse_sd(i), path);
+        mu_slope[i] = found.mu;
+        slope[i] = found.slope;
+        sd_mu[i] = found.sd_mu;
+        sd_slope[i] = found.sd_slope;
+      }
+    };
     if (q.has_prior()) {
-      mu_slope = d_slope;
-      q.per_sd(d, n, d_slope);
+      slopes(false);
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
         sd[i] = gaussian_sd(logvar[i]);
         prior_sd[i] = gaussian_sd(q.scale(i));
-        prior_sd_slope[i] = slope[i] = gaussian_ratio_slope(logvar[i], q.scale(i), q.inverse_sd(i), false);
+        prior_sd_slope[i] = slope[i];
       }
-      if (path_only) {
-#pragma omp simd
-        for (int i = 0; i < n; ++i) slope[i] = gaussian_ratio_slope(logvar[i], q.scale(i), q.inverse_sd(i), true);
-      }
+      if (path_only) slopes(true);
     } else if (path_only) {  // a branch inside the loop would keep it from being vectorised
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
@@ -382,10 +382,21 @@ inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begi
         const float g = a.grad_log_ratio ? a.grad_log_ratio[row + r] : 0.0f;
         const float weight = a.sample_weight ? a.sample_weight[row + r] : 1.0f;
         const int64_t from = r * t.columns, to = from + t.columns;
+        if (q.has_prior()) {
+#pragma omp simd
+          for (int64_t i = from; i < to; ++i) {
+            const RatioSlopes of_prior{mu_slope[i], slope[i], sd_mu[i], sd_slope[i]};
+            const RatioGradient found =
+                gaussian_ratio_gradient(of_prior, sd[i], eps[i], weight * grad_z[i], g, path_only);
+            grad_mu[i] = found.z;
+            grad_logvar[i] = found.two_logvar;
+          }
+          continue;
+        }
 #pragma omp simd
         for (int64_t i = from; i < to; ++i) {
           const RatioGradient found =
-              gaussian_ratio_gradient(mu_slope[i], sd[i], slope[i], eps[i], weight * grad_z[i], g, path_only);
+              gaussian_ratio_gradient(d[i], sd[i], slope[i], eps[i], weight * grad_z[i], g, path_only);
           grad_mu[i] = found.z;
           grad_logvar[i] = found.two_logvar;
         }

@@ -129,11 +129,25 @@ AEVB_FORMULA float gaussian_kl_grad_prior_logvar(float d, LogScale u) {
   return -0.5f * fmadd(d, d, e.expm1 * (e.expm1 + 2.0f));
 }
 
-// gaussian_ratio_slope for a prior: d (log q(z|x) - log p(z)) / dz = d exp(-w / 2) + slope eps.
-AEVB_FORMULA float gaussian_ratio_slope(float logvar, LogScale u, InverseSd inverse_sd, bool path_only) {
+// The log ratio's gradients by z and by logvar for a prior, with the factors of eps apart:
+//   d (log q(z|x) - log p(z)) / dz = mu + slope eps, and exp(logvar / 2) times that is sd_mu + sd_slope eps.
+// They are taken apart from each other, since one may overflow where the other does not.
+struct RatioSlopes {
+  float mu, slope, sd_mu, sd_slope;
+};
+AEVB_FORMULA RatioSlopes gaussian_ratio_slopes(float logvar, float d, LogScale u, InverseSd inverse_sd,
+                                               bool path_only) {
+  const ExpDifferences e = half_exp(u);
   const float slope = times(gaussian_ratio_slope(u, path_only), inverse_sd);
   // Of a posterior far narrower than the prior, the path's slope is -1 / sd. In units of the prior it might overflow.
-  return path_only && u.value < -44.0f ? -exp_of(-0.5f * logvar) : slope;
+  return {times(d, inverse_sd), path_only && u.value < -44.0f ? -exp_of(-0.5f * logvar) : slope, e.exp * d,
+          path_only ? e.expm1 * (e.expm1 + 2.0f) : e.exp * e.exp};
+}
+
+AEVB_FORMULA RatioGradient gaussian_ratio_gradient(RatioSlopes s, float sd, float eps, float g_z, float g,
+                                                   bool path_only) {
+  const float of_ratio = fmadd(g * eps, fmadd(s.sd_slope, eps, s.sd_mu), path_only ? 0.0f : -g);
+  return {fmadd(g, fmadd(s.slope, eps, s.mu), g_z), fmadd(sd * eps, g_z, of_ratio)};
 }
 
 // Gradients of one sample's log p(z), from the upstream gradient g of the log ratio: z at its place. z is d + sd eps
