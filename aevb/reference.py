@@ -183,13 +183,15 @@ def sample_gaussian_log_ratio(
         two_log_q = -(eps_q * eps_q) - v_q
     rows = None if prior is None else _prior_rows(prior, mu, batch_dims)
     if gradient != "doubly_reparameterized":
-        log_ratio = 0.5 * (two_log_q + _two_neg_log_prior(z, rows)).sum(-1)
+        log_ratio = 0.5 * (two_log_q + (z * z if rows is None else _two_neg_log_prior(m, v, eps, rows))).sum(-1)
     else:  # the prior's own gradient is that of log p(z), and is not weighed
         if prior is not None:
             check_own_parameters(prior, 1 if batch_dims is None else mu.dim() - batch_dims)
-        fixed = None if rows is None else tuple(t.detach() for t in rows)
-        log_ratio = 0.5 * (two_log_q + _two_neg_log_prior(z, fixed)).sum(-1)
-        of_prior = None if rows is None else 0.5 * _two_neg_log_prior(z.detach(), rows).sum(-1)
+        of_z, of_prior = z * z, None
+        if rows is not None:
+            of_z = _two_neg_log_prior(m, v, eps, tuple(t.detach() for t in rows))
+            of_prior = 0.5 * _two_neg_log_prior(m.detach(), v.detach(), eps, rows).sum(-1)
+        log_ratio = 0.5 * (two_log_q + of_z).sum(-1)
         z, log_ratio = _DoublyReparameterized.apply(z, log_ratio, of_prior)
     return shaped(z, mu, m).to(mu.dtype), log_ratio
 
@@ -213,12 +215,10 @@ def _per_sd(x: Tensor, logvar: Tensor) -> Tensor:
     return x * torch.exp((-0.5 * logvar).clamp_max(math.log(torch.finfo(x.dtype).max)))
 
 
-def _two_neg_log_prior(z: Tensor, prior: Sequence[Tensor] | None) -> Tensor:
-    """Returns -2 log p(z) of each dimension, without the constant."""
-    if prior is None:
-        return z * z
-    mean, logvar = prior
-    return _per_sd(z - mean, logvar).square() + logvar
+def _two_neg_log_prior(mu: Tensor, logvar: Tensor, eps: Tensor, prior: Sequence[Tensor]) -> Tensor:
+    """Returns -2 log p(z) of each dimension, without the constant, for z = mu + exp(logvar / 2) eps."""
+    mean, prior_logvar = prior
+    return (_per_sd(mu - mean, prior_logvar) + torch.exp(0.5 * (logvar - prior_logvar)) * eps).square() + prior_logvar
 
 
 def sample_weights(grad: Tensor) -> Tensor:

@@ -254,7 +254,7 @@ def _priors(dtype) -> Iterator[Case]:
         mixed = with_edges(each[0], 88), with_edges(shared[1], 89)
         yield from calls("edges", mu, logvar, mixed, seed, None, (no_range, (-30.0, 20.0))[i % 2], True)
         if i % 3 == 0:
-            yield from calls("a range", mu, logvar, (None, None), seed, None, (-30.0, 0.7))
+            yield from calls("a range", mu, logvar, (None, None), seed, None, ((-30.0, 0.7), (-1e9, 80.0))[i % 2])
     for shape in ((7, 20), (3, 5, 41), (3, 2050)):
         mu, logvar = randn(90, *shape).to(dtype), randn(91, *shape).to(dtype)
         each, shared = (randn(92, *shape), randn(93, *shape)), (randn(94, shape[-1]), randn(95, shape[-1]))

@@ -134,7 +134,7 @@ class _Expanded(Function):
         given = (1,) * (grad.dim() - len(ctx.given)) + tuple(ctx.given)
         summed = [d for d, size in enumerate(given) if size != grad.shape[d]]
         kept = [d for d in range(grad.dim()) if d not in summed]
-        rows = grad.permute(*summed, *kept).reshape(-1, math.prod(grad.shape[d] for d in kept))
+        rows = grad.permute(*summed, *kept).reshape(-1, math.prod(grad.shape[d] for d in kept)).contiguous()
         return _sum_of_rows(rows, rows, 0)[1].reshape(ctx.given), None
 
 

@@ -106,7 +106,9 @@ class Latents {
       first_[i] = inverse_sd.first;
       second_[i] = inverse_sd.second;
       d_[i] = times(mu[i] - prior_mu[i], inverse_sd);
-      u_[i] = logvar[i] - prior_logvar[i];
+      const LogScale scale = log_scale(logvar[i], prior_logvar[i]);
+      u_[i] = scale.value;
+      u_low_[i] = scale.low;
     }
     d = d_;
     u = u_;
@@ -114,11 +116,8 @@ class Latents {
 
   inline bool has_prior() const { return a_.prior_mu.data; }
 
-  // out [n] = x [n] exp(-prior_logvar / 2).
-  inline void per_sd(const float* x, int n, float* out) const {
-#pragma omp simd
-    for (int i = 0; i < n; ++i) out[i] = times(x[i], inverse_sd(i));
-  }
+  AEVB_FORMULA LogScale scale(int i) const { return {u_[i], u_low_[i]}; }  // u, where there is a prior
+
   AEVB_FORMULA InverseSd inverse_sd(int i) const { return {first_[i], second_[i]}; }
 
   // grad [n], of the clamped logvar, becomes that of the given one.
@@ -132,7 +131,7 @@ class Latents {
   const GaussianArgs& a_;
   const float* given_;  // [n]
   alignas(64) float mu_[kTile], logvar_[kTile], clamped_[kTile], prior_mu_[kTile], prior_logvar_[kTile];
-  alignas(64) float d_[kTile], u_[kTile], first_[kTile], second_[kTile];
+  alignas(64) float d_[kTile], u_[kTile], u_low_[kTile], first_[kTile], second_[kTile];
 };
 
 inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
@@ -159,9 +158,9 @@ inline void gaussian_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
         with_range(logvar, n, [&](auto range) AEVB_INLINE {
           for_elements(n, [&](int i) AEVB_INLINE { sd[i] = gaussian_sd<range.value>(logvar[i]); });
         });
-      const float *d = q.d, *u = q.u;
-      with_range(u, n, [&](auto range) AEVB_INLINE {
-        for_elements(n, [&](int i) AEVB_INLINE { two_kl[i] = gaussian_two_kl<range.value>(d[i], u[i]); });
+      const float* d = q.d;
+      with_range(q.u, n, [&](auto range) AEVB_INLINE {
+        for_elements(n, [&](int i) AEVB_INLINE { two_kl[i] = gaussian_two_kl<range.value>(d[i], q.scale(i)); });
       });
     }
     if (a.kl && a.D == 1) {  // a row is one element, as where the KL of each dimension is wanted
@@ -281,9 +280,11 @@ inline void gaussian_log_ratio_rows(const GaussianArgs& a, int64_t begin, int64_
     });
     if (!q.has_prior()) return;
     const float* logvar = q.logvar;
-    with_range(logvar, n, [&](auto range) AEVB_INLINE {
-      for_elements(n, [&](int i) AEVB_INLINE { sd[i] = gaussian_sd<range.value>(logvar[i]); });
-    });
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      sd[i] = gaussian_sd(logvar[i]);
+      sd_less_1[i] = half_exp(q.scale(i)).expm1;
+    }
   };
   const auto sample = [&](const Tile& t, int64_t l) {
     const int n = t.n();
@@ -329,7 +330,7 @@ inline void gaussian_log_ratio_rows(const GaussianArgs& a, int64_t begin, int64_
 inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begin, int64_t end) {
   alignas(64) float grad_buffer[kTile], eps_buffer[kTile];
   alignas(64) float sd[kTile], slope[kTile], no_grad[kTile] = {}, grad_mu[kTile], grad_logvar[kTile];
-  alignas(64) float d_slope[kTile], prior_sd[kTile], prior_sd_slope[kTile];
+  alignas(64) float mu_slope[kTile], sd_mu[kTile], sd_slope[kTile], prior_sd[kTile], prior_sd_slope[kTile];
   Latents q(a);
   SampleSums sums, prior_sums;
   Noise<kTile> noise;
@@ -339,21 +340,26 @@ inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begi
     const int n = t.n();
     const int64_t offset = t.row * a.D + t.column;
     q.read(t);
-    const float *logvar = q.logvar, *d = q.d, *u = q.u;
-    const float* mu_slope = d;  // [n]: of d (log q(z|x) - log p(z)) / dz, what is not slope eps
+    const float *logvar = q.logvar, *d = q.d;
+    const auto slopes = [&](bool path) AEVB_INLINE {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        const RatioSlopes found = gaussian_ratio_slopes(logvar[i], d[i], q.scale(i), q.inverse_sd(i), path);
+        mu_slope[i] = found.mu;
+        slope[i] = found.slope;
+        sd_mu[i] = found.sd_mu;
+        sd_slope[i] = found.sd_slope;
+      }
+    };
     if (q.has_prior()) {
-      mu_slope = d_slope;
-      q.per_sd(d, n, d_slope);
+      slopes(false);
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
         sd[i] = gaussian_sd(logvar[i]);
-        prior_sd[i] = gaussian_sd(u[i]);
-        prior_sd_slope[i] = slope[i] = gaussian_ratio_slope(logvar[i], u[i], q.inverse_sd(i), false);
+        prior_sd[i] = gaussian_sd(q.scale(i));
+        prior_sd_slope[i] = slope[i];
       }
-      if (path_only) {
-#pragma omp simd
-        for (int i = 0; i < n; ++i) slope[i] = gaussian_ratio_slope(logvar[i], u[i], q.inverse_sd(i), true);
-      }
+      if (path_only) slopes(true);
     } else if (path_only) {  // a branch inside the loop would keep it from being vectorised
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
@@ -376,10 +382,21 @@ inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begi
         const float g = a.grad_log_ratio ? a.grad_log_ratio[row + r] : 0.0f;
         const float weight = a.sample_weight ? a.sample_weight[row + r] : 1.0f;
         const int64_t from = r * t.columns, to = from + t.columns;
+        if (q.has_prior()) {
+#pragma omp simd
+          for (int64_t i = from; i < to; ++i) {
+            const RatioSlopes of_prior{mu_slope[i], slope[i], sd_mu[i], sd_slope[i]};
+            const RatioGradient found =
+                gaussian_ratio_gradient(of_prior, sd[i], eps[i], weight * grad_z[i], g, path_only);
+            grad_mu[i] = found.z;
+            grad_logvar[i] = found.two_logvar;
+          }
+          continue;
+        }
 #pragma omp simd
         for (int64_t i = from; i < to; ++i) {
           const RatioGradient found =
-              gaussian_ratio_gradient(mu_slope[i], sd[i], slope[i], eps[i], weight * grad_z[i], g, path_only);
+              gaussian_ratio_gradient(d[i], sd[i], slope[i], eps[i], weight * grad_z[i], g, path_only);
           grad_mu[i] = found.z;
           grad_logvar[i] = found.two_logvar;
         }
@@ -452,7 +469,7 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
     }
     const bool through_z = a.grad_z.data && a.L > 0, through_kl = a.grad_kl != nullptr;
     if (through_kl && q.has_prior()) {
-      const float *d = q.d, *u = q.u;
+      const float* d = q.d;
 #pragma omp simd
       for (int i = 0; i < n; ++i) {  // adding -0 changes no bit
         const float of_mu = times(d[i], q.inverse_sd(i));
@@ -462,8 +479,8 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
         const float through_sd = gaussian_sample_grad_logvar(logvar[i], through_z ? sums.grad_z_eps[i] : 0.0f);
-        grad_logvar[i] = fmadd(grad_kl[i], gaussian_kl_grad_logvar(u[i]), through_z ? through_sd : -0.0f);
-        prior_logvar[i] = grad_kl[i] * gaussian_kl_grad_prior_logvar(d[i], u[i]);
+        grad_logvar[i] = fmadd(grad_kl[i], gaussian_kl_grad_logvar(q.scale(i)), through_z ? through_sd : -0.0f);
+        prior_logvar[i] = grad_kl[i] * gaussian_kl_grad_prior_logvar(d[i], q.scale(i));
       }
     } else if (through_z && through_kl) {
       with_range(logvar, n, [&](auto range) AEVB_INLINE {

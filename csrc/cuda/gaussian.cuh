@@ -112,7 +112,8 @@ inline bool has_prior_args(const GaussianArgs& a) { return a.clamps || a.prior_m
 // The posterior of a run as the prior sees it, N(d, exp(u)). Without a prior, d and u are mu and logvar.
 template <int V>
 struct Seen {
-  float d[V], u[V];
+  float d[V];
+  LogScale u[V];
   InverseSd inverse_sd[V];  // 1 without a prior
 
   // Clamps logvar [V] of the run at element i, and reads its prior.
@@ -122,15 +123,16 @@ struct Seen {
 #pragma unroll
       for (int j = 0; j < V; ++j) logvar[j] = clamped_logvar(logvar[j], a.min, a.max);
     }
+    float prior_logvar[V] = {};
     if (a.mu.data) {
       read_run<V>(a.mu, i, at, D, count, d);
-      read_run<V>(a.logvar, i, at, D, count, u);
+      read_run<V>(a.logvar, i, at, D, count, prior_logvar);
     }
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      inverse_sd[j] = a.mu.data ? prior_inverse_sd(u[j]) : InverseSd{1.0f, 1.0f};
+      inverse_sd[j] = a.mu.data ? prior_inverse_sd(prior_logvar[j]) : InverseSd{1.0f, 1.0f};
       d[j] = a.mu.data ? times(mu[j] - d[j], inverse_sd[j]) : mu[j];
-      u[j] = a.mu.data ? logvar[j] - u[j] : logvar[j];
+      u[j] = a.mu.data ? log_scale(logvar[j], prior_logvar[j]) : LogScale{logvar[j], 0.0f};
     }
   }
 };

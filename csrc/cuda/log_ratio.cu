@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && !kPrior ? 3 : 2) l
       const ExpDifferences e = exp_differences(0.5f * logvar[j]);
       sd[j] = e.exp;
       if constexpr (kPrior)
-        sd_less_1[j] = exp_differences(0.5f * q.u[j]).expm1;
+        sd_less_1[j] = half_exp(q.u[j]).expm1;
       else
         sd_less_1[j] = e.expm1;
     }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && !kPrior ? 3 : 2) l
       for (int j = 0; j < V; ++j) {
         z[j] = gaussian_sample(mu[j], sd[j], eps[j]);
         if constexpr (kPrior)
-          two_ratio[j] = gaussian_two_log_ratio(q.d[j], q.u[j], sd_less_1[j], eps[j]);
+          two_ratio[j] = gaussian_two_log_ratio(q.d[j], q.u[j].value, sd_less_1[j], eps[j]);
         else
           two_ratio[j] = gaussian_two_log_ratio(mu[j], logvar[j], sd_less_1[j], eps[j]);
       }
@@ -140,11 +140,11 @@ struct BackwardArgs {
   const float* prior_grad;  // [L, B]
 };
 
-// Writes the gradients of the prior of the run at element i, whose samples' noise is computed once more. mu_slope and
-// sd_slope [V] are those of gaussian_prior_gradient.
+// Writes the gradients of the prior of the run at element i, whose samples' noise is computed once more. sd_slope [V]
+// is that of gaussian_prior_gradient.
 template <bool kManySamples, int V, class T>
 AEVB_DEVICE void write_prior_gradient(const BackwardArgs<T>& a, int64_t i, Place at, unsigned row_ends,
-                                      const Seen<V>& q, const float* mu_slope, const float* sd_slope) {
+                                      const Seen<V>& q, const RatioSlopes* slopes, const float* sd_slope) {
   const int64_t count = a.B * a.D.divisor();
   float prior_sd[V];
 #pragma unroll
@@ -160,7 +160,8 @@ AEVB_DEVICE void write_prior_gradient(const BackwardArgs<T>& a, int64_t i, Place
         float g = a.prior_grad ? a.prior_grad[row] : 0.0f;
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          const PriorGradient found = gaussian_prior_gradient(q.d[j], prior_sd[j], mu_slope[j], sd_slope[j], eps[j], g);
+          const PriorGradient found =
+              gaussian_prior_gradient(q.d[j], prior_sd[j], slopes[j].mu, sd_slope[j], eps[j], g);
           block.mu[j] += found.mu;
           block.logvar[j] += found.two_logvar;
           if (row_ends >> j & 1u) {
@@ -208,6 +209,7 @@ __global__ void __launch_bounds__(kThreads, kPrior           ? 1
   }
   [[maybe_unused]] Seen<kPrior ? V : 1> q;
   [[maybe_unused]] float given[V], prior_sd_slope[V];
+  [[maybe_unused]] RatioSlopes slopes[V];
   if constexpr (kPrior) {
 #pragma unroll
     for (int j = 0; j < V; ++j) given[j] = logvar[j];
@@ -215,12 +217,16 @@ __global__ void __launch_bounds__(kThreads, kPrior           ? 1
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       sd[j] = gaussian_sd(logvar[j]);
-      mu[j] = times(q.d[j], q.inverse_sd[j]);
-      prior_sd_slope[j] = slope[j] = gaussian_ratio_slope(logvar[j], q.u[j], q.inverse_sd[j], false);
+      slopes[j] = gaussian_ratio_slopes(logvar[j], q.d[j], q.u[j], q.inverse_sd[j], false);
+      prior_sd_slope[j] = slopes[j].slope;
     }
     if (a.path_only) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) slope[j] = gaussian_ratio_slope(logvar[j], q.u[j], q.inverse_sd[j], true);
+      for (int j = 0; j < V; ++j) slopes[j] = gaussian_ratio_slopes(logvar[j], q.d[j], q.u[j], q.inverse_sd[j], true);
+    }
+    if (!a.prior.mu.data) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) slopes[j].slope = gaussian_ratio_slope(logvar[j], a.path_only);
     }
   } else {
 #pragma unroll
@@ -256,8 +262,12 @@ __global__ void __launch_bounds__(kThreads, kPrior           ? 1
         else
           normals<V>(a.seeds, k, static_cast<int>(count - i < V ? count - i : V), eps);
         const auto add = [&](int j) {
-          const RatioGradient found =
-              gaussian_ratio_gradient(mu[j], sd[j], slope[j], eps[j], weight * grad_z[j], g, a.path_only);
+          RatioGradient found;
+          if (kPrior && a.prior.mu.data)
+            found = gaussian_ratio_gradient(slopes[j], sd[j], eps[j], weight * grad_z[j], g, a.path_only);
+          else
+            found = gaussian_ratio_gradient(mu[j], sd[j], kPrior ? slopes[j].slope : slope[j], eps[j],
+                                            weight * grad_z[j], g, a.path_only);
           block.mu[j] += found.z;
           block.logvar[j] += found.two_logvar;
         };
@@ -287,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, kPrior           ? 1
       for (int j = 0; j < V; ++j) sums.logvar[j] = clamped_gradient(given[j], a.prior.min, a.prior.max, sums.logvar[j]);
     }
     if (a.prior.grad_mu || a.prior.grad_logvar)
-      write_prior_gradient<kManySamples>(a, i, at, row_ends, q, mu, prior_sd_slope);
+      write_prior_gradient<kManySamples>(a, i, at, row_ends, q, slopes, prior_sd_slope);
   }
   if constexpr (kPlain) {
     store<V>(sums.mu, a.grad_mu + i);
