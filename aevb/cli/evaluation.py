@@ -37,6 +37,8 @@ class RunEvaluation:
             ("  above the ELBO by", n["log_marginal_likelihood"] - n["elbo"], ""),
         ]
         lines = [f"{n['images']:,} test images of {n['data']}; nats per image"]
+        if "observed" in n:
+            lines[0] += f"; of the observed pixels, {n['observed']:.1%} of all"
         if n["density"]:
             lines[0] += f", {n['density']}"
         lines += [f"{name:20}{value:10.2f}   {note}".rstrip() for name, value, note in rows]
@@ -46,7 +48,8 @@ class RunEvaluation:
 def evaluate(options: Flat[EvaluateOptions], model: Flat[ModelOptions]) -> str:
     """Evaluate a run on its test images.
 
-    The numbers are the ELBO, log p(x), and the use of the latent dimensions by the posterior. Leaves evaluation.json in
+    The numbers are the ELBO, log p(x), and the use of the latent dimensions by the posterior. Where pixels are missing,
+    they are of those observed. Leaves evaluation.json in
     the run folder.
 
     Example: aevb evaluate runs/digits
@@ -73,9 +76,12 @@ def evaluated(trainer: Trainer, options: EvaluateOptions) -> RunEvaluation:
         raise ValueError(f"images is {images}; expected at least 1")
     elbo = trainer.evaluate(images)
     held_out = trainer.held_out["test"]
-    x = held_out.x(torch.arange(held_out.count, device=trainer.device)[:images])
-    marginal = log_marginal_likelihood(trainer.model, x, num_samples, seed=seed, progress=options.progress)
-    posterior = posterior_collapse(trainer.model, x, seed=seed)
+    index = torch.arange(held_out.count, device=trainer.device)[:images]
+    x, observed = held_out.x(index), held_out.observed(index)
+    marginal = log_marginal_likelihood(
+        trainer.model, x, num_samples, seed=seed, progress=options.progress, observed=observed
+    )
+    posterior = posterior_collapse(trainer.model, x, seed=seed, observed=observed)
     information = posterior.information
     family = trainer.model.family
     is_density = family.density == family
@@ -103,4 +109,6 @@ def evaluated(trainer: Trainer, options: EvaluateOptions) -> RunEvaluation:
         "mean_kl": information.mean_kl,
         "information_standard_error": information.standard_error,
     }
+    if observed is not None:
+        numbers["observed"] = float(observed.double().mean())
     return RunEvaluation(numbers, posterior)

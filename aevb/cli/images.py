@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset, LoadedImages, MappedImages, load
-from ..data.shapes import image_shape
+from ..data.arrays import numbers
+from ..data.missing import flat_masks
+from ..data.shapes import flattened
 from ..data.targets import above_half, encoder_input
 from ..inference.noise_models import random_mask
 from ..ops import mix_seed
+from ..training.pictures import masks_of
 from ..training.trainer import Trainer
 
 Part = Literal["train", "validation", "test"]
@@ -31,6 +34,13 @@ def pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> 
     """Returns images as input of the encoder, (N, data_dim), float32."""
     dataset = dataset or trainer.dataset
     return encoder_input(images, dataset.max_value, trainer.config.binarize).to(trainer.device)
+
+
+def held_out_pixels(trainer: Trainer, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+    """Returns test images as input of the encoder, and their masks, or None where no pixel is missing."""
+    masks = masks_of(trainer.dataset, "test", index)
+    x = pixels(trainer, trainer.dataset.test_images[index])
+    return x, None if masks is None else masks.to(trainer.device)
 
 
 def grey_pixels(trainer: Trainer, images: Tensor, dataset: Dataset | None = None) -> Tensor:
@@ -50,16 +60,18 @@ def has_bits(trainer: Trainer) -> bool:
 
 
 def training_moments(trainer: Trainer) -> tuple[Tensor, Tensor]:
-    """Returns mean and variance of each pixel over training images, (data_dim,)."""
+    """Returns mean and variance of each pixel over training images that have it, (data_dim,)."""
     images = trainer.dataset.train_images
     assert not isinstance(images, LoadedImages)  # a run from the command line has no DataLoader
     total = squares = torch.zeros((), dtype=torch.float64, device=trainer.device)
     for index in _in_order(images):
-        x = pixels(trainer, images[index])
+        x = pixels(trainer, images[index])  # 0 where it is missing
         total = total + x.sum(0, dtype=torch.float64)
         squares = squares + x.square_().sum(0, dtype=torch.float64)
-    mean = total / len(images)
-    return mean.float(), (squares / len(images) - mean.square()).clamp_min(0).float()
+    masks = trainer.dataset.observed.get("train")
+    count: int | Tensor = len(images) if masks is None else masks.sum(0).clamp_min(1).to(trainer.device)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp_min(0).float()
 
 
 def _in_order(images: Tensor | MappedImages) -> Iterator[Tensor]:
@@ -89,6 +101,7 @@ class Asked:
         label_names: Names of the labels, if any.
         floats: Makes stored rows the encoder's input.
         grey_floats: Makes stored rows grey values in [0, 1].
+        masks: Which pixels are observed, bool, (N, data_dim), or None for all.
     """
 
     name: str
@@ -98,6 +111,7 @@ class Asked:
     label_names: Sequence[str]
     floats: Callable[[Tensor], Tensor]
     grey_floats: Callable[[Tensor], Tensor]
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,16 +123,20 @@ class Asked:
         """Returns rows of the images as they are, grey, in [0, 1]."""
         return self.grey_floats(self.images[index])
 
+    def observed(self, index: Tensor) -> Tensor | None:
+        """Returns the masks of some images, or None where no pixel is missing."""
+        return None if self.masks is None else self.masks[index]
+
     @torch.no_grad()
-    def each(self, answer: Callable[[Tensor], Tensor]) -> Tensor:
+    def each(self, answer: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """Returns the answers to all images, (N, ...), on the CPU.
 
         Args:
-            answer: Computes the answers to some images.
+            answer: Computes the answers to some images and their masks.
         """
         found = torch.empty(0)
         for index in _in_order(self.images):
-            some = answer(self[index]).cpu()
+            some = answer(self[index], self.observed(index)).cpu()
             if not len(found):
                 found = some.new_empty(len(self), *some.shape[1:])
             found[index] = some
@@ -140,9 +158,13 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
         if part is not None:
             raise ValueError(f"part is {part!r} and data {data!r}, a file without parts; expected one of them")
         file = ImageFile(trainer, data)
+        holes = file.holes() if trainer.config.missing == "nan" else None
+        if holes is not None:
+            file.hide(holes)
         file.check()
-        return Asked(Path(data).name, "images", torch.from_numpy(file.array), None, (), file.clean, file.floats)
-    dataset = trainer.dataset if data is None else load(data)
+        rows = torch.from_numpy(file.array)
+        return Asked(Path(data).name, "images", rows, None, (), file.clean, file.floats, holes)
+    dataset = trainer.dataset if data is None else load(data, missing=trainer.config.missing)
     part = part or "test"
     images, labels = (getattr(dataset, f"{part}_{kind}", None) for kind in ("images", "labels"))
     if images is None:
@@ -161,6 +183,7 @@ def asked_images(trainer: Trainer, part: Part | None, data: str | None) -> Asked
         dataset.label_names,
         lambda rows: pixels(trainer, rows, dataset),
         lambda rows: grey_pixels(trainer, rows, dataset),
+        None if (observed := dataset.observed.get(part)) is None else observed.to(trainer.device),
     )
 
 
@@ -176,11 +199,16 @@ class ImageFile:
 
     def __init__(self, trainer: Trainer, path: str):
         self.trainer, self.path = trainer, path
-        self.array = _flat(_loadnpy(path), trainer.dataset, path)
+        self.array = flattened(_loadnpy(path), trainer.dataset.image_shape, path)
         self.whole = self._is_whole()
 
     def __len__(self) -> int:
         return len(self.array)
+
+    def holes(self) -> Tensor | None:
+        """Returns a mask that is False where the file has a NaN, (N, data_dim); None where it has none."""
+        observed = torch.from_numpy(~np.isnan(self.array))
+        return None if observed.all() else observed.to(self.trainer.device)
 
     def hide(self, observed: Tensor) -> None:
         """Set missing pixels to 0, so that their values are not used.
@@ -224,28 +252,10 @@ class ImageFile:
 
 
 def _loadnpy(path: str) -> np.ndarray:
-    try:
-        array = np.load(Path(path).expanduser(), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no .npy file, or a damaged one ({error})") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise ValueError(f"{path} does not hold an array of numbers; expected a .npy file of images")
+    array = numbers(Path(path).expanduser())
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         return array.astype(np.int64)  # which PyTorch knows more of than of uint16
     return array.astype(np.float32) if array.dtype.kind == "f" else array
-
-
-def _flat(array: np.ndarray, dataset: Dataset, path: str) -> np.ndarray:
-    """Images as (N, data_dim), from this shape, a shape of `load`, or one image."""
-    shape, flat, given = tuple(dataset.image_shape), (dataset.data_dim,), array.shape
-    one = {shape, flat, *([(*shape[1:], shape[0])] if len(shape) == 3 else [])}
-    if array.shape in one:
-        array = array[np.newaxis]
-    if array.ndim == 4 and image_shape(array.shape, path)[1]:
-        array = np.moveaxis(array, -1, 1)
-    if array.size == 0 or array.shape[1:] not in (shape, flat, (1, *shape)):
-        raise ValueError(f"{path} has shape {given}; expected {('N', *shape)} or {('N', *flat)}".replace("'", ""))
-    return np.ascontiguousarray(array).reshape(len(array), -1)
 
 
 def mask_of(trainer: Trainer, mask: str, count: int, missing: float, seed: int) -> Tensor:
@@ -292,12 +302,8 @@ def _mask_of(trainer: Trainer, mask: str, count: int, missing: float, seed: int)
         return random_mask(places, missing, seed=int(mix_seed(seed, 2))).repeat(1, *channels or (1,))
     if not mask.endswith(".npy"):
         raise ValueError(f"mask is {mask!r}; expected {', '.join(map(repr, halves))}, 'random', or a .npy file")
-    array = _loadnpy(mask)
-    if not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{mask} holds values other than 0 and 1; expected 1 or True where a pixel is observed")
-    if array.shape == shape[-2:]:
-        array = np.broadcast_to(array, shape).copy()
-    found = torch.from_numpy(_flat(array, trainer.dataset, mask)).bool().to(trainer.device)
+    masks = flat_masks(numbers(Path(mask).expanduser()), shape, mask)
+    found = torch.from_numpy(masks).to(trainer.device)
     if len(found) not in (1, count):
         raise ValueError(f"{mask} has {len(found)} masks; expected 1, or {count}, one an image")
     return found

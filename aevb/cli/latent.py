@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..inference.latent_space import kl_per_dimension
 from ..inference.methods import posterior_draws
+from ..models.own import encode
 from ..training import pictures
 from ..training.trainer import Trainer
 from .files import Answer, Out, at_least_1, npy, png, to_bytes
-from .images import asked_images, grey_pixels, if_another, pixels
+from .images import asked_images, grey_pixels, held_out_pixels, if_another
 from .options import (
     EmbedOptions,
     Flat,
@@ -56,12 +57,13 @@ def reconstruct(options: Flat[ReconstructOptions], output: Flat[OutputOptions], 
         index = torch.arange(min(options.images, len(asked)))
     shown, grey = asked[index], asked.grey(index)
     look, binarized = pictures.ImageStyle(trainer.dataset.image_shape, output.invert), if_another(shown, grey)
+    observed = asked.observed(index)
     array = asked.each(trainer.model.reconstruct) if ".npy" in target.always else shown[:0]
     return Answer(
         target.write(
             png=png(
                 lambda: pictures.reconstructions(
-                    asked.name, look, grey, trainer.model.reconstruct(shown), asked.what, binarized
+                    asked.name, look, grey, trainer.model.reconstruct(shown, observed), asked.what, binarized, observed
                 )
             ),
             npy=npy(array),
@@ -98,7 +100,7 @@ def embed(options: Flat[EmbedOptions], model: Flat[ModelOptions]) -> Answer:
     if options.num_samples is not None:
         at_least_1(num_samples=options.num_samples)
     asked = asked_images(trainer, options.part, options.data)
-    mu, logvar = asked.each(lambda x: torch.stack(trainer.model.encode(x), 1)).unbind(1)
+    mu, logvar = asked.each(lambda x, observed: torch.stack(encode(trainer.model, x, None, observed), 1)).unbind(1)
     z = None if options.num_samples is None else posterior_draws(mu, logvar, options.num_samples, options.seed)
     arrays = {"mu": mu, "logvar": logvar, "z": z, "labels": asked.labels}
     present = {name: t.numpy() for name, t in arrays.items() if t is not None}
@@ -193,11 +195,13 @@ def traversed(trainer: Trainer, options: TraverseOptions, invert: bool = False, 
     total = len(dataset.test_images)
     if not 0 <= image < total:
         raise ValueError(f"image is {image}; expected the number of a test image, 0 to {total - 1}")
-    kl = kl_per_dimension(model, pixels(trainer, dataset.test_images[:KL_IMAGES])).cpu()
+    x, observed = held_out_pixels(trainer, slice(KL_IMAGES))
+    kl = kl_per_dimension(model, x, observed=observed).cpu()
     if dims is None:
         dims = tuple(kl.argsort(descending=True, stable=True)[: options.num_dims].tolist())
     start = dataset.test_images[image : image + 1]
-    (images,) = model.traverse(pixels(trainer, start), dims, steps)
+    x, observed = held_out_pixels(trainer, slice(image, image + 1))
+    (images,) = model.traverse(x, dims, steps, observed=observed)
     shown = torch.cat([grey_pixels(trainer, start).expand(len(dims), 1, -1), images], 1)
     names = [f"z{j}: {kl[j]:.2f} nats" for j in dims]
     columns = ["image", *(f"{100 * (i + 0.5) / steps:.0f}%" for i in range(steps))]
@@ -250,8 +254,9 @@ def interpolated(
     if total < 2 * pairs:
         raise ValueError(f"pairs is {pairs}; expected at most {total // 2}, half of the {total} test images")
     chosen = torch.randperm(total, generator=torch.Generator().manual_seed(options.seed))[: 2 * pairs]
-    a, b = pixels(trainer, dataset.test_images[chosen]).chunk(2)
-    images = trainer.model.interpolate(a, b, steps, spherical=options.spherical)
+    x, observed = held_out_pixels(trainer, chosen)
+    masks = None if observed is None else observed.chunk(2)
+    images = trainer.model.interpolate(*x.chunk(2), steps, spherical=options.spherical, observed=masks)
     first, last = grey_pixels(trainer, dataset.test_images[chosen]).unsqueeze(1).chunk(2)
     shown = torch.cat([first, images, last], 1)
     how = "on a great circle" if options.spherical else "on a line"

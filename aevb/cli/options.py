@@ -175,8 +175,8 @@ class RestorationOptions(SeedOptions):
 
     data: str | None = None
     """A .npy file of images to restore, in place of test images; values of missing pixels are not used."""
-    images: int = 100
-    """Number of test images, without --data."""
+    images: int | None = None
+    """Number of images, without --data; by default 100 test images, or all whose own missing pixels are filled."""
     method: Method = "gradient"
     """Either "gradient", which refines each posterior by Adam and weighs its samples;
     or "gibbs", which goes on from there by Metropolis-within-Gibbs."""
@@ -190,9 +190,10 @@ class RestorationOptions(SeedOptions):
 class MaskOptions(Options):
     """The missing pixels."""
 
-    mask: str = "lower"
+    mask: str | None = None
     """Missing pixels: "lower", "upper", "left", "right" (halves), "random", or a .npy file.
-    The file has one mask, or one an image, with 1 or True where a pixel is observed."""
+    The file has one mask, or one an image, with 1 or True where a pixel is observed.
+    By default what is missing in the data itself, and "lower" where nothing is."""
     missing: float = 0.5
     """The fraction of the pixels that "random" hides."""
 
@@ -200,6 +201,9 @@ class MaskOptions(Options):
 @dataclass(frozen=True)
 class ImputeOptions(RestorationOptions, MaskOptions):
     """Options of `aevb impute`."""
+
+    part: Part | None = None
+    """Part of the data set whose own missing pixels are filled; by default all of them, in the order of the data."""
 
 
 @dataclass(frozen=True)

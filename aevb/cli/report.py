@@ -15,7 +15,7 @@ from ..training import pictures
 from ..training.run_dir import EVALUATION, METRICS, RunFolder
 from ..training.trainer import Trainer
 from .files import Answer, Out
-from .images import grey_pixels, if_another, pixels
+from .images import grey_pixels, held_out_pixels, if_another
 from .latent import interpolated, traversed
 from .options import (
     DenoiseOptions,
@@ -164,11 +164,11 @@ def _lines(axes: Axes, history: Sequence[Mapping[str, Any]], names: Mapping[str,
 def _images(trainer: Trainer, seed: int, invert: bool) -> Section:
     model, dataset = trainer.model, trainer.dataset
     chosen = pictures.examples(dataset, 2 * pictures.COLUMNS)
-    x, grey = (of(trainer, dataset.test_images[chosen]) for of in (pixels, grey_pixels))
+    (x, observed), grey = held_out_pixels(trainer, chosen), grey_pixels(trainer, dataset.test_images[chosen])
     drawn = model.sample(5 * pictures.COLUMNS, generator=torch.Generator(trainer.device).manual_seed(seed))
     look = pictures.ImageStyle(dataset.image_shape, invert, bare=True)
     reconstructions = pictures.reconstructions(
-        dataset.name, look, grey, model.reconstruct(x), binarized=if_another(x, grey)
+        dataset.name, look, grey, model.reconstruct(x, observed), binarized=if_another(x, grey), observed=observed
     )
     samples = pictures.samples(dataset.name, look, drawn)
     return Section("Images", pictures=[image(reconstructions), image(samples)])
@@ -177,9 +177,10 @@ def _images(trainer: Trainer, seed: int, invert: bool) -> Section:
 def _posterior(trainer: Trainer) -> Section:
     """The latent map, and the KL of each dimension."""
     dataset = trainer.dataset
-    x = pixels(trainer, dataset.test_images[: pictures.LATENT_POINTS])
-    mu = trainer.model.embed(x).mu.cpu()
-    kl, units = kl_per_dimension(trainer.model, x).cpu(), active_units(trainer.model, x)
+    x, observed = held_out_pixels(trainer, slice(pictures.LATENT_POINTS))
+    mu = trainer.model.embed(x, observed=observed).mu.cpu()
+    kl = kl_per_dimension(trainer.model, x, observed=observed).cpu()
+    units = active_units(trainer.model, x, observed=observed)
     with ink():
         plane = pictures.latent("", mu, dataset.test_labels, dataset.label_names, size=(5.4, 4.4))
         bars = _bars(kl, units.mask.cpu())
@@ -226,7 +227,7 @@ def _latent_space(trainer: Trainer, seed: int, invert: bool) -> Section:
 
 def _restoration(trainer: Trainer, seed: int, invert: bool) -> Section:
     """Missing pixels, and noise."""
-    found: list[Restored] = [imputed(trainer, ImputeOptions(images=RESTORED, seed=seed))]
+    found: list[Restored] = [imputed(trainer, ImputeOptions(images=RESTORED, mask="lower", seed=seed))]
     if knows_noise(trainer):
         noise: dict[str, Any] = {"flip": FLIP} if "flip" in trainer.model.family.noise else {"sigma": SIGMA}
         found.append(denoised(trainer, DenoiseOptions(images=RESTORED, seed=seed, **noise)))

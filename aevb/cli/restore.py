@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from ..inference.imputation import Restoration
 from ..inference.noise_models import add_gaussian, flip_bits
+from ..inference.protocols import encoded
 from ..ops import mix_seed
 from ..training import pictures
 from ..training.trainer import Trainer
 from .files import Answer, Out, at_least_1, npy, png
-from .images import ImageFile, grey_pixels, has_bits, if_another, mask_of, training_moments
+from .images import ImageFile, grey_pixels, has_bits, if_another, mask_of, pixels, training_moments
 from .options import DenoiseOptions, Flat, ImputeOptions, ModelOptions, OutputOptions, RestorationOptions
 from .page import Table
 
@@ -40,13 +41,14 @@ def impute(options: Flat[ImputeOptions], output: Flat[OutputOptions], model: Fla
 
     Leaves impute.png in the run folder. With --data or --save-array also impute.npy, the restored images, (N, pixels).
 
-    The command hides pixels of test images itself, and prints the errors of their restoration. These are against the
-    binarized images where the run binarizes grey ones.
+    Where the run's data have missing values, these are filled: impute.npy is then the whole array, in the data's order
+    and units. With --mask, and for complete data, the command hides pixels of test images itself, and prints the errors
+    of their restoration. These are against the binarized images where the run binarizes grey ones.
 
     Example: aevb impute runs/digits --mask random --missing 0.7
     """
     trainer = model.load()
-    target = _out(trainer, "impute", options.data, options.mask, output)
+    target = _out(trainer, "impute", options.data, options.mask, output, _fills_own(trainer, options))
     return _written(target, imputed(trainer, options), output.invert)
 
 
@@ -71,24 +73,90 @@ def imputed(trainer: Trainer, options: ImputeOptions) -> Restored:
     Args:
         trainer: The run.
         options: The images, the mask and the method. Pixels of test images are hidden here.
+
+    Raises:
+        ValueError: A part without missing pixels of its own, or with a mask or file besides.
     """
-    at_least_1(images=options.images)
-    mask, data = options.mask, options.data
+    count = 100 if options.images is None else options.images
+    at_least_1(images=count)
+    if _fills_own(trainer, options):
+        return _filled(trainer, options)
+    data = options.data
+    if options.part is not None:
+        raise ValueError(
+            f"part is {options.part!r}, and {_what_else(trainer, options)}; expected a part of a run whose data have "
+            "missing values, without --mask and --data"
+        )
 
     def observe(count: int) -> Tensor:
-        return mask_of(trainer, mask, count, options.missing, options.seed)
+        return mask_of(trainer, options.mask or "lower", count, options.missing, options.seed)
 
-    x, observed, clean, grey = _to_restore(trainer, data, options.images, observe, given_clean=True)
-    fill, spread = training_moments(trainer)
-    found = trainer.model.impute(x, observed, **_method(options), fill=fill, clean=clean)
-    scores = None
-    if clean is not None:
-        scores = _Scores(trainer, clean, ~observed, grey)
-        scores.add_restored(found)
-        scores.add_one_pass(torch.where(observed, x, fill))
-        scores.add_mean_image(fill, spread)
+    given = _to_restore(trainer, data, count, observe, given_clean=True, own_alone=options.mask is None)
+    found = trainer.model.impute(given.x, given.observed, **_method(options), fill=_start(trainer), clean=given.clean)
+    scores = _scores(trainer, given, found, given.known & ~given.observed)
+    mask = options.mask or ("NaN" if given.own else "lower")
     what = f"{'images' if data else 'test images'}, missing pixels ({mask}) restored"
-    return Restored(trainer, _name(trainer, data), what, "masked", x, observed, found, scores, grey)
+    return Restored(trainer, _name(trainer, data), what, "masked", given.x, given.observed, found, scores, given.grey)
+
+
+def _fills_own(trainer: Trainer, options: ImputeOptions) -> bool:
+    """Whether what is filled are the missing values of the run's own data."""
+    return bool(trainer.dataset.observed) and options.mask is None and options.data is None
+
+
+def _what_else(trainer: Trainer, options: ImputeOptions) -> str:
+    if options.data is not None:
+        return f"data {options.data!r}"
+    return f"mask {options.mask!r}" if options.mask else f"no value of {trainer.dataset.name} is missing"
+
+
+def _filled(trainer: Trainer, options: ImputeOptions) -> Restored:
+    """Fill the missing values of the run's own data.
+
+    Raises:
+        ValueError: The images have none.
+    """
+    dataset = trainer.dataset
+    images, masks = _own_images(trainer, options.part)
+    images, masks = images[: options.images], masks[: options.images]
+    rows = (~masks.all(1)).nonzero().flatten()
+    what = f"{options.part} images" if options.part else "images"
+    if len(rows) == 0:
+        raise ValueError(f"the {what} have no missing pixel; expected another part, or --mask")
+    x, observed, grey = (
+        pixels(trainer, images[rows]),
+        masks[rows].to(trainer.device),
+        grey_pixels(trainer, images[rows]),
+    )
+    found = trainer.model.impute(x, observed, **_method(options), fill=_start(trainer))
+    unit = dataset.largest or dataset.max_value
+    array = images.float() if unit == dataset.max_value else images / dataset.max_value * unit
+    array[rows] = torch.where(masks[rows], array[rows], unit * found.mean.cpu())
+    lacking = f"{float((~masks).double().mean()):.1%} of the pixels of {len(images):,}"
+    what = f"{what}, missing pixels ({lacking}) filled"
+    return Restored(trainer, dataset.name, what, "masked", x, observed, found, None, grey, array)
+
+
+def _own_images(trainer: Trainer, part: str | None) -> tuple[Tensor, Tensor]:
+    """Returns the images of a part, or of all in the order of the data, and their masks."""
+    dataset = trainer.dataset
+    found = {name: getattr(dataset, f"{name}_images") for name in ("train", "validation", "test")}
+    names = [name for name, images in found.items() if images is not None and part in (None, name)]
+    if not names:
+        raise ValueError(f"{dataset.name} has no {part} part; expected 'train' or 'test'")
+    images = torch.cat([found[name][:] for name in names])
+    masks = torch.cat(
+        [dataset.observed.get(name, torch.ones(1, 1, dtype=torch.bool).expand(found[name].shape)) for name in names]
+    )
+    if part is None and dataset.rows is not None:
+        order = torch.cat([dataset.rows[name] for name in names]).argsort()
+        images, masks = images[order], masks[order]
+    return images, masks
+
+
+def _start(trainer: Trainer) -> Tensor | float:
+    """Returns the encoder's first input where pixels are missing: what it was given in training, or the mean."""
+    return 0.0 if "train" in trainer.dataset.observed else training_moments(trainer)[0]
 
 
 def denoised(trainer: Trainer, options: DenoiseOptions) -> Restored:
@@ -101,7 +169,8 @@ def denoised(trainer: Trainer, options: DenoiseOptions) -> Restored:
     Raises:
         ValueError: The run's likelihood says nothing of such noise.
     """
-    at_least_1(images=options.images)
+    count = 100 if options.images is None else options.images
+    at_least_1(images=count)
     data, mask, flip, sigma, seed = options.data, options.mask, options.flip, options.sigma, options.seed
     if sigma is not None and "sigma" in trainer.model.family.noise and not knows_noise(trainer):
         raise ValueError(
@@ -114,21 +183,16 @@ def denoised(trainer: Trainer, options: DenoiseOptions) -> Restored:
             return torch.ones(count, trainer.dataset.data_dim, dtype=torch.bool, device=trainer.device)
         return mask_of(trainer, mask, count, 0.5, seed)
 
-    x, observed, clean, grey = _to_restore(trainer, data, options.images, observe, given_clean=False)
+    given = _to_restore(trainer, data, count, observe, given_clean=False)
+    x, observed, clean, grey = given.x, given.observed, given.clean, given.grey
     if clean is not None:
         x = _noisy(clean, flip, sigma, int(mix_seed(seed, 1)))
-    fill, spread = training_moments(trainer)
     found = trainer.model.denoise(
-        x, flip=flip, sigma=sigma, observed=observed, **_method(options), fill=fill, clean=clean
+        x, flip=flip, sigma=sigma, observed=observed, **_method(options), fill=_start(trainer), clean=clean
     )
-    scores = None
-    if clean is not None:
-        scores = _Scores(trainer, clean, torch.ones_like(observed), grey)
-        scores.add_restored(found)
-        scores.add_one_pass(torch.where(observed, x, fill))
-        scores.add_mean_image(fill, spread)
-        if mask is None:
-            scores.add_noisy(x, flip, sigma)
+    scores = _scores(trainer, replace(given, x=x), found, given.known)
+    if scores is not None and mask is None:
+        scores.add_noisy(x, flip, sigma)
     noise = f"bits flipped with probability {flip:g}" if flip is not None else f"Gaussian noise of sigma {sigma:g}"
     what = f"{'images' if data else 'test images'}, {noise}"
     return Restored(trainer, _name(trainer, data), what, "noisy", x, observed, found, scores, grey)
@@ -148,6 +212,7 @@ class Restored:
         found: The posterior's answer.
         scores: Errors, where the clean images are known.
         grey: Images as they are, without noise where that is known.
+        array: What is written as an array, (N, data_dim); by default the means.
     """
 
     trainer: Trainer
@@ -159,6 +224,7 @@ class Restored:
     found: Restoration
     scores: _Scores | None
     grey: Tensor
+    array: Tensor | None = None
 
     def __str__(self) -> str:
         lines = [f"{len(self.x)} {self.what}", *([str(self.scores)] if self.scores is not None else [])]
@@ -209,8 +275,11 @@ class Restored:
         return pictures.mosaic(f"{self.name}: {self.what}", rows, look, missing=hidden)
 
 
-def _out(trainer: Trainer, name: str, data: str | None, mask: str | None, output: OutputOptions) -> Out:
-    return Out.of_images(trainer, name, output, inputs=[data, mask], array=data is not None)
+def _out(
+    trainer: Trainer, name: str, data: str | None, mask: str | None, output: OutputOptions, own: bool = False
+) -> Out:
+    inputs = [data, mask, trainer.config.mask]
+    return Out.of_images(trainer, name, output, inputs=inputs, array=data is not None or own)
 
 
 def _method(options: RestorationOptions) -> dict[str, Any]:
@@ -218,27 +287,71 @@ def _method(options: RestorationOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("method", "steps", "num_samples", "seed")}
 
 
-def _to_restore(
-    trainer: Trainer, data: str | None, images: int, observe: Callable[[int], Tensor], given_clean: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Images to restore, which pixels are observed, clean images, and grey ones.
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """Images to restore.
 
-    The images of a file, or of the test part as the run is evaluated on it: these again, since they are clean. All as
-    they are, grey, before they were binarized.
+    Attributes:
+        x: The images, (N, data_dim).
+        observed: Which pixels are observed, bool, (N, data_dim).
+        clean: The clean images, where they are known: x again.
+        grey: The images as they are, before they were binarized.
+        known: Which pixels of the clean images are known, bool, (N, data_dim).
+        own: Whether pixels are missing in the images themselves.
+    """
+
+    x: Tensor
+    observed: Tensor
+    clean: Tensor | None
+    grey: Tensor
+    known: Tensor
+    own: bool
+
+
+def _to_restore(
+    trainer: Trainer,
+    data: str | None,
+    images: int,
+    observe: Callable[[int], Tensor],
+    given_clean: bool,
+    own_alone: bool = False,
+) -> _Given:
+    """Returns images of a file, or test images as the run is evaluated on them, which are clean.
+
+    What is missing in the images themselves is missing besides what `observe` hides; with `own_alone` in its place.
     """
     if data is None:
         index = pictures.examples(trainer.dataset, images).to(trainer.device)
-        x = trainer.held_out["test"].x(index).float()
-        rows = trainer.dataset.test_images[index.cpu()]
-        return x, observe(len(x)), x, grey_pixels(trainer, rows)
+        held_out = trainer.held_out["test"]
+        x, own = held_out.x(index).float(), held_out.observed(index)
+        observed = observe(len(x))
+        known = torch.ones_like(observed) if own is None else own
+        grey = grey_pixels(trainer, trainer.dataset.test_images[index.cpu()])
+        return _Given(x, observed & known, x, grey, known, own is not None)
     file = ImageFile(trainer, data)
-    observed = observe(len(file))
+    own = file.holes() if trainer.config.missing == "nan" else None
+    observed = own if own is not None and own_alone else observe(len(file))
+    if own is not None:
+        observed = observed & own
     file.hide(observed)
     if given_clean:
         file.check()
     rows = torch.from_numpy(file.array)
     grey = file.floats(rows)
-    return file.clean(rows) if given_clean else grey, observed, None, grey
+    x = file.clean(rows) if given_clean else grey
+    return _Given(x, observed, None, grey, observed, own is not None)
+
+
+def _scores(trainer: Trainer, given: _Given, found: Restoration, wanted: Tensor) -> _Scores | None:
+    """Returns the errors of what is wanted, by method, where the clean images are known."""
+    if given.clean is None:
+        return None
+    scores = _Scores(trainer, given.clean, wanted, given.grey)
+    mean, spread = training_moments(trainer)
+    scores.add_restored(found)
+    scores.add_one_pass(torch.where(given.observed, given.x, _start(trainer)), given.observed)
+    scores.add_mean_image(mean, spread)
+    return scores
 
 
 def knows_noise(trainer: Trainer) -> bool:
@@ -258,7 +371,8 @@ def _noisy(clean: Tensor, flip: float | None, sigma: float | None, seed: int) ->
 
 
 def _written(target: Out, restored: Restored, invert: bool) -> Answer:
-    files = target.write(png=png(lambda: restored.figure(invert=invert)), npy=npy(restored.found.mean))
+    array = restored.found.mean if restored.array is None else restored.array
+    files = target.write(png=png(lambda: restored.figure(invert=invert)), npy=npy(array))
     return Answer(files, str(restored))
 
 
@@ -291,9 +405,9 @@ class _Scores:
         self._add("restored", found.mean, found.log_prob)
 
     @torch.no_grad()
-    def add_one_pass(self, start: Tensor) -> None:
+    def add_one_pass(self, start: Tensor, observed: Tensor) -> None:
         """Add the decoder's mean at the encoder's, one pass."""
-        z, _ = self.model.encode(start.clamp(0, 1) if self.of_bits else start)
+        z, _ = encoded(self.model, start.clamp(0, 1) if self.of_bits else start, observed)
         self.one_pass = self.model.mean(z)
         self._add("one encode-decode pass", self.one_pass, self.model.pixel_log_prob(self.clean, z))
 

@@ -11,6 +11,7 @@ from .download import NAMED, open_named
 from .files import digits, open_path
 from .loaded import LoadedImages
 from .memmap import MappedImages
+from .missing import Mask, Missing
 from .order import batches, epoch_order
 from .splits import FILE_TEST_FRACTION, dataset
 from .targets import BINARIZATIONS, Targets
@@ -39,7 +40,14 @@ def is_name(source: str) -> bool:
 
 
 @takes_plain_values
-def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed: int = 0) -> Dataset:
+def load(
+    source: str | os.PathLike[str],
+    *,
+    validation: float = 0.0,
+    split_seed: int = 0,
+    missing: Missing | None = None,
+    mask: Mask = None,
+) -> Dataset:
     """Returns a data set by name or path.
 
     * "digits": UCI's optical digits, shipped with the package: 1,797 images of 8x8, values 0..16.
@@ -72,6 +80,9 @@ def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed:
     Values are recognised: bits (bool, or all 0 and 1), 0..255 (whole numbers), or [0, 1]. `Dataset.description` says
     which. Floats that are multiples of 1/255 are kept as bytes.
 
+    Values may be missing: what is a NaN, with missing="nan", and what a mask says. The kind of the values is then that
+    of the observed ones, and `Dataset.observed` has the masks.
+
     A source's own test and validation parts are kept. Of any other source a tenth (of the digits 297 images), rounded
     up, is the test part. These are the first images of ``np.random.RandomState(split_seed).permutation(N)``, which
     never changes.
@@ -82,6 +93,9 @@ def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed:
             permutation of ``RandomState([split_seed, 1])``. A source's own validation part is taken instead, whatever
             the fraction is.
         split_seed: 0 to 2**32 - 1.
+        missing: "nan": a NaN is a missing value.
+        mask: Which values are observed: bool, or 0 and 1, of the images' shape in any layout above, or one mask for all
+            images. An array or a .npy file; or masks by the names of the source's parts, a mapping or a .npz file.
 
     Raises:
         FileNotFoundError: Nothing there, or a download that failed.
@@ -96,4 +110,4 @@ def load(source: str | os.PathLike[str], *, validation: float = 0.0, split_seed:
         found = open_named(str(source))
     else:
         found = open_path(Path(source).expanduser())
-    return dataset(found, validation, split_seed)
+    return dataset(found, validation, split_seed, missing, mask)

@@ -45,6 +45,26 @@ def npy_part(path: Path, mapped: bool) -> Part:
     return Part(MappedImages(path) if mapped else np.array(array), None, str(path))
 
 
+def numbers(path: Path) -> np.ndarray:
+    """Returns the array of numbers of a .npy file.
+
+    Raises:
+        ValueError: The file is damaged, or holds no numbers.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no .npy file, or a damaged one ({error})") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise ValueError(f"{path} does not hold an array of numbers; expected a .npy file of images")
+    return array
+
+
+def numbers_by_name(path: Path) -> Mapping[str, np.ndarray]:
+    """Returns the arrays of a .npz file, by name."""
+    return _Npz(path)
+
+
 def npz(path: Path, only: str | None = None) -> Source:
     """Returns the parts of a .npz file, or `only` that part.
 

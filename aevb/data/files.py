@@ -106,7 +106,7 @@ def _file(path: Path) -> Source:
 # Conversions of unsupported formats to supported ones.
 _CONVERTED = {
     **dict.fromkeys(
-        (".csv", ".tsv", ".txt"), "numpy.save('images.npy', numpy.loadtxt(FILE, delimiter=',', skiprows=1))"
+        (".csv", ".tsv", ".txt"), "numpy.save('images.npy', numpy.genfromtxt(FILE, delimiter=',', skip_header=1))"
     ),
     **dict.fromkeys((".pt", ".pth"), "numpy.save('images.npy', torch.load(FILE).numpy())"),
     **dict.fromkeys((".h5", ".hdf5"), "numpy.save('images.npy', h5py.File(FILE)['name'][:])"),

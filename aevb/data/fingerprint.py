@@ -18,12 +18,15 @@ SOME = 1000  # evenly spread images of a part that are hashed
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
     """Returns the fingerprint of a data set's images, as JSON holds it.
 
-    It has the number and shape of the images and, for each part, a SHA-256 of some. Images of a DataLoader have none. A
-    data set in memory also has a SHA-256 of all images.
+    It has the number and shape of the images and, for each part, a SHA-256 of some, with their masks. Images of a
+    DataLoader have none. A data set in memory also has a SHA-256 of all images.
     """
     parts = {"train": dataset.train_images, "test": dataset.test_images, "validation": dataset.validation_images}
     present = {name: images for name, images in parts.items() if images is not None}
-    of_some = {name: _some(images) for name, images in present.items() if not isinstance(images, LoadedImages)}
+    masks = dataset.observed
+    of_some = {
+        name: _some(images, masks.get(name)) for name, images in present.items() if not isinstance(images, LoadedImages)
+    }
     found: dict[str, Any] = {
         "images": len(dataset.train_images),
         "data_dim": dataset.data_dim,
@@ -35,7 +38,7 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     }
     in_memory = [images for images in present.values() if isinstance(images, Tensor)]
     if len(in_memory) == len(present):
-        found["sha256"] = _digest(*in_memory)
+        found["sha256"] = _digest(*in_memory, *(masks[name] for name in present if name in masks))
     return found
 
 
@@ -65,9 +68,10 @@ def check_same_data(noted: Mapping[str, Any] | None, dataset: Dataset, now: Mapp
         )
 
 
-def _some(images: Tensor | MappedImages) -> str:
+def _some(images: Tensor | MappedImages, observed: Tensor | None) -> str:
     count = len(images)
-    return _digest(images[torch.arange(min(count, SOME)) * count // min(count, SOME)])
+    some = torch.arange(min(count, SOME)) * count // min(count, SOME)
+    return _digest(images[some], *([] if observed is None else [observed[some]]))
 
 
 def _digest(*images: Tensor | MappedImages) -> str:

@@ -29,11 +29,13 @@ class Part(NamedTuple):
         images: (N, ...).
         labels: (N,), or None.
         where: The file, for errors.
+        observed: Which values are observed, bool, of the images' shape; None where all are.
     """
 
     images: np.ndarray | MappedImages
     labels: np.ndarray | None
     where: str
+    observed: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -46,16 +46,23 @@ class Targets:
             `x_scale`.
         max_value: Largest value of a pixel, as in `Dataset`.
         device: Device of the results, and of images in memory.
+        observed: bool, (N, D): False where a value is missing, and the images hold 0; None where nothing is.
 
     Attributes:
         x_scale: 1 / max_value for "none" of bytes, else None.
         streamed: Whether the images stay outside of the device, on the disk or in a DataLoader. Then an index may be on
             the CPU or the device, and a step cannot be captured in a CUDA graph.
         images: Images to gather from, on the device; without rows where they are streamed.
+        observed: The masks, on the device, or None.
     """
 
     def __init__(
-        self, images: Tensor | MappedImages | LoadedImages, how: str, max_value: int, device: torch.device | str = "cpu"
+        self,
+        images: Tensor | MappedImages | LoadedImages,
+        how: str,
+        max_value: int,
+        device: torch.device | str = "cpu",
+        observed: Tensor | None = None,
     ):
         self.max_value = max_value
         self.how = how
@@ -64,6 +71,7 @@ class Targets:
         self.streamed = not isinstance(images, Tensor)
         self._batch: Tensor | None = None
         self.device = torch.device(device)
+        self.observed = None if observed is None else observed.to(self.device)
         if isinstance(images, MappedImages):
             self._file = images
         if not isinstance(images, Tensor):
@@ -95,6 +103,10 @@ class Targets:
         if self.images.dtype == torch.uint8:
             return binarize(self.images, index, seed=seed, max_value=self.max_value)
         return bernoulli_bits(self.images.index_select(0, index), index, seed)
+
+    def mask(self, index: Tensor) -> Tensor | None:
+        """Returns which values of images `index` are observed, bool, (B, D); None where nothing is missing."""
+        return None if self.observed is None else self.observed.index_select(0, index)
 
     def all(self, seed: Tensor) -> Tensor:
         """Returns x of all images, bool, or float32 in [0, 1].

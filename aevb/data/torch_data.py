@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..checks.arguments import takes_plain_values
 from .dataset import Dataset
 from .loaded import LoadedImages, as_tensor, batches_of, label_of
+from .missing import Mask, Missing
 from .raw import Part, Source
 from .splits import dataset
 
@@ -30,7 +31,14 @@ def is_torch_data(source: object) -> bool:
 
 
 @takes_plain_values
-def from_torch(source: Any, name: str = "data", validation: float = 0.0, split_seed: int = 0) -> Dataset:
+def from_torch(
+    source: Any,
+    name: str = "data",
+    validation: float = 0.0,
+    split_seed: int = 0,
+    missing: Missing | None = None,
+    mask: Mask = None,
+) -> Dataset:
     """Returns the `Dataset` of a data set or DataLoader of `torch.utils.data`.
 
     Args:
@@ -41,9 +49,12 @@ def from_torch(source: Any, name: str = "data", validation: float = 0.0, split_s
         name: Name of the data set.
         validation: Fraction of the training images to hold out, where there is no validation part.
         split_seed: Seed of the permutation by which images are held out.
+        missing: As in `load`.
+        mask: As in `load`.
 
     Raises:
-        ValueError: A DataLoader without test images; parts of other names; items of another shape or range.
+        ValueError: A DataLoader without test images, or with missing values; parts of other names; items of another
+            shape or range.
     """
     parts = source if isinstance(source, Mapping) else {"train": source}
     if unknown := sorted(set(parts) - set(PARTS)):
@@ -52,7 +63,12 @@ def from_torch(source: Any, name: str = "data", validation: float = 0.0, split_s
         raise ValueError(f"the data have the parts {', '.join(map(repr, parts))}; expected 'train' among them")
     if not isinstance(parts["train"], DataLoader):
         read = {part: _read(data, part) for part, data in parts.items()}
-        return dataset(Source(name, read), validation, split_seed)
+        return dataset(Source(name, read), validation, split_seed, missing, mask)
+    if missing is not None or mask is not None:
+        raise ValueError(
+            "the data are a DataLoader, whose images are not known beforehand, and so not what is missing in them; "
+            "expected a Dataset of torch.utils.data, which is read into memory"
+        )
     if "test" not in parts:
         raise ValueError(
             "the data are a DataLoader, from which no test images can be held out; expected "

@@ -78,7 +78,7 @@ def _readings_of_chunk(chunk: np.ndarray, where: str, first_row: int) -> set[str
             if not np.isnan(chunk).all()
             else ""
         )
-        raise ValueError(_at(chunk, wrong, where, first_row) + f"{values}; expected 0..255 or [0, 1]{_clip(chunk)}")
+        raise ValueError(_at(chunk, wrong, where, first_row) + f"{values}; expected 0..255 or [0, 1]{_hint(chunk)}")
     if chunk.dtype.kind in "ui":
         return {"bits", "bytes"} if largest <= 1 else {"bytes"}
     fraction = chunk != np.rint(chunk)
@@ -156,11 +156,10 @@ def check_rows(values: np.ndarray, rows: np.ndarray, kind: str, where: str) -> N
     )
 
 
-def _clip(chunk: np.ndarray) -> str:
-    """Returns a hint for values beyond 0..255 by less than 1.
-
-    A resize produces them.
-    """
+def _hint(chunk: np.ndarray) -> str:
+    """Returns a hint for a NaN, or for values beyond 0..255 by less than 1, which a resize produces."""
+    if np.isnan(chunk).any():
+        return "; where a NaN stands for a missing value, --missing nan"
     beyond = chunk.min() > -1 and 255 < chunk.max() < 256 and chunk.dtype.kind == "f"
     return ". After a resize: images.clip(0, 255).round()" if beyond else ""
 

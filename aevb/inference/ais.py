@@ -17,8 +17,11 @@ from ..ops.gaussian import normals
 from .protocols import (
     LatentVariableModel,
     check_counts,
+    check_takes_weight,
     encoded_batch,
     in_batches,
+    log_prob_observed,
+    observed_part,
 )
 
 PILOT_CHAINS = 4  # chains that only adapt the step size
@@ -61,6 +64,7 @@ def annealed_importance_sampling(
     seed: int = 0,
     start: Literal["prior", "posterior"] = "prior",
     batch_size: int = 100,
+    observed: Tensor | None = None,
 ) -> AnnealedImportanceSampling:
     """Estimate of log p(x) by annealed importance sampling with Hamiltonian transitions.
 
@@ -94,6 +98,8 @@ def annealed_importance_sampling(
             turns an acceptance.
         start: "prior" or "posterior".
         batch_size: datapoints at a time.
+        observed: bool, of x's shape or of a datapoint's: False where a value is missing. The estimate is then of log
+            p(x_observed).
 
     Returns:
         The estimates of log p(x), their standard errors and the chains' weights.
@@ -107,13 +113,17 @@ def annealed_importance_sampling(
     )
     if start not in ("prior", "posterior"):
         raise ValueError(f"start is {start!r}; expected 'prior' or 'posterior'")
+    x, observed = observed_part(x, observed)
+    if observed is not None:
+        check_takes_weight(model)
     check_pixels(model, {"x": x})
     temperatures = _temperatures(num_temperatures)
     log_weights, acceptances = [], []
     # A caller's inference mode would leave nothing to differentiate.
     with torch.inference_mode(False), torch.no_grad():
         for first, batch in in_batches(x, batch_size):
-            path = _Path(model, batch.clone() if batch.is_inference() else batch, first, start)
+            mask = None if observed is None else observed[first : first + len(batch)]
+            path = _Path(model, batch.clone() if batch.is_inference() else batch, first, start, mask)
             keys = mix_seed(seed, torch.arange(first, first + len(batch), device=path.mean.device))
             weights, acceptance = _anneal(path, temperatures, num_chains, num_leapfrog, keys)
             log_weights.append(weights)
@@ -151,9 +161,9 @@ class _Path:
     The coordinates are u, in which f_0 is N(0, I).
     """
 
-    def __init__(self, model: LatentVariableModel, x: Tensor, first: int, start: str):
-        self.model, self.x, self.first = model, x, first
-        mu, logvar = encoded_batch(model, x, first)
+    def __init__(self, model: LatentVariableModel, x: Tensor, first: int, start: str, observed: Tensor | None):
+        self.model, self.x, self.first, self.observed = model, x, first, observed
+        mu, logvar = encoded_batch(model, x, first, observed)
         self.dtype = mu.dtype  # z's dtype for the model; the densities here are float32 at least
         mu, logvar = (t if t.dtype == torch.float64 else t.float() for t in (mu, logvar))
         prior = start == "prior"
@@ -169,7 +179,7 @@ class _Path:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             z = self.mean + self.scale * u
-            log_prob = self.model.log_prob(self.x, z.to(self.dtype))
+            log_prob = log_prob_observed(self.model, self.x, z.to(self.dtype), self.observed)
             if log_prob.shape != u.shape[:-1]:
                 raise ValueError(
                     f"model.log_prob(x, z) has shape {tuple(log_prob.shape)} for z {tuple(z.shape)}; "

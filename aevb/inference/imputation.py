@@ -34,6 +34,7 @@ from ..checks.arguments import takes_plain_values
 from ..ops import mix_seed, sample_gaussian, sample_gaussian_log_ratio
 from ..ops.gaussian import normals
 from .noise_models import Observation, PixelModel
+from .protocols import encoded
 
 BATCH = 100  # datapoints at a time
 ROWS = 2048  # samples that the decoder sees at a time
@@ -155,7 +156,7 @@ def refine(
     # The functional Adam: the optimizer's import costs seconds.
     from torch.optim.adam import adam
 
-    q = [t.float().clone() for t in model.encode(observation.start)]
+    q = [t.float().clone() for t in encoded(model, observation.start, observation.observed)]
     first, second = ([torch.zeros_like(t) for t in q] for _ in range(2))
     counts = [torch.zeros(()) for _ in q]
     sample = torch.arange(REFINEMENT_SAMPLES, device=seeds.device).unsqueeze(-1)

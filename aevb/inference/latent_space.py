@@ -38,7 +38,7 @@ class ActiveUnits:
 
 @takes_plain_values
 @torch.no_grad()
-def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000) -> Tensor:
+def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000, observed: Tensor | None = None) -> Tensor:
     """Mean over datapoints of KL(q(z_j|x) || p(z_j)), for each dimension j.
 
     ``mean_n 0.5 (mu_nj^2 + exp(logvar_nj) - 1 - logvar_nj)`` (Kingma & Welling 2013, appendix B). A dimension near 0
@@ -48,6 +48,8 @@ def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000) -> Te
         model: an object with `encode`.
         x: (N, ...), the datapoints.
         batch_size: datapoints encoded at a time.
+        observed: bool, of x's shape or of a datapoint's: False where a value is missing. The encoder is given 0 there,
+            and with `mask_input` the mask too.
 
     Returns:
         (D,), float64, in nats. Their sum is the mean KL of the posterior.
@@ -55,12 +57,19 @@ def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000) -> Te
     Raises:
         ValueError: no datapoints, a batch_size below 1, or an encoder with other shapes or non-finite results.
     """
-    return _kl_per_dimension(*encode_all(model, x, batch_size))
+    return _kl_per_dimension(*encode_all(model, x, batch_size, observed))
 
 
 @takes_plain_values
 @torch.no_grad()
-def active_units(model: Encoder, x: Tensor, threshold: float = 0.01, *, batch_size: int = 1000) -> ActiveUnits:
+def active_units(
+    model: Encoder,
+    x: Tensor,
+    threshold: float = 0.01,
+    *,
+    batch_size: int = 1000,
+    observed: Tensor | None = None,
+) -> ActiveUnits:
     """Latent dimensions whose posterior mean varies with x.
 
     Unit j is active where ``A_j = Var_x(E_q(z_j|x)[z_j]) = Var_n(mu_nj) > threshold`` (Burda et al. 2015, section 5.2).
@@ -71,12 +80,13 @@ def active_units(model: Encoder, x: Tensor, threshold: float = 0.01, *, batch_si
         x: as for `kl_per_dimension`.
         threshold: 0.01 in the paper, where the variances lay in two groups far apart.
         batch_size: as for `kl_per_dimension`.
+        observed: as for `kl_per_dimension`.
 
     Raises:
         ValueError: as `kl_per_dimension`; a threshold below 0.
     """
     check_threshold("threshold", threshold)
-    return _active_units(encode_all(model, x, batch_size)[0], threshold)
+    return _active_units(encode_all(model, x, batch_size, observed)[0], threshold)
 
 
 def _kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -119,7 +129,13 @@ class MutualInformation:
 @takes_plain_values
 @torch.no_grad()
 def mutual_information(
-    model: Encoder, x: Tensor, num_samples: int = 1, *, seed: int = 0, batch_size: int = 1000
+    model: Encoder,
+    x: Tensor,
+    num_samples: int = 1,
+    *,
+    seed: int = 0,
+    batch_size: int = 1000,
+    observed: Tensor | None = None,
 ) -> MutualInformation:
     """Information in z about its datapoint, and the aggregate posterior's KL.
 
@@ -137,12 +153,13 @@ def mutual_information(
         num_samples: samples of z for each datapoint.
         seed: the samples of datapoint n are `aevb.sample_gaussian`'s for the seed ``aevb.mix_seed(seed, n)``.
         batch_size: as for `kl_per_dimension`.
+        observed: as for `kl_per_dimension`.
 
     Raises:
         ValueError: as `kl_per_dimension`; num_samples below 1.
     """
     check_counts(num_samples=num_samples)
-    return _mutual_information(*encode_all(model, x, batch_size), num_samples, seed)
+    return _mutual_information(*encode_all(model, x, batch_size, observed), num_samples, seed)
 
 
 def _mutual_information(mu: Tensor, logvar: Tensor, num_samples: int, seed: int) -> MutualInformation:
@@ -256,6 +273,7 @@ def posterior_collapse(
     num_samples: int = 1,
     seed: int = 0,
     batch_size: int = 1000,
+    observed: Tensor | None = None,
 ) -> PosteriorCollapse:
     """Summary of collapsed dimensions, and of a posterior that ignores x.
 
@@ -271,6 +289,7 @@ def posterior_collapse(
         num_samples: as for `mutual_information`; the cost is O(num_samples N^2 D).
         seed: as for `mutual_information`.
         batch_size: as for `kl_per_dimension`.
+        observed: as for `kl_per_dimension`.
 
     Raises:
         ValueError: as `kl_per_dimension`; a threshold below 0; num_samples below 1.
@@ -278,7 +297,7 @@ def posterior_collapse(
     check_threshold("threshold", threshold)
     check_threshold("active_threshold", active_threshold)
     check_counts(num_samples=num_samples)
-    mu, logvar = encode_all(model, x, batch_size)
+    mu, logvar = encode_all(model, x, batch_size, observed)
     kl = _kl_per_dimension(mu, logvar)
     collapsed = kl < threshold
     information = _mutual_information(mu, logvar, num_samples, seed)

@@ -15,6 +15,7 @@ from ..checks.arguments import takes_plain_values
 from ..checks.errors import check_dense
 from ..likelihoods.values import check_pixels
 from ..ops import mix_seed, sample_gaussian_log_ratio
+from .protocols import check_takes_weight, encoded, log_prob_observed, observed_part
 
 if TYPE_CHECKING:
     from .protocols import LatentVariableModel
@@ -97,6 +98,7 @@ def log_marginal_likelihood(
     index: Tensor | None = None,
     rows: int = ROWS,
     progress: bool = False,
+    observed: Tensor | None = None,
 ) -> MarginalLikelihood:
     """Estimate of log p(x) by importance sampling from the posterior; no gradient.
 
@@ -118,12 +120,16 @@ def log_marginal_likelihood(
         index: (B,), int64: which datapoint each of x is; by default 0, 1, 2, ...
         rows: how many samples of z the model sees at a time, of one datapoint or of several.
         progress: whether to show a progress bar.
+        observed: bool, of x's shape or of a datapoint's: False where a value is missing. The estimate is then of
+            log p(x_observed), as of the MIWAE bound (Mattei & Frellsen 2019), and the model's log_prob is given the
+            mask as `weight`. Of missing values nothing is used; they may be NaN.
 
     Returns:
         The estimates, their standard errors and effective sample sizes.
 
     Raises:
-        ValueError: numbers below 1, an index that does not fit, or a model whose log_prob is not one number for each z.
+        ValueError: numbers below 1, an index or a mask that does not fit, or a model whose log_prob is not one number
+            for each z, or takes no weight where values are missing.
     """
     for name, value in (("num_samples", num_samples), ("rows", rows)):
         if value < 1:
@@ -131,6 +137,9 @@ def log_marginal_likelihood(
     check_dense("log_marginal_likelihood", x=x)
     if x.dim() < 1:
         raise ValueError("x has no dimensions; expected datapoints in its first")
+    x, observed = observed_part(x, observed)
+    if observed is not None:
+        check_takes_weight(model)
     check_pixels(model, {"x": x})
     count = len(x)
     if index is None:
@@ -151,15 +160,16 @@ def log_marginal_likelihood(
         mininterval=interval,
     ) as bar:
         for begin in range(0, count, datapoints):
-            batch, batch_seeds = x[begin : begin + datapoints], seeds[begin : begin + datapoints]
-            mu, logvar = model.encode(batch)
+            part = slice(begin, begin + datapoints)
+            batch, batch_seeds, mask = x[part], seeds[part], None if observed is None else observed[part]
+            mu, logvar = encoded(model, batch, mask)
             mean = _LogMeanExp(len(batch), mu.device)
             for first in range(0, num_samples, samples):
                 k = torch.arange(first, min(first + samples, num_samples), device=mu.device)
                 z, log_ratio = sample_gaussian_log_ratio(
                     mu, logvar, len(k), batch_dims=1, seed=mix_seed(batch_seeds, k.unsqueeze(-1))
                 )
-                log_prob = model.log_prob(batch, z)
+                log_prob = log_prob_observed(model, batch, z, mask)
                 if log_prob.shape != log_ratio.shape:
                     raise ValueError(
                         f"model.log_prob(x, z) has shape {tuple(log_prob.shape)} for z {tuple(z.shape)}; expected "

@@ -20,6 +20,7 @@ from ..likelihoods.values import check_pixels
 from ..ops import mix_seed, sample_gaussian
 from ..ops.plain_modules import weight_of
 from .latent_space import kl_per_dimension
+from .protocols import encoded, observed_part
 
 if TYPE_CHECKING:
     from .protocols import GenerativeModel as _Model
@@ -66,7 +67,9 @@ class InferenceMethods(_Model):
 
     @takes_plain_values
     @torch.no_grad()
-    def embed(self, x: Tensor, num_samples: int | None = None, *, seed: int = 0) -> Embedding:
+    def embed(
+        self, x: Tensor, num_samples: int | None = None, *, seed: int = 0, observed: Tensor | None = None
+    ) -> Embedding:
         """Posterior of each datapoint: mu, logvar, and draws of z if requested.
 
         Args:
@@ -74,15 +77,20 @@ class InferenceMethods(_Model):
             num_samples: draws of each posterior; None for no draws.
             seed: the draws of datapoint n are `aevb.sample_gaussian`'s for the seed ``aevb.mix_seed(seed, n)``, mixed
                 with the draw's number.
+            observed: bool, (N, data_dim) or (data_dim,): False where a value is missing, for which the encoder is given
+                0, and with `mask_input` the mask too.
 
         Raises:
-            ValueError: a num_samples below 1, or x of another shape.
+            ValueError: a num_samples below 1, or x or a mask of another shape.
         """
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; expected at least 1")
         _check(self, x=x)
+        x, observed = observed_part(x, observed)
         check_pixels(self, {"x": x})
-        mu, logvar = (torch.cat(t) for t in zip(*(self.encode(part) for part in x.split(BATCH)), strict=True))
+        masks = [None] * len(x) if observed is None else observed.split(BATCH)
+        found = [encoded(self, part, mask) for part, mask in zip(x.split(BATCH), masks, strict=False)]
+        mu, logvar = (torch.cat(t) for t in zip(*found, strict=True))
         if num_samples is None:
             return Embedding(mu, logvar, None)
         return Embedding(mu, logvar, posterior_draws(mu, logvar, num_samples, seed))
@@ -115,7 +123,8 @@ class InferenceMethods(_Model):
             steps: of Adam on each datapoint's (mu, logvar).
             num_samples: importance samples; with "gibbs" the draws that its chains keep.
             seed: all noise follows from it and a datapoint's number.
-            fill: a number or (data_dim,): the encoder's first input where pixels are missing.
+            fill: a number or (data_dim,): the encoder's first input where pixels are missing; 0 where training data had
+                missing values themselves. With `mask_input` it is 0.
             clean: (B, data_dim): the true image where it is known, for `Restoration.log_prob`.
 
         Returns:
@@ -236,7 +245,9 @@ class InferenceMethods(_Model):
 
     @takes_plain_values
     @torch.no_grad()
-    def traverse(self, x: Tensor, dims: Sequence[int] | None = None, steps: int = 10) -> Tensor:
+    def traverse(
+        self, x: Tensor, dims: Sequence[int] | None = None, steps: int = 10, *, observed: Tensor | None = None
+    ) -> Tensor:
         """Returns E[x|z], (N, len(dims), steps, data_dim), varying one z_j at a time.
 
         z_j goes through the quantiles (i + 1/2) / steps of its prior. The others stay at the posterior mean of x.
@@ -245,18 +256,20 @@ class InferenceMethods(_Model):
             x: (N, data_dim).
             dims: which dimensions; by default all, in the order of their mean KL over x, the most informative first.
             steps: values of z_j.
+            observed: as in `embed`.
 
         Raises:
             ValueError: a dimension that the model has not, or steps below 1.
         """
         _check(self, x=x)
+        x, observed = observed_part(x, observed)
         check_pixels(self, {"x": x})
         if dims is None:
-            dims = kl_per_dimension(self, x).argsort(descending=True, stable=True).tolist()
+            dims = kl_per_dimension(self, x, observed=observed).argsort(descending=True, stable=True).tolist()
         if wrong := [j for j in dims if not 0 <= j < self.latent_dim]:
             raise ValueError(f"dims has {wrong[0]}; expected dimensions from 0 to {self.latent_dim - 1}")
         quantiles = self._quantiles("steps", steps)
-        mu, _ = self.encode(x)
+        mu, _ = encoded(self, x, observed)
         z = mu[:, None, None].repeat(1, len(dims), steps, 1)
         for row, j in enumerate(dims):
             z[:, row, :, j] = quantiles
@@ -264,7 +277,15 @@ class InferenceMethods(_Model):
 
     @takes_plain_values
     @torch.no_grad()
-    def interpolate(self, a: Tensor, b: Tensor, steps: int = 10, *, spherical: bool = False) -> Tensor:
+    def interpolate(
+        self,
+        a: Tensor,
+        b: Tensor,
+        steps: int = 10,
+        *,
+        spherical: bool = False,
+        observed: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Returns E[x|z], (N, steps, data_dim), between two posterior means.
 
         z goes from the posterior mean of a to the posterior mean of b.
@@ -280,17 +301,21 @@ class InferenceMethods(_Model):
             b: (N, data_dim), the last images.
             steps: number of points, with both ends.
             spherical: whether to interpolate along an arc.
+            observed: the masks of a and of b, each as in `embed`.
 
         Raises:
             ValueError: shapes that differ, or steps below 2.
         """
         _check(self, a=a, b=b)
+        (a, a_mask), (b, b_mask) = (
+            observed_part(x, mask) for x, mask in zip((a, b), observed or (None, None), strict=True)
+        )
         check_pixels(self, {"a": a, "b": b})
         if a.shape != b.shape:
             raise ValueError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; expected one shape: pairs")
         if steps < 2:
             raise ValueError(f"steps is {steps}; expected at least 2, the ends")
-        start, end = (self.encode(x)[0].unsqueeze(1) for x in (a, b))
+        start, end = (encoded(self, x, mask)[0].unsqueeze(1) for x, mask in ((a, a_mask), (b, b_mask)))
         t = torch.linspace(0, 1, steps, device=start.device).unsqueeze(-1)
         first, second = _spherical(start, end, t) if spherical else (1 - t, t)
         return self.mean(first * start + second * end)

@@ -25,7 +25,12 @@ class Observation(Protocol):
     """Observation y of B clean images x."""
 
     start: Tensor
-    """(B, data_dim): first input of the encoder."""
+    """(B, data_dim): first input of the encoder.
+
+    One with `mask_input` is given the mask too, and 0 where pixels are missing.
+    """
+    observed: Tensor
+    """bool, (B, data_dim): True where a pixel was observed."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Returns log p(y|z), (S, B), in nats, of z (S, B, latent_dim)."""

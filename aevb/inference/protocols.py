@@ -8,6 +8,7 @@ A model with dropout or batch normalisation belongs in `eval()` first.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -80,6 +81,57 @@ class GenerativeModel(PixelModel, Protocol):
         ...
 
 
+def observed_part(x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Returns x with 0 where it is missing, and the mask in x's shape.
+
+    Args:
+        x: (..., *datapoint); of what is missing nothing is used, and it may be NaN.
+        observed: bool, of x's shape or of trailing dimensions of it: True where a value is observed. None for all.
+
+    Raises:
+        ValueError: a mask of another shape or dtype.
+    """
+    if observed is None:
+        return x, None
+    if observed.dtype != torch.bool or tuple(observed.shape) not in [tuple(x.shape[i:]) for i in range(x.dim())]:
+        raise ValueError(
+            f"observed is {observed.dtype} {tuple(observed.shape)}; expected torch.bool {tuple(x.shape)} or "
+            f"{tuple(x.shape[1:])}, True where a value is observed"
+        )
+    observed = observed.expand(x.shape)
+    return x.masked_fill(~observed, 0), observed
+
+
+def encoded(model: Any, x: Tensor, observed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns (mu, logvar) of x, which holds 0 where it is missing.
+
+    A model whose `mask_input` is true is given the mask too.
+    """
+    if observed is None or not getattr(model, "mask_input", False):
+        return model.encode(x)
+    return model.encode(x, observed=observed)
+
+
+def log_prob_observed(model: Any, x: Tensor, z: Tensor, observed: Tensor | None) -> Tensor:
+    """Returns log p(x_observed|z), in nats, of z's leading dimensions."""
+    return model.log_prob(x, z) if observed is None else model.log_prob(x, z, weight=observed)
+
+
+def check_takes_weight(model: Any) -> None:
+    """Check that a model's log_prob can leave missing values out.
+
+    Raises:
+        ValueError: it has no parameter `weight`.
+    """
+    parameters = inspect.signature(model.log_prob).parameters.values()
+    if not any(p.name == "weight" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ValueError(
+            f"{type(model).__name__}.log_prob takes no weight, and values are missing; expected log_prob(x, z, "
+            "weight=None), where weight is x's mask, False where a value is missing: of aevb.bernoulli_log_prob and "
+            "the like it is an argument too"
+        )
+
+
 def in_batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
     """Yields batches of x, each with the index of its first datapoint.
 
@@ -94,19 +146,23 @@ def in_batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
         yield first, x[first : first + batch_size]
 
 
-def encode_all(model: Encoder, x: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+def encode_all(model: Encoder, x: Tensor, batch_size: int, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns mu and logvar, (N, D), float64, of all datapoints.
 
     Raises:
         ValueError: no datapoints, a batch_size below 1, or an encoder with other shapes or non-finite results.
     """
+    x, observed = observed_part(x, observed)
     check_pixels(model, {"x": x})
-    encoded = [encoded_batch(model, batch, first) for first, batch in in_batches(x, batch_size)]
-    mu, logvar = (torch.cat([t.double() for t in parts]) for parts in zip(*encoded, strict=True))
+    found = [
+        encoded_batch(model, batch, first, None if observed is None else observed[first : first + batch_size])
+        for first, batch in in_batches(x, batch_size)
+    ]
+    mu, logvar = (torch.cat([t.double() for t in parts]) for parts in zip(*found, strict=True))
     return mu, logvar
 
 
-def encoded_batch(model: Encoder, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
+def encoded_batch(model: Encoder, x: Tensor, first: int, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns mu and logvar of one batch, after a check.
 
     `first` is the index of the batch's first datapoint, for messages.
@@ -114,7 +170,7 @@ def encoded_batch(model: Encoder, x: Tensor, first: int) -> tuple[Tensor, Tensor
     Raises:
         ValueError: an encoder with other shapes or non-finite results.
     """
-    mu, logvar = model.encode(x)
+    mu, logvar = encoded(model, x, observed)
     if mu.dim() != 2 or len(mu) != len(x) or mu.shape != logvar.shape:
         raise ValueError(
             f"model.encode(x) gives mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)} for x {tuple(x.shape)}; "

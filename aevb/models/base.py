@@ -17,6 +17,7 @@ from ..checks.arguments import takes_plain_values
 from ..checks.errors import check_dense, is_dense
 from ..files import MODEL
 from ..inference.methods import InferenceMethods
+from ..inference.protocols import encoded, observed_part
 from ..likelihoods import GaussianOutput, LinearLogits, LinearOutput
 from ..likelihoods.base import Parameter
 from ..likelihoods.target import real, target_of
@@ -24,6 +25,7 @@ from ..likelihoods.values import check_pixels, is_wanted, look_once
 from ..ops.fused_linear import rows_log_prob
 from ..ops.gaussian import sample_gaussian
 from ..ops.likelihood import likelihood_log_prob
+from ..ops.linear import floating
 from ..ops.plain_modules import weight_of
 
 M = TypeVar("M", bound="BaseVAE")
@@ -51,6 +53,8 @@ class BaseVAE(InferenceMethods, nn.Module):
         min_variance: lower limit of a learned variance, approached and never reached. The default, 1 / (12 * 255^2), is
             the variance of rounding to 8 bits. Below it a density says more than the data do, and has no bound where a
             pixel is constant.
+        mask_input: the encoder is given the mask of what is observed too, beside the values. Without it, an encoder
+            cannot tell a missing value from 0.
 
     Raises:
         ValueError: a size below 1, an unknown likelihood, or a variance or min_variance that is no positive number.
@@ -59,6 +63,7 @@ class BaseVAE(InferenceMethods, nn.Module):
     encoder: nn.Module
     decoder: nn.Module
     sigmoid_means = True  # of a Gaussian p(x|z), as in `FusedELBO`
+    mask_input = False
 
     @takes_plain_values
     def __init__(
@@ -68,6 +73,7 @@ class BaseVAE(InferenceMethods, nn.Module):
         likelihood: str = "bernoulli",
         variance: str | float = "learned",
         min_variance: float = 1 / (12 * 255**2),
+        mask_input: bool = False,
     ):
         super().__init__()
         for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim)):
@@ -79,7 +85,7 @@ class BaseVAE(InferenceMethods, nn.Module):
         if not 0 < min_variance < math.inf:
             raise ValueError(f"min_variance is {min_variance}; expected a positive number")
         self.data_dim, self.latent_dim = data_dim, latent_dim
-        self.variance, self.min_variance = variance, min_variance
+        self.variance, self.min_variance, self.mask_input = variance, min_variance, mask_input
         if self.family.has_spread and variance == "shared":
             self.logvar = nn.Parameter(torch.tensor(self.family.initial[1]))
 
@@ -103,6 +109,11 @@ class BaseVAE(InferenceMethods, nn.Module):
         """Number of decoder outputs for each pixel."""
         return len(self.family.params) - (self.family.has_spread and self.variance != "learned")
 
+    @property
+    def _inputs(self) -> int:
+        """Number of encoder inputs for each pixel."""
+        return 1 + self.mask_input
+
     def options(self) -> dict[str, Any]:
         """Returns the constructor's arguments for an equal model, as JSON values."""
         return {
@@ -110,10 +121,16 @@ class BaseVAE(InferenceMethods, nn.Module):
             "likelihood": self.likelihood,
             "variance": self.variance,
             "min_variance": self.min_variance,
+            **({"mask_input": True} if self.mask_input else {}),
         }
 
     def forward(
-        self, x: Tensor, num_samples: int | None = None, *, seed: Tensor | int | None = None
+        self,
+        x: Tensor,
+        num_samples: int | None = None,
+        *,
+        seed: Tensor | int | None = None,
+        observed: Tensor | None = None,
     ) -> tuple[Tensor | GaussianOutput, Tensor]:
         """Encode x, sample z and decode it.
 
@@ -121,16 +138,19 @@ class BaseVAE(InferenceMethods, nn.Module):
             x: (..., data_dim), as for `encode`.
             num_samples: number of samples of z for each datapoint, or None for one without a sample dimension.
             seed: as for `aevb.sample_gaussian`.
+            observed: as for `encode`.
 
         Returns:
             The result of `decode`, (..., data_dim) or (num_samples, ..., data_dim); and the KL of the posterior from
             N(0, I), (...,), in nats.
         """
-        mu, logvar = self.encode(x)
+        mu, logvar = self.encode(x) if observed is None else self.encode(x, observed=observed)
         z, kl = sample_gaussian(mu, logvar, num_samples, batch_dims=mu.dim() - 1, seed=seed)
         return self.decode(z), kl
 
-    def encode(self, x: Tensor, x_scale: float | None = None) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, x: Tensor, x_scale: float | None = None, *, observed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns (mu, logvar) of the posterior q(z|x), each (..., latent_dim).
 
         Bits and pixels of which most are 0 are not converted first.
@@ -138,9 +158,11 @@ class BaseVAE(InferenceMethods, nn.Module):
         Args:
             x: (..., data_dim), values in [0, 1]: floating, bool, or uint8 with x_scale.
             x_scale: multiplies x: 1/255 for pixels in 0..255.
+            observed: bool, (..., data_dim) or (data_dim,): False where a value is missing, for which the encoder is
+                given 0, whatever x holds. With `mask_input` it is given the mask too, of None ones.
 
         Raises:
-            ValueError: another shape, or integers without x_scale.
+            ValueError: another shape, integers without x_scale, or a mask of another shape or dtype.
         """
         check_last(self, x, "x", self.data_dim, ": flatten each datapoint, x.flatten(1)")
         if not (x.is_floating_point() or x.dtype == torch.bool or (x.dtype == torch.uint8 and x_scale is not None)):
@@ -149,8 +171,19 @@ class BaseVAE(InferenceMethods, nn.Module):
             )
         if x.is_floating_point():
             x = x.to(weight_of(self).dtype)
+        if observed is not None:
+            x, observed = observed_part(x, observed)
+        if self.mask_input:
+            x, x_scale = self._beside_mask(x, x_scale, observed), None
         mu, logvar = self._encoded(x, x_scale).chunk(2, dim=-1)
         return mu, logvar
+
+    def _beside_mask(self, x: Tensor, x_scale: float | None, observed: Tensor | None) -> Tensor:
+        """Returns the encoder's input (..., 2 data_dim): x times x_scale, and its mask; bits stay bits."""
+        if x.dtype != torch.bool:
+            x = floating(x, x_scale, weight_of(self))
+        mask = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+        return torch.cat([x, mask], -1)
 
     def decode(self, z: Tensor) -> Tensor | GaussianOutput:
         """Returns the parameters of p(x|z): logits, a (mean, logvar), or others.
@@ -246,20 +279,22 @@ class BaseVAE(InferenceMethods, nn.Module):
         return self.mean(z)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Returns the pixel means at the posterior mean of x; no gradient.
 
         Args:
             x: (..., data_dim).
+            observed: as for `encode`. What is missing is filled with its mean at the posterior mean: see `impute`.
 
         Returns:
             (..., data_dim).
 
         Raises:
-            ValueError: x of a Bernoulli model outside [0, 1].
+            ValueError: x of a Bernoulli model outside [0, 1] where it is observed.
         """
+        x, observed = observed_part(x, observed)
         check_pixels(self, {"x": x})
-        return self.mean(self.encode(x)[0])
+        return self.mean(encoded(self, x, observed)[0])
 
     def metadata(self) -> dict[str, str]:
         """Returns a weight file's metadata: the model's class and options."""

@@ -29,7 +29,7 @@ class ConvVAE(BaseVAE):
         channels: of the encoder's layers, from x on: a sequence.
         latent_dim: see `BaseVAE`.
         generator: source of the initial weights (Kaiming-uniform; zero biases); by default PyTorch's own.
-        **likelihood: the options likelihood, variance and min_variance of `BaseVAE`.
+        **likelihood: the options likelihood, variance, min_variance and mask_input of `BaseVAE`.
 
     Raises:
         ValueError: a size below 1; an image too small for so many layers.
@@ -61,8 +61,9 @@ class ConvVAE(BaseVAE):
             )
         deepest = (self.channels[-1], *sizes[-1])
         features = math.prod(deepest)
-        encoder: list[nn.Module] = [nn.Unflatten(-1, (inputs, height, width))]
-        for before, after in itertools.pairwise((inputs, *self.channels)):
+        given = self._inputs * inputs  # the mask's channels follow the image's
+        encoder: list[nn.Module] = [nn.Unflatten(-1, (given, height, width))]
+        for before, after in itertools.pairwise((given, *self.channels)):
             encoder += [convolution(nn.Conv2d, before, after, generator), nn.ReLU()]
         encoder += [flatten(features), dense(features, 2 * latent_dim, generator)]
         scale_up(encoder[-1], encoder[-2])
@@ -82,7 +83,7 @@ class ConvVAE(BaseVAE):
 
     def _encoded(self, x: Tensor, x_scale: float | None) -> Tensor:
         x = floating(x, x_scale, weight_of(self))
-        return self.encoder(x.reshape(-1, self.data_dim)).view(*x.shape[:-1], 2 * self.latent_dim)
+        return self.encoder(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], 2 * self.latent_dim)
 
     def _decoded(self, z: Tensor) -> Tensor:
         return self.decoder(z.reshape(-1, self.latent_dim)).view(*z.shape[:-1], self._outputs * self.data_dim)

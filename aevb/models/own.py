@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..inference.protocols import encoded, log_prob_observed
 from ..ops.linear import floating
 from ..ops.plain_modules import weight_of
 from .base import BaseVAE
@@ -33,14 +34,15 @@ def check_model(model: object) -> None:
         )
 
 
-def encode(model: Any, x: Tensor, x_scale: float | None) -> tuple[Tensor, Tensor]:
-    """Returns mu and logvar of x, to be multiplied by x_scale.
+def encode(model: Any, x: Tensor, x_scale: float | None, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns mu and logvar of x, to be multiplied by x_scale, which holds 0 where it is missing.
 
-    A model of aevb's takes bits and bytes as they are, any other floating x.
+    A model of aevb's takes bits and bytes as they are, any other floating x. One whose `mask_input` is true is given
+    the mask too.
     """
     if isinstance(model, BaseVAE):
-        return model.encode(x, x_scale)
-    posterior = model.encode(floating(x, x_scale, weight_of(model)))
+        return model.encode(x, x_scale, observed=observed) if model.mask_input else model.encode(x, x_scale)
+    posterior = encoded(model, floating(x, x_scale, weight_of(model)), observed)
     if not isinstance(posterior, tuple | list) or len(posterior) != 2:
         kind = f"{len(posterior)} values" if isinstance(posterior, tuple | list) else f"a {type(posterior).__name__}"
         raise TypeError(f"{type(model).__name__}.encode gave {kind}; expected (mu, logvar), each (B, latent_dim)")
@@ -48,12 +50,13 @@ def encode(model: Any, x: Tensor, x_scale: float | None) -> tuple[Tensor, Tensor
     return mu.float(), logvar.float()
 
 
-def log_prob_of(model: Any, x: Tensor, x_scale: float | None, z: Tensor) -> Tensor:
-    """Returns log p(x|z) of x, to be multiplied by x_scale: (*samples, B), in nats."""
+def log_prob_of(model: Any, x: Tensor, x_scale: float | None, z: Tensor, observed: Tensor | None = None) -> Tensor:
+    """Returns log p(x|z) of what is observed of x, to be multiplied by x_scale: (*samples, B), in nats."""
     if isinstance(model, BaseVAE):
-        return model.log_prob(x if x_scale is None else floating(x, x_scale, weight_of(model)), z)
+        x = x if x_scale is None else floating(x, x_scale, weight_of(model))
+        return log_prob_observed(model, x, z, observed)
     weight = weight_of(model)
-    log_prob = model.log_prob(floating(x, x_scale, weight), z.to(weight.dtype))
+    log_prob = log_prob_observed(model, floating(x, x_scale, weight), z.to(weight.dtype), observed)
     if tuple(log_prob.shape) != tuple(z.shape[:-1]):
         raise ValueError(
             f"{type(model).__name__}.log_prob gave shape {tuple(log_prob.shape)} for z of {tuple(z.shape)}; expected "

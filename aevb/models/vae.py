@@ -38,7 +38,7 @@ class VAE(BaseVAE):
             has the same in reverse.
         latent_dim: dimensions of z.
         generator: source of the initial weights (Xavier-uniform; zero biases); by default PyTorch's own.
-        **likelihood: the options likelihood, variance and min_variance of `BaseVAE`.
+        **likelihood: the options likelihood, variance, min_variance and mask_input of `BaseVAE`.
 
     Raises:
         ValueError: a size below 1; at a call, a last dimension that does not fit, or x of integers.
@@ -61,7 +61,7 @@ class VAE(BaseVAE):
         if min(hidden) < 1:
             raise ValueError(f"hidden_dims is {min(hidden)}; expected at least 1")
         self.hidden_dims = hidden
-        self.encoder = mlp([data_dim, *hidden, 2 * latent_dim], generator)
+        self.encoder = mlp([self._inputs * data_dim, *hidden, 2 * latent_dim], generator)
         self.decoder = decoder = mlp([latent_dim, *reversed(hidden), self._outputs * data_dim], generator)
         set_initial_bias(decoder[-1], self.family.initial[: self._outputs])
 

@@ -44,6 +44,13 @@ class TrainConfig:
     """Part of the training images held out to choose the best epoch by, and to stop early; a set's own is kept."""
     split_seed: int = 0
     """The permutation by which test and validation images are held out, where a data set has none of its own."""
+    missing: Literal["nan"] | None = None
+    """nan: a NaN in the data is a missing value. The likelihood is then of what was observed."""
+    mask: str | None = None
+    """A .npy file, bool or 0 and 1: 1 or True where a value is observed; of the data's shape, or one mask for all.
+    Where the data have parts of their own, a .npz file with a mask for each: train, test, validation."""
+    mask_input: bool = False
+    """Give the encoder the mask too, beside the values. Without it a missing value is a 0 to the encoder."""
     out: str | None = None
     """The run folder. By default runs/<data>, or runs/<data>-2, -3, ... where a run is there already."""
     overwrite: bool = False

@@ -47,6 +47,10 @@ class HeldOut:
         x = self.inputs(index, self.seed)
         return x if x.dtype == torch.bool else floating(x, self.inputs.x_scale, torch.empty(0))
 
+    def observed(self, index: Tensor) -> Tensor | None:
+        """Returns which values are observed, bool, (B, D); None where nothing is missing."""
+        return self.inputs.mask(index)
+
     def seeds(self, index: Tensor) -> Tensor:
         """Returns the seed of each image's z, (B,)."""
         return mix_seed(self.seed, index)
@@ -97,12 +101,13 @@ class TrainingLoop:
         self.step_now: AutogradStep | GraphStep | None = None
         self._step_key: tuple = ()
         state.metrics = self.new_metrics()
-        self.held_out = {"test": self._held_out(dataset.test_images, test_seed)}
+        self.held_out = {"test": self._held_out("test", dataset.test_images, test_seed)}
         if dataset.validation_images is not None:
-            self.held_out["validation"] = self._held_out(dataset.validation_images, validation_seed)
+            self.held_out["validation"] = self._held_out("validation", dataset.validation_images, validation_seed)
 
-    def _held_out(self, images: Tensor | MappedImages, seed: int) -> HeldOut:
-        inputs = Targets(images, self.config.binarize, self.dataset.max_value, self.device)
+    def _held_out(self, part: str, images: Tensor | MappedImages, seed: int) -> HeldOut:
+        observed = self.dataset.observed.get(part)
+        inputs = Targets(images, self.config.binarize, self.dataset.max_value, self.device, observed)
         return HeldOut(images, inputs, seed)
 
     # ---- an epoch ----
@@ -205,6 +210,8 @@ class TrainingLoop:
         reports = self.state.objective.reports
         is_own = not isinstance(self.state.model, BaseVAE)
         constant = self.state.criterion.family.constant(self.dataset.data_dim)
+        if (mask := self.inputs.observed) is not None:  # of those of an epoch's values that are observed
+            constant *= float(mask.float().mean())
         constant = 0.0 if reports == "bound" or is_own else constant
         return EpochMetrics(self.processes, reports, totals, constant)
 
@@ -247,8 +254,9 @@ class TrainingLoop:
         with current_device(self.device), evaluating(model):
             for batch in held_out.batches(count, self.processes):
                 x = held_out.x(batch)
-                z, kl = sample_gaussian(*encode(model, x, None), seed=held_out.seeds(batch))
-                log_prob = log_prob_of(model, x, None, z)
+                observed = held_out.observed(batch)
+                z, kl = sample_gaussian(*encode(model, x, None, observed), seed=held_out.seeds(batch))
+                log_prob = log_prob_of(model, x, None, z, observed)
                 sums += torch.stack([log_prob.sum(dtype=torch.float64), kl.sum(dtype=torch.float64)]).cpu()
         log_likelihood, kl_sum = self.processes.sum(sums).tolist()
         return Evaluation((log_likelihood - kl_sum) / count, log_likelihood / count, kl_sum / count)
@@ -303,7 +311,8 @@ class TrainingLoop:
         step = AutogradStep(*parts, self.config.precision == "bf16")
         part = self.processes.part(index)
         part = part if len(part) else index[:1]
-        found = first_not_finite(step, step.batch(part, batch_seed), part, step.noise_seeds(noise_seed, part))
+        x, seeds = step.batch(part, batch_seed), step.noise_seeds(noise_seed, part)
+        found = first_not_finite(step, x, part, seeds, observed=step.observed(part))
         return min(self.processes.gather(found))
 
     def explain_held_out(self, part: str) -> Finding | None:
@@ -313,11 +322,11 @@ class TrainingLoop:
         criterion = FusedELBO(likelihood=likelihood, sigmoid_means=sigmoid_means)
         step = AutogradStep(state.model, criterion, state.optimizer, held_out.inputs, None)  # type: ignore[arg-type]
         for index in held_out.batches(held_out.count, SingleProcess(self.device)):
-            x, seeds = held_out.x(index), held_out.seeds(index)
+            x, seeds, observed = held_out.x(index), held_out.seeds(index), held_out.observed(index)
             with torch.no_grad():
-                loss = step.terms(x, seeds).loss
+                loss = step.terms(x, seeds, observed).loss
             if not loss.isfinite():
-                return first_not_finite(step, x, index, seeds, part)
+                return first_not_finite(step, x, index, seeds, part, observed)
         return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,14 @@ def _weight(what: str, model: BaseVAE, name: str, value: Tensor, place: tuple[in
 
 
 @torch.no_grad()
-def first_not_finite(step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor, part: str = "training") -> Finding:
+def first_not_finite(
+    step: AutogradStep,
+    x: Tensor,
+    index: Tensor,
+    seeds: Tensor,
+    part: str = "training",
+    observed: Tensor | None = None,
+) -> Finding:
     """Returns the first tensor of a step that is not finite, as the parameters are now.
 
     Args:
@@ -49,8 +56,9 @@ def first_not_finite(step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor
         index: the numbers of its images.
         seeds: those of its samples.
         part: the part of the data that the images are of.
+        observed: their masks, where values are missing.
     """
-    search = _Search(step, x, index, seeds, part)
+    search = _Search(step, x, index, seeds, part, observed)
     stages = (search.weights, search.pixels, search.posterior, search.kl, search.samples, search.outputs, search.loss)
     found = (stage() for stage in (*stages, search.gradients))
     return next((f for f in found if f is not None), Finding(UPDATE, "after an update of finite gradients"))
@@ -59,8 +67,9 @@ def first_not_finite(step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor
 class _Search:
     """The stages of a step, one tensor after the other, each of which may find something that is not finite."""
 
-    def __init__(self, step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor, part: str):
+    def __init__(self, step: AutogradStep, x: Tensor, index: Tensor, seeds: Tensor, part: str, observed: Tensor | None):
         self.step, self.model, self.x, self.index, self.seeds, self.part = step, step.model, x, index, seeds, part
+        self.observed = observed
         self.x_values = floating(x, step.x_scale, weight_of(step.model))
 
     def image(self, place: tuple[int, ...]) -> str:
@@ -81,7 +90,7 @@ class _Search:
     def posterior(self) -> Finding | None:
         """Looks at mu and logvar."""
         with torch.enable_grad():
-            self.mu, self.logvar = encode(self.model, self.x, self.step.x_scale)
+            self.mu, self.logvar = encode(self.model, self.x, self.step.x_scale, self.observed)
         for name, value in (("mu", self.mu), ("logvar", self.logvar)):
             if place := _place(value):
                 return Finding(2, f"{name}{_of(place[1])} is {_at(value, place)}, of {self.image(place)}")
@@ -100,7 +109,8 @@ class _Search:
         with torch.enable_grad():
             self.z = self.step.objective.sample(self.mu, self.logvar, self.seeds)
             given = (self.model, self.x, self.step.x_scale, self.mu, self.logvar, self.seeds)
-            self.value = self.step.objective.terms_given(*given).loss
+            more: dict[str, Any] = {} if self.observed is None else {"observed": self.observed}
+            self.value = self.step.objective.terms_given(*given, **more).loss
         if place := _place(self.z):
             inputs, of = self._inputs(place[-2:]), self.image(place[-2:])
             return Finding(4, f"z{_of(place[-1])} is {_at(self.z, place)} ({inputs}), of {of}")
@@ -122,7 +132,7 @@ class _Search:
         """Looks at the loss, and which image makes it so."""
         if self.value.isfinite():
             return None
-        log_prob = log_prob_of(self.model, self.x_values, None, self.z)
+        log_prob = log_prob_of(self.model, self.x_values, None, self.z, self.observed)
         place = _place(log_prob) or ()
         of = f", of {self.image(place[-1:])}" if place else ""
         term = f"the log-likelihood is {_at(log_prob, place)}" if place else f"the loss is {float(self.value)}"

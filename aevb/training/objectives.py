@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -59,6 +60,7 @@ class Objective:
         x_scale: float | None,
         seeds: Tensor,
         of_whole_batch: Callable[[Tensor], Tensor] = of_one_process,
+        observed: Tensor | None = None,
     ) -> Terms:
         """Returns the loss on x (B, D), to be multiplied by x_scale, and its parts.
 
@@ -68,9 +70,15 @@ class Objective:
             x_scale: what multiplies x, or None.
             seeds: those of `seeds`.
             of_whole_batch: makes KLs of a part of a batch such that their mean is that of the whole one.
+            observed: bool, (B, D): False where a value is missing, and x holds 0; None where nothing is.
         """
-        mu, logvar = encode(model, x, x_scale)
-        return self.terms_given(model, x, x_scale, mu.float(), logvar.float(), seeds, of_whole_batch)
+        mu, logvar = encode(model, x, x_scale, observed)
+        given = (model, x, x_scale, mu.float(), logvar.float(), seeds, of_whole_batch)
+        return self.terms_given(*given) if observed is None else self.terms_given(*given, observed=observed)
+
+    def takes_masks(self) -> bool:
+        """Whether `terms_given` takes masks: an objective without missing values need not."""
+        return "observed" in inspect.signature(self.terms_given).parameters
 
     def terms_given(
         self,
@@ -81,6 +89,7 @@ class Objective:
         logvar: Tensor,
         seeds: Tensor,
         of_whole_batch: Callable[[Tensor], Tensor] = of_one_process,
+        observed: Tensor | None = None,
     ) -> Terms:
         """Returns the same, where the posterior's parameters (B, latent_dim) are there already."""
         raise NotImplementedError
@@ -133,13 +142,14 @@ class SGVB(Objective):
         logvar: Tensor,
         seeds: Tensor,
         of_whole_batch: Callable[[Tensor], Tensor] = of_one_process,
+        observed: Tensor | None = None,
     ) -> Terms:
         """Returns the criterion's loss, the mean KL, and loss + ELBO."""
         z, kl = self.criterion.sample(mu, logvar, seed=seeds)
         kl = of_whole_batch(kl)
         if isinstance(model, BaseVAE):
-            return self.terms_of(self.criterion(model.recon(z), x, kl=kl), kl)
-        return self.terms_of(self.criterion.of_log_prob(log_prob_of(model, x, x_scale, z), kl), kl)
+            return self.terms_of(self.criterion(model.recon(z), x, kl=kl, weight=observed), kl)
+        return self.terms_of(self.criterion.of_log_prob(log_prob_of(model, x, x_scale, z, observed), kl), kl)
 
     def terms_of(self, loss: Tensor, kl: Tensor) -> Terms:
         """Returns the terms of a loss, given the kl of `FusedELBO.sample`."""

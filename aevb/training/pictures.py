@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..data import Dataset
 from ..data.targets import encoder_input
 from ..models import BaseVAE
+from ..models.own import encode
 from ..plotting import drawn, printable
 
 if TYPE_CHECKING:
@@ -97,11 +98,19 @@ def caption(figure: Figure) -> str:
 
 
 def _reconstructions(model: BaseVAE, dataset: Dataset, look: ImageStyle, binarize: str) -> Figure:
-    images = dataset.test_images[examples(dataset, PAIR_ROWS * COLUMNS)]
+    index = examples(dataset, PAIR_ROWS * COLUMNS)
+    images, observed = dataset.test_images[index], masks_of(dataset, "test", index)
     grey, x = (encoder_input(images, dataset.max_value, how) for how in ("none", binarize))
+    binarized = None if torch.equal(x, grey) else x
     return reconstructions(
-        dataset.name, look, grey, model.reconstruct(x), binarized=None if torch.equal(x, grey) else x
+        dataset.name, look, grey, model.reconstruct(x, observed), binarized=binarized, observed=observed
     )
+
+
+def masks_of(dataset: Dataset, part: str, index: Tensor | slice) -> Tensor | None:
+    """Returns the masks of a part's images `index`, or None where nothing is missing."""
+    masks = dataset.observed.get(part)
+    return None if masks is None else masks[index]
 
 
 @drawn
@@ -112,6 +121,7 @@ def reconstructions(
     reconstructed: Tensor,
     what: str = "test images",
     binarized: Tensor | None = None,
+    observed: Tensor | None = None,
 ) -> Figure:
     """Returns a figure of images, with each image's reconstruction below it.
 
@@ -122,10 +132,14 @@ def reconstructions(
         reconstructed: (N, data_dim), their reconstructions.
         what: the part of the data set that the images are, for the title.
         binarized: (N, data_dim), the binarized images, if these were reconstructed.
+        observed: (N, data_dim), bool, the masks of the images, where pixels are missing.
     """
     rows = {"image": x, **({} if binarized is None else {"binarized": binarized}), "reconstruction": reconstructed}
     return mosaic(
-        f"{name}: {what}, and below each its reconstruction\n(expected pixels at the posterior mean)", rows, look
+        f"{name}: {what}, and below each its reconstruction\n(expected pixels at the posterior mean)",
+        rows,
+        look,
+        missing=None if observed is None else dict.fromkeys(list(rows)[:-1], ~observed),
     )
 
 
@@ -158,8 +172,9 @@ def samples(name: str, look: ImageStyle, images: Tensor) -> Figure:
 
 def _latent(model: BaseVAE, dataset: Dataset, binarize: str) -> Figure:
     images, labels = dataset.test_images[:LATENT_POINTS], dataset.test_labels
+    observed = masks_of(dataset, "test", slice(LATENT_POINTS))
     with torch.no_grad():
-        mu, _ = model.encode(encoder_input(images, dataset.max_value, binarize))
+        mu, _ = encode(model, encoder_input(images, dataset.max_value, binarize), None, observed)
     return latent(f"{dataset.name}: posterior means of {len(mu)} test images", mu, labels, dataset.label_names)
 
 

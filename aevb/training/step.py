@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _torch
+from ..data import Targets
 from ..models import BaseVAE
 from ..ops.plain_modules import has_hooks, is_hooked
 from .objectives import SGVB, Objective, Terms, objective_of
@@ -70,7 +71,8 @@ class AutogradStep:
             batch_seed: 0-d, the seed of the images' bits.
             noise_seed: 0-d, the seed of the samples of z.
         """
-        outcome = self.gradients(self.batch(index, batch_seed), self.noise_seeds(noise_seed, index))
+        x, seeds = self.batch(index, batch_seed), self.noise_seeds(noise_seed, index)
+        outcome = self.gradients(x, seeds, self.observed(index))
         self.update()
         return outcome
 
@@ -88,21 +90,25 @@ class AutogradStep:
             with torch.no_grad():
                 inspect.unwrap(type(optimizer).step)(optimizer)
 
+    def observed(self, index: Tensor) -> Tensor | None:
+        """Returns the masks of the images `index`, None where nothing is missing."""
+        return self.batch.mask(index) if isinstance(self.batch, Targets) else None
+
     def noise_seeds(self, seed: Tensor, index: Tensor) -> Tensor:
         """Returns the seed of each z of the images `index`."""
         return self.objective.seeds(seed, index)
 
-    def gradients(self, x: Tensor, seeds: Tensor) -> Outcome:
+    def gradients(self, x: Tensor, seeds: Tensor, observed: Tensor | None = None) -> Outcome:
         """Set the gradients of the loss as the parameters' `.grad`."""
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.terms(x, seeds)
+        terms = self.terms(x, seeds, observed)
         terms.loss.backward()
         return outcome_of(terms)
 
-    def terms(self, x: Tensor, seeds: Tensor) -> Terms:
+    def terms(self, x: Tensor, seeds: Tensor, observed: Tensor | None = None) -> Terms:
         """Returns the loss on x, as `batch` returns it, and its parts."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.objective.terms(self.model, x, self.x_scale, seeds, self.of_whole_batch)
+            return self.objective.terms(self.model, x, self.x_scale, seeds, self.of_whole_batch, observed)
 
     def of_whole_batch(self, kl: Tensor) -> Tensor:
         """Returns the KL with its mean shifted to the whole batch's mean.

@@ -29,10 +29,15 @@ def training_step(
 ) -> AutogradStep | GraphStep:
     """Returns the fastest training step that model, loss and device allow."""
     loss = objective_of(objective)
+    if batch.observed is not None and not loss.takes_masks():
+        raise ValueError(
+            f"values are missing, and the objective, a {type(loss).__name__}, has a terms_given without observed; "
+            "expected terms_given(..., observed=None), which leaves out what is missing"
+        )
     parts = (model, loss, optimizer, batch, batch.x_scale, bf16, clip_norm)
     if isinstance(processes, ProcessGroup):
         return DistributedStep(*parts, processes)
-    direct = DirectStep.fits(model, loss, batch.images, bf16)
+    direct = batch.observed is None and DirectStep.fits(model, loss, batch.images, bf16)
     step = (DirectStep if direct else AutogradStep)(*parts)
     # Streamed images are gathered by the CPU, which a graph cannot capture.
     in_graph = batch.images.is_cuda and not batch.streamed and not calls_others(model, loss, optimizer)

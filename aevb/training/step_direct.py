@@ -53,7 +53,8 @@ def is_known(model: nn.Module) -> bool:
         return False
     layers = [layer for mlp in mlps for layer in mlp[::2]]
     return (
-        all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
+        not model.mask_input
+        and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
         and all(is_plain(activation, nn.Tanh) for mlp in mlps for activation in mlp[1::2])
         and len(list(model.parameters())) == 2 * len(layers) + has_shared_parameter(model)
         and all(p.requires_grad and p.dtype == torch.float32 and p.is_leaf for p in model.parameters())
@@ -102,12 +103,13 @@ class DirectStep(AutogradStep):
         self.sgvb, self.criterion = self.objective, self.objective.criterion
 
     @torch.no_grad()
-    def gradients(self, x: Tensor, seeds: Tensor) -> Outcome:
+    def gradients(self, x: Tensor, seeds: Tensor, observed: Tensor | None = None) -> Outcome:
         """Set the loss's gradients as the parameters' `.grad`.
 
         Args:
             x: (B, D), the batch.
             seeds: (B,) or (num_samples, B), the seed of each z.
+            observed: None: `training_step` takes autograd's step where values are missing.
 
         Returns:
             The step's loss, mean KL, and loss + ELBO.

@@ -19,8 +19,8 @@ class _Loss(nn.Module):
         self.model = step.model  # DistributedDataParallel finds the parameters in it
         self.terms = step.terms
 
-    def forward(self, x: Tensor, seeds: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.terms(x, seeds))
+    def forward(self, x: Tensor, seeds: Tensor, observed: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(self.terms(x, seeds, observed))
 
 
 @dataclass
@@ -52,7 +52,8 @@ class DistributedStep(AutogradStep):
         weight = self.share * self.processes.size
         part = part if len(part) else index[:1]
         self.optimizer.zero_grad(set_to_none=True)
-        terms = Terms(*self.parallel(self.batch(part, batch_seed), self.noise_seeds(noise_seed, part)))
+        x, seeds = self.batch(part, batch_seed), self.noise_seeds(noise_seed, part)
+        terms = Terms(*self.parallel(x, seeds, self.observed(part)))
         (weight * terms.loss).backward()
         self.update()
         return outcome_of(terms)

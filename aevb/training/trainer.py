@@ -19,6 +19,7 @@ from ..checks.arguments import takes_plain_values
 from ..checks.errors import warn
 from ..data import Dataset, LoadedImages, Targets, from_torch, is_torch_data, load
 from ..data.fingerprint import check_same_data
+from ..inference.protocols import check_takes_weight
 from ..losses.elbo import FusedELBO
 from ..models import VAE, BaseVAE, ConvVAE
 from ..models.own import GIVEN, build, check_model, load_weights, name_of
@@ -99,15 +100,8 @@ class Trainer:
         self, config: TrainConfig | None = None, *, model: Any | None = None, dataset: Dataset | Any | None = None
     ):
         config = config or TrainConfig()
-        if is_torch_data(dataset):
-            name = config.data if config.data != TrainConfig.data else "data"
-            dataset = from_torch(dataset, name, config.validation, config.split_seed)
         if dataset is not None:
-            if not isinstance(dataset, Dataset):
-                raise TypeError(
-                    f"dataset is a {type(dataset).__name__}; expected an aevb.data.Dataset, a data set of "
-                    'torch.utils.data (TensorDataset(x), say), or {"train": ..., "test": ...} of such'
-                )
+            dataset = _given_dataset(dataset, config)
             config = dataclasses.replace(config, data=dataset.name)
         if model is not None:
             model = uncompiled(model)
@@ -116,7 +110,13 @@ class Trainer:
         self.device = _device(config.device)
         self.processes: SingleProcess = processes(self.device)
         self.follows_from_config = model is None and dataset is None
-        self.dataset = dataset or load(config.data, validation=config.validation, split_seed=config.split_seed)
+        self.dataset = dataset or load(
+            config.data,
+            validation=config.validation,
+            split_seed=config.split_seed,
+            missing=config.missing,
+            mask=config.mask,
+        )
         if config.validation > 0 and self.dataset.validation_images is None:
             raise ValueError(
                 f"validation is {config.validation}, but the data set given has no validation images; expected "
@@ -136,8 +136,11 @@ class Trainer:
                 f"the model's data_dim is {model.data_dim}; expected {self.dataset.data_dim}, "
                 f"the pixels of an image of {self.dataset.name}"
             )
+        if self.dataset.observed:
+            check_takes_weight(model)
         model.to(self.device)
-        inputs = Targets(self.dataset.train_images, config.binarize, self.dataset.max_value, self.device)
+        observed = self.dataset.observed.get("train")
+        inputs = Targets(self.dataset.train_images, config.binarize, self.dataset.max_value, self.device, observed)
         criterion = FusedELBO(
             beta=config.beta,
             x_scale=inputs.x_scale,
@@ -413,6 +416,30 @@ def _check_given(config: TrainConfig, model: Any | None) -> None:
         )
 
 
+def _given_dataset(dataset: Any, config: TrainConfig) -> Dataset:
+    """Returns the `Dataset` of data that were handed over.
+
+    Raises:
+        TypeError: data of another kind.
+        ValueError: options about missing values, of which a `Dataset` has masks.
+    """
+    if is_torch_data(dataset):
+        name = config.data if config.data != TrainConfig.data else "data"
+        return from_torch(dataset, name, config.validation, config.split_seed, config.missing, config.mask)
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"dataset is a {type(dataset).__name__}; expected an aevb.data.Dataset, a data set of "
+            'torch.utils.data (TensorDataset(x), say), or {"train": ..., "test": ...} of such'
+        )
+    for name in ("missing", "mask"):
+        if (value := getattr(config, name)) is not None:
+            raise ValueError(
+                f"{name} is {value!r}, and the data set given is a Dataset already; expected "
+                'Dataset(..., observed={"train": mask, "test": mask})'
+            )
+    return dataset
+
+
 def _likelihood_of(model: Any) -> dict[str, Any]:
     """Returns the criterion's options that say the likelihood: a model of one's own has log_prob in its place."""
     if not isinstance(model, BaseVAE):
@@ -426,6 +453,7 @@ def _new_model(config: TrainConfig, dataset: Dataset, generator: torch.Generator
         "likelihood": config.likelihood,
         "variance": config.variance,
         "min_variance": dataset.x_scale**2 / 12 if dataset.max_value > 1 else 1 / (12 * 255**2),
+        "mask_input": config.mask_input,
     }
     if OWN_CLASS.fullmatch(config.architecture):
         sizes = {"data_dim": dataset.data_dim, "image_shape": dataset.image_shape, "latent_dim": config.latent_dim}
@@ -443,6 +471,7 @@ def _sizes_of(model: Any, config: TrainConfig) -> dict[str, Any]:
     if not isinstance(model, BaseVAE):
         return {"architecture": name_of(model)}
     found = {"latent_dim": model.latent_dim, "likelihood": model.likelihood, "variance": model.variance}
+    found["mask_input"] = model.mask_input
     if model.likelihood != config.likelihood:
         found["binarize"] = "auto"
     if type(model) is ConvVAE:

@@ -575,7 +575,7 @@ def test_training_on_floats_and_colour(tmp_path, how, size):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("a.csv", r"a.csv is a .csv file; expected .npy, .* or a folder of images: .*numpy.loadtxt\('a.csv'"),
+        ("a.csv", r"a.csv is a .csv file; expected .npy, .* or a folder of images: .*numpy.genfromtxt\('a.csv'"),
         ("a.TSV", r"a.TSV is a .tsv file; expected .npy"),
         ("a.pt", r"is a .pt file; .*torch.load\('a.pt'\)"),
         ("a.h5", r"is a .h5 file; .*h5py.File\('a.h5'\)"),

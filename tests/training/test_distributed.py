@@ -47,9 +47,12 @@ def test_the_same_losses_by_any_number_of_processes(tmp_path, alone, processes):
         assert torch.equal(losses(tmp_path / "run"), losses(alone))
 
 
-@pytest.mark.parametrize("options", ['{"free_bits": 0.2}', '{"capacity": 3.0, "clip_norm": 5.0}'])
+@pytest.mark.parametrize(
+    "options",
+    ['{"free_bits": 0.2}', '{"capacity": 3.0, "clip_norm": 5.0}', '{"holes": true, "mask_input": true}'],
+)
 def test_what_goes_by_the_whole_batch_does(tmp_path, options):
-    """Free bits and a capacity look at the batch's mean KL, not at a process's."""
+    """Free bits and a capacity look at the batch's mean KL, not at a process's; masks belong to the image."""
     for processes in (1, 2):
         done = launch(processes, HERE / "distributed_run.py", tmp_path / str(processes), options)
         assert done.returncode == 0, done.stderr
