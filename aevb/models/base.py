@@ -171,19 +171,23 @@ class BaseVAE(InferenceMethods, nn.Module):
             )
         if x.is_floating_point():
             x = x.to(weight_of(self).dtype)
-        if observed is not None:
-            x, observed = observed_part(x, observed)
-        if self.mask_input:
-            x, x_scale = self._beside_mask(x, x_scale, observed), None
-        mu, logvar = self._encoded(x, x_scale).chunk(2, dim=-1)
+        mu, logvar = self._encoded(*self.encoder_input(x, x_scale, observed)).chunk(2, dim=-1)
         return mu, logvar
 
-    def _beside_mask(self, x: Tensor, x_scale: float | None, observed: Tensor | None) -> Tensor:
-        """Returns the encoder's input (..., 2 data_dim): x times x_scale, and its mask; bits stay bits."""
+    def encoder_input(self, x: Tensor, x_scale: float | None, observed: Tensor | None) -> tuple[Tensor, float | None]:
+        """Returns what the encoder is given, and what multiplies it.
+
+        It is x with 0 where a value is missing, and with `mask_input` the mask beside it, (..., 2 data_dim). Bits stay
+        bits.
+        """
+        if observed is not None:
+            x, observed = observed_part(x, observed)
+        if not self.mask_input:
+            return x, x_scale
         if x.dtype != torch.bool:
             x = floating(x, x_scale, weight_of(self))
         mask = torch.ones_like(x) if observed is None else observed.to(x.dtype)
-        return torch.cat([x, mask], -1)
+        return torch.cat([x, mask], -1), None
 
     def decode(self, z: Tensor) -> Tensor | GaussianOutput:
         """Returns the parameters of p(x|z): logits, a (mean, logvar), or others.

@@ -32,7 +32,7 @@ _sample_log_ratio_backward = torch.ops.aevb.sample_gaussian_log_ratio_backward.d
 
 
 # Methods of VAE whose work the step does itself: a model that overrides any of them needs autograd.
-_OWN = ("encode", "decode", "recon", "_encoded", "_decoded", "_output", "beside_the_layer")
+_OWN = ("encode", "encoder_input", "decode", "recon", "_encoded", "_decoded", "_output", "beside_the_layer")
 
 
 def has_shared_parameter(model: BaseVAE) -> bool:
@@ -53,8 +53,7 @@ def is_known(model: nn.Module) -> bool:
         return False
     layers = [layer for mlp in mlps for layer in mlp[::2]]
     return (
-        not model.mask_input
-        and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
+        all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
         and all(is_plain(activation, nn.Tanh) for mlp in mlps for activation in mlp[1::2])
         and len(list(model.parameters())) == 2 * len(layers) + has_shared_parameter(model)
         and all(p.requires_grad and p.dtype == torch.float32 and p.is_leaf for p in model.parameters())
@@ -109,19 +108,19 @@ class DirectStep(AutogradStep):
         Args:
             x: (B, D), the batch.
             seeds: (B,) or (num_samples, B), the seed of each z.
-            observed: None: `training_step` takes autograd's step where values are missing.
+            observed: bool, (B, D): False where a value is missing; None where nothing is.
 
         Returns:
             The step's loss, mean KL, and loss + ELBO.
         """
-        criterion, B = self.criterion, x.shape[0]
+        criterion, model, B = self.criterion, self.model, x.shape[0]
+        assert isinstance(model, VAE)
         plan = self.plans.get(B)
         if plan is None:
-            assert isinstance(self.model, VAE)
-            plan = self.plans[B] = _Plan(self.model, B, criterion.num_samples)
+            plan = self.plans[B] = _Plan(model, B, criterion.num_samples)
         num_samples, gradient = criterion.num_samples, ESTIMATORS[criterion.estimator].gradient
 
-        posterior = plan.first.forward_of_images(x, self.x_scale)
+        posterior = plan.first.forward_of_images(*model.encoder_input(x, self.x_scale, observed))
         for layer in plan.encoder:
             posterior = layer.forward(posterior)
         mu, logvar = posterior.chunk(2, dim=-1)
@@ -133,7 +132,7 @@ class DirectStep(AutogradStep):
         h = z.view(plan.rows, z.shape[-1])
         for layer in plan.decoder:
             h = layer.forward(h)
-        outcome, grad, grad_kl = self._loss(plan, h, x, kl)
+        outcome, grad, grad_kl = self._loss(plan, h, Target(x, self.x_scale, observed), kl)
         for layer in reversed(plan.decoder):
             grad = layer.backward(grad)
         grad = grad.view_as(z)
@@ -148,7 +147,7 @@ class DirectStep(AutogradStep):
         plan.first.backward(grad, wanted=False)
         return outcome
 
-    def _loss(self, plan: _Plan, h: Tensor, x: Tensor, kl: Tensor) -> tuple[Outcome, Tensor, Tensor]:
+    def _loss(self, plan: _Plan, h: Tensor, target: Target, kl: Tensor) -> tuple[Outcome, Tensor, Tensor]:
         """Returns the outcome, and the loss's gradients by h and kl.
 
         Also sets the gradients of the last layer and of a shared logvar.
@@ -156,14 +155,13 @@ class DirectStep(AutogradStep):
         Args:
             plan: the layers for this batch size.
             h: (rows, H), the input of the decoder's last layer.
-            x: (B, D), the batch.
+            target: of x (B, D), the batch.
             kl: the KL of each z, as the posterior's sampling op gives it.
         """
-        criterion, last, B = self.criterion, plan.last, x.shape[0]
+        criterion, last, x, B = self.criterion, plan.last, target.x, target.x.shape[0]
         beta = criterion.beta  # a tensor while a CUDA graph is captured
         weighted = ESTIMATORS[criterion.estimator].importance_weighted
         kernel = plan.kernel(criterion.family.density if weighted else criterion.family, x)
-        target = Target(x, self.x_scale)
         if weighted:
             samples = h.view(*kl.shape, h.shape[1])
             what = sum_of_bounds(samples, last.weight, x, kl, criterion.ratio_weight(), -1.0 / B)

@@ -6,10 +6,12 @@ from conftest import rand, randn, same_bits
 
 import aevb
 from aevb import FusedELBO, reference
+from aevb.ops.random import noise_of
 
 B, D = 5, 33
 LOGITS, X, MU, LOGVAR = randn(1, B, D), rand(2, B, D), randn(3, B, 4), randn(4, B, 4)
 F64 = torch.float64
+NOISE = noise_of(torch.tensor(1), (3, B, 4))  # of any dtype of mu
 
 
 def gradients(function, *inputs):
@@ -26,12 +28,12 @@ CALLS = {
     "gaussian_kl": (aevb.gaussian_kl, reference.gaussian_kl, (MU, LOGVAR)),
     "sample_gaussian": (
         lambda *given: aevb.sample_gaussian(*given, 3, seed=1),
-        lambda *given: reference.sample_gaussian(*given, 3, seed=1),
+        lambda *given: reference.sample_gaussian(*given, 3, eps=NOISE),
         (MU, LOGVAR),
     ),
     "sample_gaussian_log_ratio": (
         lambda *given: aevb.sample_gaussian_log_ratio(*given, 3, seed=1),
-        lambda *given: reference.sample_gaussian_log_ratio(*given, 3, seed=1),
+        lambda *given: reference.sample_gaussian_log_ratio(*given, 3, eps=NOISE),
         (MU, LOGVAR),
     ),
     "bernoulli_log_prob": (aevb.bernoulli_log_prob, reference.bernoulli_log_prob, (LOGITS, X)),
