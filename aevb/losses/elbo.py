@@ -538,12 +538,13 @@ class FusedELBO(nn.Module):
             return latent_kl(mu, logvar)
         return latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
 
-    def of_log_prob(self, log_prob: Tensor, kl: Tensor) -> Tensor:
+    def of_log_prob(self, log_prob: Tensor, kl: Tensor, *, datapoint_weight: Tensor | None = None) -> Tensor:
         """Returns the loss of a likelihood of one's own.
 
         Args:
             log_prob: log p(x|z) of each sample, (*samples, *batch), in nats.
             kl: the second result of `sample`.
+            datapoint_weight: as for a call of the criterion.
 
         Raises:
             ValueError: shapes that do not fit each other.
@@ -555,10 +556,14 @@ class FusedELBO(nn.Module):
                 f"log_prob has shape {tuple(log_prob.shape)} and the KL term {tuple(term.shape)}; expected log p(x|z) "
                 "of each sample and datapoint, (*samples, *batch)"
             )
+        if datapoint_weight is not None:
+            datapoint_weight = datapoint_weights("FusedELBO", datapoint_weight, self._batch(None, kl))
         if weighted:
-            return self._reduced(-bounds.importance_weighted_bound(log_prob, kl, self.ratio_weight()))
+            bound = bounds.importance_weighted_bound(log_prob, kl, self.ratio_weight())
+            return self._weighed(-bound, datapoint_weight)
         samples = log_prob.shape[: log_prob.dim() - term.dim()].numel()
-        return self._reduced(self._weight() * term - log_prob.reshape(samples, *term.shape).mean(0))
+        loss = self._weight() * term - log_prob.reshape(samples, *term.shape).mean(0)
+        return self._weighed(loss, datapoint_weight)
 
     def _loss(
         self, recon: Recon, target: Target, posterior: tuple[Tensor, Tensor] | None, kl: Tensor | None, terms: bool

@@ -237,6 +237,15 @@ def test_datapoint_weight_gets_a_gradient():
     assert torch.allclose(FusedELBO()(recon, x, mu, logvar, datapoint_weight=torch.tensor(2.0)), 2 * each.mean())
 
 
+@pytest.mark.parametrize("estimator", ["sgvb-b", "iwae"])
+def test_datapoint_weight_of_a_likelihood_of_ones_own(estimator):
+    criterion = FusedELBO(0.7, estimator=estimator, num_samples=3)
+    recon, x, w = randn(1, 3, 6, D), rand(2, 6, D), rand(5, 6)
+    _, kl = criterion.sample(randn(3, 6, 4), randn(4, 6, 4), seed=1)
+    found = criterion.of_log_prob(aevb.bernoulli_log_prob(recon, x), kl, datapoint_weight=w)
+    assert torch.allclose(found, criterion(recon, x, kl=kl, datapoint_weight=w))
+
+
 def test_datapoints_of_any_shape():
     """A mask of images goes with a flat output, and one mask with every channel."""
     recon, x, mu, logvar = randn(1, 4, 3 * 5 * 5), rand(2, 4, 3, 5, 5), randn(3, 4, 2), randn(4, 4, 2)
