@@ -514,7 +514,7 @@ class FusedELBO(nn.Module):
         text += f", variance={self.variance}" if self.variance != 1.0 else ""
         text += ", sigmoid_means=True" if self.sigmoid_means else ""
         text += f", estimator={self.estimator!r}" if self.estimator != "sgvb-b" else ""
-        for name in ("num_samples", "free_bits", "groups", "capacity", "batch_dims"):
+        for name in ("num_samples", "free_bits", "groups", "capacity", "batch_dims", "logvar_range"):
             value = getattr(self, name)
             text += f", {name}={value}" if value is not None else ""
         return text
