@@ -168,8 +168,24 @@ def sample_gaussian_log_ratio(
     The log-ratio is ``log N(z; mu, exp(logvar)) - log N(z; 0, I)``, or of another prior. `eps`, of z's shape, takes the
     place of noise from a seed or generator.
     """
+    if prior is not None and gradient == "doubly_reparameterized":
+        check_own_parameters(prior, 1 if batch_dims is None else mu.dim() - batch_dims)
+    eps = _noise(_compute(mu), num_samples, seed, generator) if eps is None else eps
+    return log_ratio_of(mu, logvar, eps, gradient, prior, logvar_range, batch_dims)
+
+
+def log_ratio_of(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    gradient: str,
+    prior: Prior | None,
+    logvar_range: Range | None,
+    batch_dims: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`sample_gaussian_log_ratio` of given noise, whatever the prior was computed from."""
     m, v = _latents(_compute(mu), clamped(_compute(logvar), logvar_range), batch_dims)
-    eps = _noise(_compute(mu), num_samples, seed, generator) if eps is None else eps.to(m.dtype)
+    eps = eps.to(m.dtype)
     if m.dim() < mu.dim():
         eps = eps.reshape(*eps.shape[: eps.dim() - mu.dim()], *m.shape)
     z = m + torch.exp(0.5 * v) * eps
@@ -185,8 +201,6 @@ def sample_gaussian_log_ratio(
     if gradient != "doubly_reparameterized":
         log_ratio = 0.5 * (two_log_q + (z * z if rows is None else _two_neg_log_prior(m, v, eps, rows))).sum(-1)
     else:  # the prior's own gradient is that of log p(z), and is not weighed
-        if prior is not None:
-            check_own_parameters(prior, 1 if batch_dims is None else mu.dim() - batch_dims)
         of_z, of_prior = z * z, None
         if rows is not None:
             of_z = _two_neg_log_prior(m, v, eps, tuple(t.detach() for t in rows))

@@ -57,6 +57,8 @@ def rows_of(
     Raises:
         ValueError: Another shape.
     """
+    if batch_dims is None and t.shape in (mu.shape, mu.shape[-1:]):  # the usual ones, at once
+        return t
     batch = mu.dim() - 1 if batch_dims is None else batch_dims
     latent = mu.shape[batch:]
     shared = is_shared(t, len(latent))

@@ -85,8 +85,7 @@ def _sample_with_prior_formula(mu, logvar, prior_mu, prior_logvar, seed, num_sam
 
 def _log_ratio_with_prior_formula(mu, logvar, prior_mu, prior_logvar, seed, num_samples, gradient, low, high):
     eps = noise_of(seed, _sample_size(mu, num_samples))
-    prior = _prior_of(prior_mu, prior_logvar, low, high)
-    return reference.sample_gaussian_log_ratio(mu, logvar, num_samples, gradient=GRADIENTS[gradient], eps=eps, **prior)
+    return reference.log_ratio_of(mu, logvar, eps, GRADIENTS[gradient], **_prior_of(prior_mu, prior_logvar, low, high))
 
 
 _ALL = (0, 1, 2, 3)

@@ -75,7 +75,7 @@ class DirectStep(AutogradStep):
         """Whether the step supports the model, the objective and the device.
 
         The criterion must be a plain `FusedELBO` of the model's likelihood, with reduction "mean" and a float beta.
-        bf16, free bits, a capacity, and devices without the kernels are not supported.
+        bf16, free bits, a capacity, a range of logvar, and devices without the kernels are not supported.
         """
         loss = objective_of(objective)
         if type(loss) is not SGVB:
@@ -92,6 +92,7 @@ class DirectStep(AutogradStep):
             and criterion.free_bits is None
             and criterion.logvar_range is None
             and criterion.capacity is None
+            and criterion.logvar_range is None
             and (criterion.num_samples or 1) <= 8 * FEWEST_ROWS[x.device.type]  # limit of `sum_of_bounds`
             and isinstance(criterion.beta, float)
         )

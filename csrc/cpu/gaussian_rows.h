@@ -98,18 +98,9 @@ class Latents {
       u = logvar = clamped_;
     }
     if (!has_prior()) return;
-    const float* prior_mu = read_rows(a_.prior_mu, t.row, t.rows, t.column, t.columns, prior_mu_);
-    const float* prior_logvar = read_rows(a_.prior_logvar, t.row, t.rows, t.column, t.columns, prior_logvar_);
-#pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      const InverseSd inverse_sd = prior_inverse_sd(prior_logvar[i]);
-      first_[i] = inverse_sd.first;
-      second_[i] = inverse_sd.second;
-      d_[i] = times(mu[i] - prior_mu[i], inverse_sd);
-      const LogScale scale = log_scale(logvar[i], prior_logvar[i]);
-      u_[i] = scale.value;
-      u_low_[i] = scale.low;
-    }
+    standardise(read_rows(a_.prior_mu, t.row, t.rows, t.column, t.columns, prior_mu_),
+                read_rows(a_.prior_logvar, t.row, t.rows, t.column, t.columns, prior_logvar_), mu, logvar, n, d_, u_,
+                u_low_, first_, second_);
     d = d_;
     u = u_;
   }
@@ -120,6 +111,20 @@ class Latents {
 
   AEVB_FORMULA InverseSd inverse_sd(int i) const { return {first_[i], second_[i]}; }
 
+  // The four of RatioSlopes, each [n].
+  template <bool kPath>
+  inline void slopes(int n, float* mu_slope, float* slope, float* sd_mu, float* sd_slope) const {
+    const float *v = logvar, *at = d;
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      const RatioSlopes found = gaussian_ratio_slopes(v[i], at[i], scale(i), inverse_sd(i), kPath);
+      mu_slope[i] = found.mu;
+      slope[i] = found.slope;
+      sd_mu[i] = found.sd_mu;
+      sd_slope[i] = found.sd_slope;
+    }
+  }
+
   // grad [n], of the clamped logvar, becomes that of the given one.
   inline void unclamp(float* grad, int n) const {
     if (!a_.clamps) return;
@@ -128,6 +133,23 @@ class Latents {
   }
 
  private:
+  static inline void standardise(const float* prior_mu, const float* prior_logvar, const float* mu, const float* logvar,
+                                 int n, float* d, float* u, float* u_low, float* first, float* second) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      const InverseSd inverse_sd = prior_inverse_sd(prior_logvar[i]);
+      first[i] = inverse_sd.first;
+      second[i] = inverse_sd.second;
+    }
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      const LogScale scale = log_scale(logvar[i], prior_logvar[i]);
+      u[i] = scale.value;
+      u_low[i] = scale.low;
+      d[i] = times(mu[i] - prior_mu[i], {first[i], second[i]});
+    }
+  }
+
   const GaussianArgs& a_;
   const float* given_;  // [n]
   alignas(64) float mu_[kTile], logvar_[kTile], clamped_[kTile], prior_mu_[kTile], prior_logvar_[kTile];
@@ -341,25 +363,15 @@ inline void gaussian_log_ratio_backward_rows(const GaussianArgs& a, int64_t begi
     const int64_t offset = t.row * a.D + t.column;
     q.read(t);
     const float *logvar = q.logvar, *d = q.d;
-    const auto slopes = [&](bool path) AEVB_INLINE {
-#pragma omp simd
-      for (int i = 0; i < n; ++i) {
-        const RatioSlopes found = gaussian_ratio_slopes(logvar[i], d[i], q.scale(i), q.inverse_sd(i), path);
-        mu_slope[i] = found.mu;
-        slope[i] = found.slope;
-        sd_mu[i] = found.sd_mu;
-        sd_slope[i] = found.sd_slope;
-      }
-    };
     if (q.has_prior()) {
-      slopes(false);
+      q.slopes<false>(n, mu_slope, slope, sd_mu, sd_slope);
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
         sd[i] = gaussian_sd(logvar[i]);
         prior_sd[i] = gaussian_sd(q.scale(i));
         prior_sd_slope[i] = slope[i];
       }
-      if (path_only) slopes(true);
+      if (path_only) q.slopes<true>(n, mu_slope, slope, sd_mu, sd_slope);
     } else if (path_only) {  // a branch inside the loop would keep it from being vectorised
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
@@ -470,16 +482,21 @@ inline void gaussian_backward_rows(const GaussianArgs& a, int64_t begin, int64_t
     const bool through_z = a.grad_z.data && a.L > 0, through_kl = a.grad_kl != nullptr;
     if (through_kl && q.has_prior()) {
       const float* d = q.d;
+      for (int i = 0; i < (through_z ? 0 : n); ++i)
+        sums.grad_z[i] = grad_logvar[i] = -0.0f;  // whose sum changes no bit
+      if (through_z) {
 #pragma omp simd
-      for (int i = 0; i < n; ++i) {  // adding -0 changes no bit
+        for (int i = 0; i < n; ++i) grad_logvar[i] = gaussian_sample_grad_logvar(logvar[i], sums.grad_z_eps[i]);
+      }
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
         const float of_mu = times(d[i], q.inverse_sd(i));
-        grad_mu[i] = fmadd(grad_kl[i], of_mu, through_z ? sums.grad_z[i] : -0.0f);
+        grad_mu[i] = fmadd(grad_kl[i], of_mu, sums.grad_z[i]);
         prior_mu[i] = -(grad_kl[i] * of_mu);
       }
 #pragma omp simd
       for (int i = 0; i < n; ++i) {
-        const float through_sd = gaussian_sample_grad_logvar(logvar[i], through_z ? sums.grad_z_eps[i] : 0.0f);
-        grad_logvar[i] = fmadd(grad_kl[i], gaussian_kl_grad_logvar(q.scale(i)), through_z ? through_sd : -0.0f);
+        grad_logvar[i] = fmadd(grad_kl[i], gaussian_kl_grad_logvar(q.scale(i)), grad_logvar[i]);
         prior_logvar[i] = grad_kl[i] * gaussian_kl_grad_prior_logvar(d[i], q.scale(i));
       }
     } else if (through_z && through_kl) {

@@ -176,8 +176,6 @@ for name, (prior, limits) in WITH_PRIORS.items():
             )
         )
     for gradient in ("total", "path", "doubly_reparameterized"):
-        if gradient == "doubly_reparameterized" and name == "prior":
-            continue  # it must not come from a graph, of which torch.func makes one
         options = {"num_samples": 3, "gradient": gradient, **limits}
         CASES.append(
             Case(

@@ -345,7 +345,7 @@ def test_bits():
 
 
 def test_the_standard_normal_prior(device):
-    """Given as such it has the bits of none; but in a log ratio's gradient by logvar, which is put together otherwise."""
+    """Given as such it has the bits of none, but for a log ratio's gradient by logvar, which is summed otherwise."""
     mu, logvar = (leaf(t, device) for t in tensors("ordinary", 7, 20)[:2])
     zero = torch.zeros(20, device=device)
     for gradient in (None, *GRADIENTS):
