@@ -92,7 +92,6 @@ class DirectStep(AutogradStep):
             and criterion.free_bits is None
             and criterion.logvar_range is None
             and criterion.capacity is None
-            and criterion.logvar_range is None
             and (criterion.num_samples or 1) <= 8 * FEWEST_ROWS[x.device.type]  # limit of `sum_of_bounds`
             and isinstance(criterion.beta, float)
         )
