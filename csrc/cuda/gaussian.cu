@@ -187,7 +187,9 @@ AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, const PhiloxKeys& keys, i
 }
 
 template <class T, bool kManySamples, bool kPlain, bool kPrior = false>
-__global__ void __launch_bounds__(kThreads, kPrior || (kManySamples && sizeof(T) < 4) ? 2 : kResident)
+__global__ void __launch_bounds__(kThreads, kPrior                          ? 2
+                                            : kManySamples && sizeof(T) < 4 ? 2
+                                                                            : kResident)
     gaussian_gradient(const BackwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   const int64_t D = a.D.divisor(), count = a.B * D;
