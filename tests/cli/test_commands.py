@@ -520,7 +520,7 @@ def test_moments_of_the_training_images(tmp_path):
         torch.testing.assert_close(mean.double(), x.mean(0), rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(variance.double(), x.var(0, correction=0), rtol=1e-5, atol=1e-7)
     asked = asked_images(aevb.Trainer(aevb.TrainConfig(hidden_dims=(8,)), dataset=dataset), "train", None)
-    assert torch.equal(asked.each(lambda x: x), mapped[:] * (1 / 255))
+    assert torch.equal(asked.each(lambda x, observed: x), mapped[:] * (1 / 255))
 
 
 @pytest.mark.filterwarnings("error")
