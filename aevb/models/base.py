@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from .. import likelihoods
 from ..checks.arguments import takes_plain_values
+from ..checks.choices import PRIORS, unknown
 from ..checks.errors import check_dense, is_dense
+from ..checks.priors import Prior
 from ..files import MODEL
 from ..inference.methods import InferenceMethods
 from ..inference.protocols import encoded, observed_part
+from ..inference.standardised import own_z, standardised
 from ..likelihoods import GaussianOutput, LinearLogits, LinearOutput
 from ..likelihoods.base import Parameter
 from ..likelihoods.target import real, target_of
@@ -55,15 +58,19 @@ class BaseVAE(InferenceMethods, nn.Module):
             pixel is constant.
         mask_input: the encoder is given the mask of what is observed too, beside the values. Without it, an encoder
             cannot tell a missing value from 0.
+        prior: p(z). "standard": N(0, I). "learned": N(prior_mu, exp(prior_logvar)), diagonal, with the parameters
+            `prior_mu` and `prior_logvar` (latent_dim,), which are 0 at first.
 
     Raises:
-        ValueError: a size below 1, an unknown likelihood, or a variance or min_variance that is no positive number.
+        ValueError: a size below 1, an unknown likelihood or prior, or a variance or min_variance that is no positive
+            number.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     sigmoid_means = True  # of a Gaussian p(x|z), as in `FusedELBO`
     mask_input = False
+    prior = "standard"
 
     @takes_plain_values
     def __init__(
@@ -74,6 +81,7 @@ class BaseVAE(InferenceMethods, nn.Module):
         variance: str | float = "learned",
         min_variance: float = 1 / (12 * 255**2),
         mask_input: bool = False,
+        prior: str = "standard",
     ):
         super().__init__()
         for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim)):
@@ -84,10 +92,21 @@ class BaseVAE(InferenceMethods, nn.Module):
             raise ValueError(f"variance is {variance!r}; expected 'learned', 'shared' or a positive number")
         if not 0 < min_variance < math.inf:
             raise ValueError(f"min_variance is {min_variance}; expected a positive number")
+        if prior not in PRIORS:
+            raise unknown("prior", prior, PRIORS)
         self.data_dim, self.latent_dim = data_dim, latent_dim
         self.variance, self.min_variance, self.mask_input = variance, min_variance, mask_input
         if self.family.has_spread and variance == "shared":
             self.logvar = nn.Parameter(torch.tensor(self.family.initial[1]))
+        self.prior = prior
+        if prior == "learned":
+            self.prior_mu = nn.Parameter(torch.zeros(latent_dim))
+            self.prior_logvar = nn.Parameter(torch.zeros(latent_dim))
+
+    @property
+    def prior_parameters(self) -> Prior | None:
+        """The argument `prior` of `aevb.gaussian_kl` and the like: None for N(0, I), or (prior_mu, prior_logvar)."""
+        return None if self.prior == "standard" else (self.prior_mu, self.prior_logvar)
 
     @property
     def likelihood(self) -> str:
@@ -122,6 +141,7 @@ class BaseVAE(InferenceMethods, nn.Module):
             "variance": self.variance,
             "min_variance": self.min_variance,
             **({"mask_input": True} if self.mask_input else {}),
+            **({"prior": self.prior} if self.prior != "standard" else {}),
         }
 
     def forward(
@@ -142,10 +162,11 @@ class BaseVAE(InferenceMethods, nn.Module):
 
         Returns:
             The result of `decode`, (..., data_dim) or (num_samples, ..., data_dim); and the KL of the posterior from
-            N(0, I), (...,), in nats.
+            the prior, (...,), in nats.
         """
         mu, logvar = self.encode(x) if observed is None else self.encode(x, observed=observed)
-        z, kl = sample_gaussian(mu, logvar, num_samples, batch_dims=mu.dim() - 1, seed=seed)
+        prior = self.prior_parameters
+        z, kl = sample_gaussian(mu, logvar, num_samples, prior=prior, batch_dims=mu.dim() - 1, seed=seed)
         return self.decode(z), kl
 
     def encode(
@@ -268,7 +289,7 @@ class BaseVAE(InferenceMethods, nn.Module):
 
         Args:
             n: number of draws.
-            generator: source of z, on the model's device; by default PyTorch's own.
+            generator: source of the standard normals, on the model's device; by default PyTorch's own.
 
         Returns:
             (n, data_dim).
@@ -279,8 +300,8 @@ class BaseVAE(InferenceMethods, nn.Module):
         if n < 0:
             raise ValueError(f"n is {n}; expected the number of samples")
         weight = weight_of(self)
-        z = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
-        return self.mean(z)
+        u = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
+        return self.mean(own_z(standardised(self), u))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, observed: Tensor | None = None) -> Tensor:

@@ -32,7 +32,17 @@ _sample_log_ratio_backward = torch.ops.aevb.sample_gaussian_log_ratio_backward.d
 
 
 # Methods of VAE whose work the step does itself: a model that overrides any of them needs autograd.
-_OWN = ("encode", "encoder_input", "decode", "recon", "_encoded", "_decoded", "_output", "beside_the_layer")
+_OWN = (
+    "encode",
+    "encoder_input",
+    "decode",
+    "recon",
+    "_encoded",
+    "_decoded",
+    "_output",
+    "beside_the_layer",
+    "prior_parameters",
+)
 
 
 def has_shared_parameter(model: BaseVAE) -> bool:
@@ -43,12 +53,14 @@ def has_shared_parameter(model: BaseVAE) -> bool:
 def is_known(model: nn.Module) -> bool:
     """Whether `DirectStep` has the gradients of this model.
 
-    The model must be a VAE as `VAE` builds it, with float32 parameters. Each layer must be plain: none replaced,
-    frozen, shared or hooked.
+    The model must be a VAE as `VAE` builds it, of the prior N(0, I), with float32 parameters. Each layer must be plain:
+    none replaced, frozen, shared or hooked.
     """
     if not (is_plain(model, VAE) and inherits(model, VAE, *_OWN)):
         return False
     mlps = [model.encoder, model.decoder]
+    if model.prior_parameters is not None:
+        return False
     if not all(is_plain(mlp, nn.Sequential) and len(mlp) % 2 for mlp in mlps):
         return False
     layers = [layer for mlp in mlps for layer in mlp[::2]]
