@@ -35,9 +35,14 @@ Row = dict[str, Any]
 SEED = 11  # of the holes
 
 
+def in_memory(images: Any) -> Tensor:
+    assert isinstance(images, Tensor)
+    return images
+
+
 def with_holes(data: Dataset, missing: float, train: int | None = None) -> Dataset:
     """A data set with pixels missing at random, of the first `train` training images."""
-    images = {"train": data.train_images[:train], "test": data.test_images[:]}
+    images = {"train": in_memory(data.train_images)[:train], "test": in_memory(data.test_images)}
     observed = {
         part: random_mask(torch.empty(x.shape), missing, seed=SEED + i) for i, (part, x) in enumerate(images.items())
     }
@@ -46,14 +51,14 @@ def with_holes(data: Dataset, missing: float, train: int | None = None) -> Datas
 
 def means_of_pixels(data: Dataset) -> Tensor:
     """The mean of each pixel's observed training values, in the data's units."""
-    return data.train_images[:].sum(0, dtype=torch.float64) / data.observed["train"].sum(0).clamp_min(1)
+    return in_memory(data.train_images).sum(0, dtype=torch.float64) / data.observed["train"].sum(0).clamp_min(1)
 
 
 def mean_imputed(data: Dataset) -> Dataset:
     """The data with the mean of each pixel where it is missing, and without masks."""
     means = means_of_pixels(data).round().to(torch.uint8)
     filled = [
-        torch.where(data.observed[part], images[:], means)
+        torch.where(data.observed[part], in_memory(images), means)
         for part, images in (("train", data.train_images), ("test", data.test_images))
     ]
     return Dataset(data.name, data.image_shape, data.max_value, filled[0], filled[1])
@@ -108,7 +113,7 @@ def mnist(path: str, quick: bool) -> list[Row]:
     for name, (training, options) in runs.items():
         model, seconds = fitted(training, epochs=epochs, **options)
         on_means = not training.observed
-        asked = MeanFilled(model, means) if on_means else model
+        asked: Any = MeanFilled(model, means) if on_means else model
         found = aevb.log_marginal_likelihood(asked, bits, num_samples, observed=observed)
         restored = model.impute(grey, observed, fill=means if on_means else 0.0)
         rows.append(
@@ -163,7 +168,7 @@ def iterative(data: Dataset) -> Tensor:
     from sklearn.impute import IterativeImputer
 
     train, test = (
-        images[:].float().where(data.observed[part], torch.nan) / data.max_value
+        in_memory(images).float().where(data.observed[part], torch.nan) / data.max_value
         for part, images in (("train", data.train_images), ("test", data.test_images))
     )
     imputer = IterativeImputer(random_state=0, keep_empty_features=True).fit(train.numpy())

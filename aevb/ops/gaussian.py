@@ -156,7 +156,9 @@ def _prior_rows(
     if own_parameters:
         check_own_parameters(prior, 1 if batch_dims is None else mu.dim() - batch_dims)
     prior_mu, prior_logvar = (
-        rows_of(name, t if t.dtype == torch.float32 or mu.dtype == torch.float64 else t.float(), mu, batch_dims, _expanded)
+        rows_of(
+            name, t if t.dtype == torch.float32 or mu.dtype == torch.float64 else t.float(), mu, batch_dims, _expanded
+        )
         for name, t in zip(("prior_mu", "prior_logvar"), prior, strict=True)
     )
     return prior_mu, prior_logvar
