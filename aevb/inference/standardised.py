@@ -1,4 +1,4 @@
-"""Models with another Gaussian prior than N(0, I), in coordinates in which it is N(0, I).
+"""Models with another prior than N(0, I), made into ones with it.
 
 With ``u = (z - prior_mu) / exp(prior_logvar / 2)``, a model of the prior N(prior_mu, exp(prior_logvar)) is one of the
 prior N(0, I), whose posterior is ``N((mu - prior_mu) exp(-prior_logvar / 2), exp(logvar - prior_logvar))``. log p(x),
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def prior_of(model: Any) -> Prior | None:
-    """Returns a model's `prior_parameters`: None for N(0, I), or (prior_mu, prior_logvar).
+    """Returns a model's `prior_parameters`: None, or (prior_mu, prior_logvar).
+
+    None stands for N(0, I), and so does a model without the attribute.
 
     Raises:
         ValueError: something else than None or two floating tensors (latent_dim,).
@@ -107,23 +109,23 @@ class _StandardisedObservation:
 
 
 def standardised(model: Any) -> Any:
-    """Returns a model whose prior is N(0, I): the model itself, or a `Standardised`."""
+    """Returns the model if its prior is N(0, I), else its `Standardised`."""
     prior = prior_of(model)
     return model if prior is None else Standardised(model, prior)
 
 
 def standardised_observation(model: Any, observation: Observation) -> Observation:
-    """Returns an observation that is asked about z of `model`, a result of `standardised`."""
+    """Returns an observation whose z is in the coordinates of a `standardised` model."""
     return _StandardisedObservation(observation, model) if isinstance(model, Standardised) else observation
 
 
 def own_z(model: Any, u: Tensor) -> Tensor:
-    """Returns z in the own coordinates of `model`, a result of `standardised`."""
+    """Returns z in the own coordinates of a `standardised` model."""
     return model.own_z(u) if isinstance(model, Standardised) else u
 
 
 def own_posterior(model: Any, mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns a posterior's (mu, logvar) in the own coordinates of `model`, a result of `standardised`."""
+    """Returns (mu, logvar) in the own coordinates of a `standardised` model."""
     if not isinstance(model, Standardised):
         return mu, logvar
     return model.own_z(mu), (logvar + model.prior_logvar).to(logvar.dtype)

@@ -105,7 +105,10 @@ class BaseVAE(InferenceMethods, nn.Module):
 
     @property
     def prior_parameters(self) -> Prior | None:
-        """The argument `prior` of `aevb.gaussian_kl` and the like: None for N(0, I), or (prior_mu, prior_logvar)."""
+        """The prior as the ops take it: None, or (prior_mu, prior_logvar).
+
+        None stands for N(0, I). It is the argument `prior` of `aevb.gaussian_kl`, `FusedELBO.sample` and the like.
+        """
         return None if self.prior == "standard" else (self.prior_mu, self.prior_logvar)
 
     @property
