@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import bounds
 from .checks.batch_dims import datapoints, latents, samples_of, shaped
 from .checks.choices import ACTIVATIONS, ESTIMATORS, GRADIENTS, REDUCTIONS, unknown
+from .checks.priors import Prior, Range, check_own_parameters, checked_prior, checked_range, clamped, rows_of
 from .checks.seeds import Generators, check_generators, int64
 from .likelihoods import Bernoulli, Gaussian, Likelihood, named
 from .likelihoods.base import Formula, Parameter
@@ -132,6 +133,8 @@ def sample_gaussian(
     logvar: Tensor,
     num_samples: int | None = None,
     *,
+    prior: Prior | None = None,
+    logvar_range: Range | None = None,
     batch_dims: int | None = None,
     seed: Tensor | int | None = None,
     generator: Generators | None = None,
@@ -141,9 +144,10 @@ def sample_gaussian(
 
     `eps`, of z's shape, takes the place of noise from a seed or generator.
     """
-    m, v = _compute(mu), _compute(logvar)
+    m, v = _compute(mu), clamped(_compute(logvar), logvar_range)
     z = m + torch.exp(0.5 * v) * (_noise(m, num_samples, seed, generator) if eps is None else eps.to(m.dtype))
-    return z.to(mu.dtype), gaussian_kl(mu, logvar, batch_dims=batch_dims)
+    kl = gaussian_kl(mu, logvar, prior=prior, logvar_range=logvar_range, batch_dims=batch_dims)
+    return z.to(mu.dtype), kl
 
 
 def sample_gaussian_log_ratio(
@@ -152,6 +156,8 @@ def sample_gaussian_log_ratio(
     num_samples: int | None = None,
     *,
     gradient: str = "total",
+    prior: Prior | None = None,
+    logvar_range: Range | None = None,
     batch_dims: int | None = None,
     seed: Tensor | int | None = None,
     generator: Generators | None = None,
@@ -159,11 +165,27 @@ def sample_gaussian_log_ratio(
 ) -> tuple[Tensor, Tensor]:
     """Plain-PyTorch twin of `aevb.sample_gaussian_log_ratio`.
 
-    The log-ratio is ``log N(z; mu, exp(logvar)) - log N(z; 0, I)``. `eps`, of z's shape, takes the place of noise from
-    a seed or generator.
+    The log-ratio is ``log N(z; mu, exp(logvar)) - log N(z; 0, I)``, or of another prior. `eps`, of z's shape, takes the
+    place of noise from a seed or generator.
     """
-    m, v = _latents(_compute(mu), _compute(logvar), batch_dims)
-    eps = _noise(_compute(mu), num_samples, seed, generator) if eps is None else eps.to(m.dtype)
+    if prior is not None and gradient == "doubly_reparameterized":
+        check_own_parameters(prior, 1 if batch_dims is None else mu.dim() - batch_dims)
+    eps = _noise(_compute(mu), num_samples, seed, generator) if eps is None else eps
+    return log_ratio_of(mu, logvar, eps, gradient, prior, logvar_range, batch_dims)
+
+
+def log_ratio_of(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    gradient: str,
+    prior: Prior | None,
+    logvar_range: Range | None,
+    batch_dims: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`sample_gaussian_log_ratio` of given noise, whatever the prior was computed from."""
+    m, v = _latents(_compute(mu), clamped(_compute(logvar), logvar_range), batch_dims)
+    eps = eps.to(m.dtype)
     if m.dim() < mu.dim():
         eps = eps.reshape(*eps.shape[: eps.dim() - mu.dim()], *m.shape)
     z = m + torch.exp(0.5 * v) * eps
@@ -175,14 +197,42 @@ def sample_gaussian_log_ratio(
         v_q = v.detach()
         eps_q = eps + (z - z.detach()) * torch.exp(-0.5 * v_q)  # (z - mu) / sd without rounding
         two_log_q = -(eps_q * eps_q) - v_q
-    log_ratio = 0.5 * (two_log_q + z * z).sum(-1)
-    if gradient == "doubly_reparameterized":
-        z, log_ratio = _DoublyReparameterized.apply(z, log_ratio)
+    rows = None if prior is None else _prior_rows(prior, mu, batch_dims)
+    if gradient != "doubly_reparameterized":
+        log_ratio = 0.5 * (two_log_q + (z * z if rows is None else _two_neg_log_prior(m, v, eps, rows))).sum(-1)
+    else:  # the prior's own gradient is that of log p(z), and is not weighed
+        of_z, of_prior = z * z, None
+        if rows is not None:
+            of_z = _two_neg_log_prior(m, v, eps, tuple(t.detach() for t in rows))
+            of_prior = 0.5 * _two_neg_log_prior(m.detach(), v.detach(), eps, rows).sum(-1)
+        log_ratio = 0.5 * (two_log_q + of_z).sum(-1)
+        z, log_ratio = _DoublyReparameterized.apply(z, log_ratio, of_prior)
     return shaped(z, mu, m).to(mu.dtype), log_ratio
 
 
 def _latents(mu: Tensor, logvar: Tensor, batch_dims: int | None) -> tuple[Tensor, Tensor]:
     return (mu, logvar) if batch_dims is None else latents(mu, logvar, batch_dims)
+
+
+def _prior_rows(prior: Prior, mu: Tensor, batch_dims: int | None) -> Prior:
+    """Returns the prior's mean and logvar in mu's dtype of computation: (D,), or (*batch, D)."""
+    dtype = _compute(mu).dtype
+    mean, logvar = (
+        rows_of(name, t.to(dtype), mu, batch_dims)
+        for name, t in zip(("prior_mu", "prior_logvar"), checked_prior(prior, "reference"), strict=True)
+    )
+    return mean, logvar
+
+
+def _per_sd(x: Tensor, logvar: Tensor) -> Tensor:
+    """Returns x exp(-logvar / 2), which is 0 where x is."""
+    return x * torch.exp((-0.5 * logvar).clamp_max(math.log(torch.finfo(x.dtype).max)))
+
+
+def _two_neg_log_prior(mu: Tensor, logvar: Tensor, eps: Tensor, prior: Sequence[Tensor]) -> Tensor:
+    """Returns -2 log p(z) of each dimension, without the constant, for z = mu + exp(logvar / 2) eps."""
+    mean, prior_logvar = prior
+    return (_per_sd(mu - mean, prior_logvar) + torch.exp(0.5 * (logvar - prior_logvar)) * eps).square() + prior_logvar
 
 
 def sample_weights(grad: Tensor) -> Tensor:
@@ -198,13 +248,14 @@ def sample_weights(grad: Tensor) -> Tensor:
 class _DoublyReparameterized(torch.autograd.Function):
     """Identity that weighs each sample's gradient by its log_ratio's upstream gradient.
 
-    The weights are normalised over the samples (Tucker et al. 2018).
+    The weights are normalised over the samples (Tucker et al. 2018). `of_prior`, the log_ratio as a function of the
+    prior alone, or None, gets the upstream gradient as it is.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z, log_ratio):
+    def forward(z, log_ratio, of_prior):
         return z.view_as(z), log_ratio.view_as(log_ratio)
 
     @staticmethod
@@ -214,7 +265,8 @@ class _DoublyReparameterized(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_z, grad_log_ratio):
         weight = sample_weights(grad_log_ratio)
-        return _Final.apply(weight.unsqueeze(-1) * grad_z, weight * grad_log_ratio)
+        of_q = _Final.apply(weight.unsqueeze(-1) * grad_z, weight * grad_log_ratio)
+        return *of_q, grad_log_ratio if ctx.needs_input_grad[2] else None
 
 
 class _Final(torch.autograd.Function):
@@ -241,12 +293,24 @@ class _Final(torch.autograd.Function):
         )
 
 
-def gaussian_kl(mu: Tensor, logvar: Tensor, groups: int | None = None, *, batch_dims: int | None = None) -> Tensor:
+def gaussian_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    groups: int | None = None,
+    *,
+    prior: Prior | None = None,
+    logvar_range: Range | None = None,
+    batch_dims: int | None = None,
+) -> Tensor:
     """Plain-PyTorch twin of `aevb.gaussian_kl`.
 
-    It is ``0.5 sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)``.
+    It is ``0.5 sum_j (mu_j^2 + exp(logvar_j) - 1 - logvar_j)``. With a prior, mu_j is the distance of the means in the
+    prior's standard deviations, and logvar_j the difference of the logvars.
     """
-    m, v = _latents(_compute(mu), _compute(logvar), batch_dims)
+    m, v = _latents(_compute(mu), clamped(_compute(logvar), logvar_range), batch_dims)
+    if prior is not None:
+        mean, prior_logvar = _prior_rows(prior, mu, batch_dims)
+        m, v = _per_sd(m - mean, prior_logvar), v - prior_logvar
     kl = 0.5 * (m * m + (torch.expm1(v) - v))
     return (kl if groups is None else kl.unflatten(-1, (groups, kl.shape[-1] // groups))).sum(-1)
 
@@ -427,6 +491,7 @@ class FusedELBO(nn.Module):
         groups: int | None = None,
         capacity: Tensor | float | None = None,
         batch_dims: int | None = None,
+        logvar_range: Range | None = None,
     ):
         super().__init__()
         for name, value, choices in (
@@ -438,24 +503,26 @@ class FusedELBO(nn.Module):
         # Raises for wrong options.
         named(likelihood, from_probs=from_probs, sigmoid_means=sigmoid_means, variance=variance)
         self.batch_dims = batch_dims
+        self.logvar_range = None if logvar_range is None else checked_range(logvar_range)
         self.beta, self.reduction, self.from_probs, self.x_scale = beta, reduction, from_probs, x_scale
         self.likelihood, self.variance, self.sigmoid_means = likelihood, variance, sigmoid_means
         self.estimator, self.num_samples = estimator, num_samples
         self.free_bits, self.groups, self.capacity = free_bits, groups, capacity
 
-    def sample(self, mu: Tensor, logvar: Tensor, **noise) -> tuple[Tensor, Tensor]:
+    def sample(self, mu: Tensor, logvar: Tensor, *, prior: Prior | None = None, **noise) -> tuple[Tensor, Tensor]:
         """Plain-PyTorch twin of `aevb.FusedELBO.sample`.
 
         Args:
             mu: (..., D).
             logvar: Of mu's shape.
+            prior: (prior_mu, prior_logvar), or None for N(0, I).
             **noise: seed, generator or eps.
         """
         gradient = ESTIMATORS[self.estimator].gradient
-        noise["batch_dims"] = self.batch_dims
+        options = {"batch_dims": self.batch_dims, "prior": prior, "logvar_range": self.logvar_range, **noise}
         if gradient is not None:
-            return sample_gaussian_log_ratio(mu, logvar, self.num_samples, gradient=gradient, **noise)
-        return sample_gaussian(mu, logvar, self.num_samples, **noise)[0], self._kl(mu, logvar)
+            return sample_gaussian_log_ratio(mu, logvar, self.num_samples, gradient=gradient, **options)
+        return sample_gaussian(mu, logvar, self.num_samples, **options)[0], self._kl(mu, logvar, prior)
 
     def forward(
         self,
@@ -503,8 +570,7 @@ class FusedELBO(nn.Module):
             datapoint_weight=datapoint_weight,
         )
 
-    def _kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        mu, logvar = _latents(mu, logvar, self.batch_dims)
-        if self.free_bits is None:
-            return gaussian_kl(mu, logvar)
-        return gaussian_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
+    def _kl(self, mu: Tensor, logvar: Tensor, prior: Prior | None = None) -> Tensor:
+        flat, _ = _latents(mu, logvar, self.batch_dims)
+        groups = None if self.free_bits is None else flat.shape[-1] if self.groups is None else self.groups
+        return gaussian_kl(mu, logvar, groups, prior=prior, logvar_range=self.logvar_range, batch_dims=self.batch_dims)

@@ -215,9 +215,38 @@ def likelihood_work(family: Likelihood, batch: int, dim: int) -> Work:
     )
 
 
+def elements(logits, x, weight):
+    return (weight * -F.binary_cross_entropy_with_logits(logits, x, reduction="none")).sum(-1)
+
+
+def selected(logits, x, weight):
+    return torch.where(weight != 0, -F.binary_cross_entropy_with_logits(logits, x, reduction="none"), 0).sum(-1)
+
+
+def weighted_work(name: str, batch: int, dim: int) -> Work:
+    """The Bernoulli with a mask, or with weights of its elements."""
+    is_mask = name == "mask"
+
+    def inputs() -> list[Tensor]:
+        weight = torch.rand(batch, dim)
+        return [*images(batch, dim), weight < 0.5 if is_mask else weight]
+
+    return Work(
+        f"Bernoulli, {name} {batch}x{dim}",
+        inputs,
+        lambda logits, x, weight: aevb.bernoulli_log_prob(logits, x, weight=weight),
+        lambda logits, x, weight: aevb.reference.bernoulli_log_prob(logits, x, weight=weight),
+        {"product": elements} | ({"selection": selected} if is_mask else {}),
+        "",
+        batch * dim,
+        batch * ((5 * 4 + 2 * (1 if is_mask else 4)) * dim + 8),
+    )
+
+
 def of_every_likelihood(batch: int = 1000, dim: int = 784) -> list[Work]:
-    """The registry's, with their options as they are by default."""
-    return [likelihood_work(cls(), batch, dim) for cls in REGISTRY.values()]
+    """The registry's, with their options as they are by default; and one with a mask, and with weights."""
+    found = [likelihood_work(cls(), batch, dim) for cls in REGISTRY.values()]
+    return [*found, weighted_work("mask", batch, dim), weighted_work("weights", batch, dim)]
 
 
 WORK = (
@@ -331,7 +360,7 @@ class Case:
         """Raises AssertionError unless values and gradients are the reference's. Noise is recovered from the sample."""
         expected = self._expected
         if expected is None:
-            mu, logvar = (t.detach().double() for t in self.inputs)
+            mu, logvar = (t.detach().double() for t in self.inputs[:2])
             eps = (found[0].detach().double() - mu) * torch.exp(-0.5 * logvar)
             n = eps.numel()
             assert abs(eps.mean()) < 5 / n**0.5, "the noise does not have mean 0"

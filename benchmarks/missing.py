@@ -7,7 +7,8 @@
   the missing pixels by `impute`, each encoder being given what it was given in training.
 * The shipped digits with 30% and 50% of the pixels missing at random, grey, Gaussian p(x|z): the error of `impute`
   against that of scikit-learn's IterativeImputer, with its defaults and with limits of 0 and 1 (which is not a
-  dependency; without it this part has no row of it). All are fitted to the training images and asked about the test images.
+  dependency; without it this part has no row of it). All are fitted to the training images and asked about the test
+  images.
 
 RMSE is of the missing pixels of the test images, whose grey values are in [0, 1].
 """

@@ -24,7 +24,10 @@ struct Rows {
 // The Gaussian posterior: samples z = mu + exp(logvar / 2) * normal(seed, element), the KL, the log ratio
 // log q(z|x) - log p(z), and their gradients. The log ratio has kernels of its own.
 struct GaussianArgs {
-  Rows mu, logvar;              // [B, D]
+  Rows mu, logvar;  // [B, D]
+  bool clamps;      // logvar is clamped to [logvar_min, logvar_max]
+  float logvar_min, logvar_max;
+  Rows prior_mu, prior_logvar;  // [B, D], float32, rows perhaps all in one place; absent: the prior is N(0, I)
   int64_t B, D, L;              // L samples of each row
   const int64_t* seeds;         // [L * B * D / seed_block]
   int64_t seed_block;           // elements of z under one seed, which numbers them from 0
@@ -34,13 +37,17 @@ struct GaussianArgs {
   Rows grad_z;                  // [L * B, D], mu's dtype: upstream gradient of z, or absent
   const float* grad_log_ratio;  // [L, B]: upstream gradient of log_ratio; null: none
   const float* sample_weight;   // [L, B]: multiplies grad_z (grad_log_ratio is weighted already); null: 1
+  const float* prior_grad;      // [L, B]: upstream gradient of log_ratio, never weighted, for the prior; null: none
   bool path_only;               // path derivative: mu and logvar count as constants in log q(z|x)
   const float* grad_kl;         // [B], or [1] with stride 0: upstream gradient of kl; null: none
   int64_t grad_kl_stride;       // 1 or 0
   float grad_kl_scale;          // multiplies grad_kl
   const float* beta;            // []: multiplies grad_kl too; null: 1
   void *grad_mu, *grad_logvar;  // [B, D], mu's dtype
+  float *grad_prior_mu, *grad_prior_logvar;  // [B, D]; null: not wanted
 };
+
+inline bool wants_prior_gradient(const GaussianArgs& a) { return a.grad_prior_mu || a.grad_prior_logvar; }
 
 #define AEVB_NAME(name, ...) name,
 enum class Likelihood { AEVB_LIKELIHOODS(AEVB_NAME) };

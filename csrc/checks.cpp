@@ -97,6 +97,26 @@ LatentShape check_latents(const char* op, const Tensor& mu, const Tensor& logvar
   return {product(sizes, 0, sizes.size()), D, sizes};
 }
 
+bool check_prior(const char* op, const Tensor& mu, const Prior& prior) {
+  if (prior.logvar_min.has_value() != prior.logvar_max.has_value() ||
+      (prior.logvar_min && !(*prior.logvar_min <= *prior.logvar_max)))
+    fail(op, "logvar's range must have a least and a greatest logvar, in this order");
+  if (prior.mu.has_value() != prior.logvar.has_value()) fail(op, "a prior has both a mu and a logvar, or neither");
+  if (!prior.mu) return false;
+  const auto check = [&](const char* name, const Tensor& t) {
+    check_same_device(op, "mu", mu, name, t);
+    if (t.scalar_type() != ScalarType::Float)
+      fail(op, name, " has dtype ", dtype_text(t.scalar_type()), "; expected float32");
+    const Sizes sizes = sizes_of(t);
+    if (sizes != sizes_of(mu) && sizes != Sizes{sizes_of(mu).back()})
+      fail(op, name, " has shape ", shape_text(t), " but mu has shape ", shape_text(mu),
+           "; expected mu's shape, or (D,) for all rows");
+  };
+  check("prior_mu", *prior.mu);
+  check("prior_logvar", *prior.logvar);
+  return true;
+}
+
 SampleShape check_samples(const char* op, const Tensor& mu, const Tensor& seed, std::optional<int64_t> num_samples) {
   if (num_samples && *num_samples < 0) fail(op, "num_samples is ", *num_samples, "; expected 0 or more, or None");
   SampleShape s{num_samples.value_or(1), 1, sizes_of(mu)};

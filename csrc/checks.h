@@ -42,6 +42,14 @@ struct LatentShape {
 };
 LatentShape check_latents(const char* op, const Tensor& mu, const Tensor& logvar);
 
+// The prior N(mu, exp(logvar)), or N(0, I) without the two, and the range that the posterior's logvar is clamped to.
+struct Prior {
+  OptionalTensor mu, logvar;
+  std::optional<double> logvar_min, logvar_max;
+};
+// Whether there are mu and logvar of a prior. They are float32, of the posterior's shape or one row (D,) for all.
+bool check_prior(const char* op, const Tensor& mu, const Prior& prior);
+
 // Shape of the posterior's samples: z is (L, *batch, D), or (*batch, D) without num_samples. A seed numbers seed_block
 // elements of z.
 struct SampleShape {

@@ -6,7 +6,7 @@
 //   void gaussian(const GaussianArgs&), gaussian_backward(..), gaussian_log_ratio(..),
 //        gaussian_log_ratio_backward(..), likelihood(const LikelihoodArgs&), loss(const LossArgs&),
 //        scale(const ScaleArgs&), normal(const NormalArgs&), mix_seed(const MixSeedArgs&),
-//        binarize(const BinarizeArgs&), elementary(const ElementaryArgs&)
+//        binarize(const BinarizeArgs&), elementary(const ElementaryArgs&), activation_backward(ActivationArgs)
 #pragma once
 #include <torch/csrc/stable/library.h>
 
@@ -25,109 +25,92 @@ template <class Device>
 struct Ops {
   using Pair = std::tuple<Tensor, Tensor>;
   using Triple = std::tuple<Tensor, Tensor, Tensor>;
+  using Quadruple = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
   // ---- the Gaussian posterior ---------------------------------------------------------------------------------------
 
   static Pair sample_gaussian(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
                               std::optional<int64_t> num_samples) {
-    const LatentShape shape = check_latents("sample_gaussian", mu, logvar);
-    const SampleShape samples = check_samples("sample_gaussian", mu, seed, num_samples);
-    Device device(mu);
-    const Latents latents(mu, logvar, shape);
-    const Tensor seeds = dense(seed);
-    Tensor z = device.empty(samples.z, mu.scalar_type()), kl = device.empty(shape.batch, ScalarType::Float);
-    GaussianArgs a = latents.args(&samples, &seeds);
-    a.z = z.mutable_data_ptr();
-    a.kl = floats(kl);
-    device.gaussian(a);
-    return {z, kl};
+    return sample(Latents("sample_gaussian", mu, logvar), seed, num_samples);
+  }
+  static Pair sample_gaussian_with_prior(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                                         const OptionalTensor& prior_logvar, const Tensor& seed,
+                                         std::optional<int64_t> num_samples, std::optional<double> logvar_min,
+                                         std::optional<double> logvar_max) {
+    const Prior prior{prior_mu, prior_logvar, logvar_min, logvar_max};
+    return sample(Latents("sample_gaussian", mu, logvar, prior), seed, num_samples);
   }
 
   static Pair sample_gaussian_backward(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
                                        std::optional<int64_t> num_samples, const OptionalTensor& grad_z,
                                        const OptionalTensor& grad_kl) {
-    const char* op = "sample_gaussian_backward";
-    const LatentShape shape = check_latents(op, mu, logvar);
-    const SampleShape samples = check_samples(op, mu, seed, num_samples);
-    if (grad_z) check_grad(op, "grad_z", *grad_z, samples.z, mu.scalar_type(), mu);
-    if (grad_kl) check_grad(op, "grad_kl", *grad_kl, shape.batch, ScalarType::Float, mu);
-    Device device(mu);
-    const Latents latents(mu, logvar, shape);
-    const Tensor seeds = dense(seed);
-    GaussianArgs a = latents.args(&samples, &seeds);
-    std::optional<Matrix> gz;
-    if (grad_z) {
-      gz = matrix(*grad_z, shape.D);
-      a.grad_z = gz->rows;
-    }
-    const bool one = grad_kl && is_one_number(*grad_kl);
-    const OptionalTensor gkl = grad_kl ? OptionalTensor(one ? *grad_kl : dense(*grad_kl)) : std::nullopt;
-    if (gkl) a.grad_kl = floats(*gkl);
-    if (one) a.grad_kl_stride = 0;
-    return gaussian_gradients(device, a, mu);
+    const Latents latents("sample_gaussian_backward", mu, logvar);
+    return without_prior(sample_backward(latents, seed, num_samples, grad_z, grad_kl, 3));
+  }
+  static Quadruple sample_gaussian_with_prior_backward(
+      const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+      const Tensor& seed, std::optional<int64_t> num_samples, std::optional<double> logvar_min,
+      std::optional<double> logvar_max, const OptionalTensor& grad_z, const OptionalTensor& grad_kl, int64_t needs) {
+    const Prior prior{prior_mu, prior_logvar, logvar_min, logvar_max};
+    const Latents latents("sample_gaussian_backward", mu, logvar, prior);
+    return with_prior(sample_backward(latents, seed, num_samples, grad_z, grad_kl, needs));
   }
 
   static Pair sample_gaussian_log_ratio(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
                                         std::optional<int64_t> num_samples, int64_t gradient) {
-    const LatentShape shape = check_latents("sample_gaussian_log_ratio", mu, logvar);
-    check_gradient("sample_gaussian_log_ratio", gradient);
-    const SampleShape samples = check_samples("sample_gaussian_log_ratio", mu, seed, num_samples);
-    Device device(mu);
-    const Latents latents(mu, logvar, shape);
-    const Tensor seeds = dense(seed);
-    Tensor z = device.empty(samples.z, mu.scalar_type());
-    Tensor log_ratio = device.empty(Sizes(samples.z.begin(), samples.z.end() - 1), ScalarType::Float);
-    GaussianArgs a = latents.args(&samples, &seeds);
-    a.z = z.mutable_data_ptr();
-    a.log_ratio = floats(log_ratio);
-    device.gaussian_log_ratio(a);
-    return {z, log_ratio};
+    return log_ratio(Latents("sample_gaussian_log_ratio", mu, logvar), seed, num_samples, gradient);
+  }
+  static Pair sample_gaussian_log_ratio_with_prior(const Tensor& mu, const Tensor& logvar,
+                                                   const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                                                   const Tensor& seed, std::optional<int64_t> num_samples,
+                                                   int64_t gradient, std::optional<double> logvar_min,
+                                                   std::optional<double> logvar_max) {
+    const Prior prior{prior_mu, prior_logvar, logvar_min, logvar_max};
+    return log_ratio(Latents("sample_gaussian_log_ratio", mu, logvar, prior), seed, num_samples, gradient);
   }
 
   static Pair sample_gaussian_log_ratio_backward(const Tensor& mu, const Tensor& logvar, const Tensor& seed,
                                                  std::optional<int64_t> num_samples, int64_t gradient,
                                                  const OptionalTensor& grad_z, const OptionalTensor& grad_log_ratio,
                                                  const OptionalTensor& sample_weight) {
-    const char* op = "sample_gaussian_log_ratio_backward";
-    const LatentShape shape = check_latents(op, mu, logvar);
-    check_gradient(op, gradient);
-    const SampleShape samples = check_samples(op, mu, seed, num_samples);
-    const Sizes rows(samples.z.begin(), samples.z.end() - 1);
-    if (grad_z) check_grad(op, "grad_z", *grad_z, samples.z, mu.scalar_type(), mu);
-    if (grad_log_ratio) check_grad(op, "grad_log_ratio", *grad_log_ratio, rows, ScalarType::Float, mu);
-    if (sample_weight) check_grad(op, "sample_weight", *sample_weight, rows, ScalarType::Float, mu);
-    Device device(mu);
-    const Latents latents(mu, logvar, shape);
-    const Tensor seeds = dense(seed);
-    GaussianArgs a = latents.args(&samples, &seeds);
-    std::optional<Matrix> gz;
-    if (grad_z) {
-      gz = matrix(*grad_z, shape.D);
-      a.grad_z = gz->rows;
-    }
-    const OptionalTensor ratio = grad_log_ratio ? OptionalTensor(dense(*grad_log_ratio)) : std::nullopt;
-    const OptionalTensor weight = sample_weight ? OptionalTensor(dense(*sample_weight)) : std::nullopt;
-    if (ratio) a.grad_log_ratio = floats(*ratio);
-    if (weight) a.sample_weight = floats(*weight);
-    a.path_only = gradient != 0;
-    return gaussian_gradients(device, a, mu, &Device::gaussian_log_ratio_backward);
+    const Latents latents("sample_gaussian_log_ratio_backward", mu, logvar);
+    return without_prior(log_ratio_backward(latents, seed, num_samples, gradient, grad_z, grad_log_ratio, sample_weight,
+                                            std::nullopt, 3));
+  }
+  static Quadruple sample_gaussian_log_ratio_with_prior_backward(
+      const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+      const Tensor& seed, std::optional<int64_t> num_samples, int64_t gradient, std::optional<double> logvar_min,
+      std::optional<double> logvar_max, const OptionalTensor& grad_z, const OptionalTensor& grad_log_ratio,
+      const OptionalTensor& sample_weight, const OptionalTensor& prior_grad, int64_t needs) {
+    const Prior prior{prior_mu, prior_logvar, logvar_min, logvar_max};
+    const Latents latents("sample_gaussian_log_ratio_backward", mu, logvar, prior);
+    return with_prior(log_ratio_backward(latents, seed, num_samples, gradient, grad_z, grad_log_ratio, sample_weight,
+                                         prior_grad, needs));
   }
 
   static Tensor gaussian_kl(const Tensor& mu, const Tensor& logvar) {
-    const LatentShape shape = check_latents("gaussian_kl", mu, logvar);
+    const Latents latents("gaussian_kl", mu, logvar);
     Device device(mu);
-    return kl_of(device, Latents(mu, logvar, shape));
+    return kl_of(device, latents);
+  }
+  static Tensor gaussian_kl_with_prior(const Tensor& mu, const Tensor& logvar, const OptionalTensor& prior_mu,
+                                       const OptionalTensor& prior_logvar, std::optional<double> logvar_min,
+                                       std::optional<double> logvar_max) {
+    const Prior prior{prior_mu, prior_logvar, logvar_min, logvar_max};
+    const Latents latents("gaussian_kl", mu, logvar, prior);
+    Device device(mu);
+    return kl_of(device, latents);
   }
 
   static Pair gaussian_kl_backward(const Tensor& mu, const Tensor& logvar, const Tensor& grad) {
-    const LatentShape shape = check_latents("gaussian_kl_backward", mu, logvar);
-    check_grad("gaussian_kl_backward", "grad", grad, shape.batch, ScalarType::Float, mu);
-    Device device(mu);
-    const Latents latents(mu, logvar, shape);
-    const Tensor g = dense(grad);
-    GaussianArgs a = latents.args();
-    a.grad_kl = floats(g);
-    return gaussian_gradients(device, a, mu);
+    return without_prior(kl_backward(Latents("gaussian_kl_backward", mu, logvar), grad, 3));
+  }
+  static Quadruple gaussian_kl_with_prior_backward(const Tensor& mu, const Tensor& logvar,
+                                                   const OptionalTensor& prior_mu, const OptionalTensor& prior_logvar,
+                                                   std::optional<double> logvar_min, std::optional<double> logvar_max,
+                                                   const Tensor& grad, int64_t needs) {
+    const Prior prior{prior_mu, prior_logvar, logvar_min, logvar_max};
+    return with_prior(kl_backward(Latents("gaussian_kl_backward", mu, logvar, prior), grad, needs));
   }
 
   // ---- noise --------------------------------------------------------------------------------------------------------
@@ -356,18 +339,44 @@ struct Ops {
   static const float* floats(const Tensor& t) { return t.const_data_ptr<float>(); }
   static float* floats(Tensor& t) { return t.mutable_data_ptr<float>(); }
 
-  // mu and logvar [B, D] as the kernels read them.
+  // mu and logvar [B, D] as the kernels read them, and the prior.
   struct Latents {
+    const char* op;
+    Tensor like;  // mu, as it was given
     LatentShape shape;
     Matrix mu, logvar;
+    Prior prior;
+    std::optional<Matrix> prior_mu, prior_logvar;
 
+    Latents(const char* o, const Tensor& mu_tensor, const Tensor& logvar_tensor, const Prior& p = {})
+        : Latents(mu_tensor, logvar_tensor, check_latents(o, mu_tensor, logvar_tensor)) {
+      op = o;
+      prior = p;
+      if (!check_prior(op, mu_tensor, prior)) return;
+      prior_mu = prior_rows(*prior.mu);
+      prior_logvar = prior_rows(*prior.logvar);
+    }
     Latents(const Tensor& mu_tensor, const Tensor& logvar_tensor, const LatentShape& s)
-        : shape(s), mu(matrix(mu_tensor, s.D)), logvar(matrix(logvar_tensor, s.D)) {}
+        : op(""), like(mu_tensor), shape(s), mu(matrix(mu_tensor, s.D)), logvar(matrix(logvar_tensor, s.D)) {}
+
+    // Whether all rows of the batch share the row `t` of a prior.
+    bool shares(const Tensor& t) const { return t.dim() == 1 && like.dim() > 1; }
+
+    Matrix prior_rows(const Tensor& t) const {
+      Matrix rows = matrix(t, shape.D);
+      if (shares(t)) rows.rows.stride = 0;
+      return rows;
+    }
 
     GaussianArgs args(const SampleShape* samples = nullptr, const Tensor* seeds = nullptr) const {
       GaussianArgs a{};
       a.mu = mu.rows;
       a.logvar = logvar.rows;
+      a.clamps = prior.logvar_min.has_value();
+      a.logvar_min = static_cast<float>(prior.logvar_min.value_or(0.0));
+      a.logvar_max = static_cast<float>(prior.logvar_max.value_or(0.0));
+      if (prior_mu) a.prior_mu = prior_mu->rows;
+      if (prior_logvar) a.prior_logvar = prior_logvar->rows;
       a.B = shape.B;
       a.D = shape.D;
       a.L = samples ? samples->L : 0;
@@ -420,6 +429,96 @@ struct Ops {
     }
   };
 
+  // The gradients of mu and logvar, and those of the prior that `needs` has the bits of.
+  struct GaussianGradients {
+    Tensor mu, logvar;
+    OptionalTensor prior_mu, prior_logvar;
+    ScalarType of_prior;  // dtype of the prior's, or of mu where there is none
+    int64_t needs;
+  };
+
+  static Pair sample(const Latents& latents, const Tensor& seed, std::optional<int64_t> num_samples) {
+    const Tensor& mu = latents.like;
+    const SampleShape samples = check_samples(latents.op, mu, seed, num_samples);
+    Device device(mu);
+    const Tensor seeds = dense(seed);
+    Tensor z = device.empty(samples.z, mu.scalar_type()), kl = device.empty(latents.shape.batch, ScalarType::Float);
+    GaussianArgs a = latents.args(&samples, &seeds);
+    a.z = z.mutable_data_ptr();
+    a.kl = floats(kl);
+    device.gaussian(a);
+    return {z, kl};
+  }
+
+  static GaussianGradients sample_backward(const Latents& latents, const Tensor& seed,
+                                           std::optional<int64_t> num_samples, const OptionalTensor& grad_z,
+                                           const OptionalTensor& grad_kl, int64_t needs) {
+    const Tensor& mu = latents.like;
+    const SampleShape samples = check_samples(latents.op, mu, seed, num_samples);
+    if (grad_z) check_grad(latents.op, "grad_z", *grad_z, samples.z, mu.scalar_type(), mu);
+    if (grad_kl) check_grad(latents.op, "grad_kl", *grad_kl, latents.shape.batch, ScalarType::Float, mu);
+    Device device(mu);
+    const Tensor seeds = dense(seed);
+    GaussianArgs a = latents.args(&samples, &seeds);
+    std::optional<Matrix> gz;
+    if (grad_z) {
+      gz = matrix(*grad_z, latents.shape.D);
+      a.grad_z = gz->rows;
+    }
+    const bool one = grad_kl && is_one_number(*grad_kl);
+    const OptionalTensor gkl = grad_kl ? OptionalTensor(one ? *grad_kl : dense(*grad_kl)) : std::nullopt;
+    if (gkl) a.grad_kl = floats(*gkl);
+    if (one) a.grad_kl_stride = 0;
+    return gaussian_gradients(device, a, latents, needs);
+  }
+
+  static Pair log_ratio(const Latents& latents, const Tensor& seed, std::optional<int64_t> num_samples,
+                        int64_t gradient) {
+    const Tensor& mu = latents.like;
+    check_gradient(latents.op, gradient);
+    const SampleShape samples = check_samples(latents.op, mu, seed, num_samples);
+    Device device(mu);
+    const Tensor seeds = dense(seed);
+    Tensor z = device.empty(samples.z, mu.scalar_type());
+    Tensor log_ratio = device.empty(Sizes(samples.z.begin(), samples.z.end() - 1), ScalarType::Float);
+    GaussianArgs a = latents.args(&samples, &seeds);
+    a.z = z.mutable_data_ptr();
+    a.log_ratio = floats(log_ratio);
+    device.gaussian_log_ratio(a);
+    return {z, log_ratio};
+  }
+
+  static GaussianGradients log_ratio_backward(const Latents& latents, const Tensor& seed,
+                                              std::optional<int64_t> num_samples, int64_t gradient,
+                                              const OptionalTensor& grad_z, const OptionalTensor& grad_log_ratio,
+                                              const OptionalTensor& sample_weight, const OptionalTensor& prior_grad,
+                                              int64_t needs) {
+    const Tensor& mu = latents.like;
+    check_gradient(latents.op, gradient);
+    const SampleShape samples = check_samples(latents.op, mu, seed, num_samples);
+    const Sizes rows(samples.z.begin(), samples.z.end() - 1);
+    if (grad_z) check_grad(latents.op, "grad_z", *grad_z, samples.z, mu.scalar_type(), mu);
+    const auto of_rows = [&](const char* name, const OptionalTensor& t) {
+      if (t) check_grad(latents.op, name, *t, rows, ScalarType::Float, mu);
+      return t ? OptionalTensor(dense(*t)) : std::nullopt;
+    };
+    const OptionalTensor ratio = of_rows("grad_log_ratio", grad_log_ratio);
+    const OptionalTensor weight = of_rows("sample_weight", sample_weight), of_prior = of_rows("prior_grad", prior_grad);
+    Device device(mu);
+    const Tensor seeds = dense(seed);
+    GaussianArgs a = latents.args(&samples, &seeds);
+    std::optional<Matrix> gz;
+    if (grad_z) {
+      gz = matrix(*grad_z, latents.shape.D);
+      a.grad_z = gz->rows;
+    }
+    if (ratio) a.grad_log_ratio = floats(*ratio);
+    if (weight) a.sample_weight = floats(*weight);
+    if (of_prior) a.prior_grad = floats(*of_prior);
+    a.path_only = gradient != 0;
+    return gaussian_gradients(device, a, latents, needs, &Device::gaussian_log_ratio_backward);
+  }
+
   static Tensor kl_of(Device& device, const Latents& latents) {
     Tensor kl = device.empty(latents.shape.batch, ScalarType::Float);
     GaussianArgs a = latents.args();
@@ -428,14 +527,63 @@ struct Ops {
     return kl;
   }
 
-  static Pair gaussian_gradients(Device& device, GaussianArgs& a, const Tensor& mu,
-                                 void (Device::*backward)(const GaussianArgs&) = &Device::gaussian_backward) {
-    Tensor grad_mu = device.empty(sizes_of(mu), mu.scalar_type());
-    Tensor grad_logvar = device.empty(sizes_of(mu), mu.scalar_type());
-    a.grad_mu = grad_mu.mutable_data_ptr();
-    a.grad_logvar = grad_logvar.mutable_data_ptr();
+  static GaussianGradients kl_backward(const Latents& latents, const Tensor& grad, int64_t needs) {
+    check_grad(latents.op, "grad", grad, latents.shape.batch, ScalarType::Float, latents.like);
+    Device device(latents.like);
+    const Tensor g = dense(grad);
+    GaussianArgs a = latents.args();
+    a.grad_kl = floats(g);
+    return gaussian_gradients(device, a, latents, needs);
+  }
+
+  static GaussianGradients gaussian_gradients(
+      Device& device, GaussianArgs& a, const Latents& latents, int64_t needs,
+      void (Device::*backward)(const GaussianArgs&) = &Device::gaussian_backward) {
+    const Tensor& mu = latents.like;
+    const Sizes sizes = sizes_of(mu);
+    const ScalarType dtype = mu.scalar_type();
+    GaussianGradients g{device.empty(sizes, dtype),
+                        device.empty(sizes, dtype),
+                        std::nullopt,
+                        std::nullopt,
+                        latents.prior_mu ? ScalarType::Float : dtype,
+                        needs};
+    a.grad_mu = g.mu.mutable_data_ptr();
+    a.grad_logvar = g.logvar.mutable_data_ptr();
+    if (latents.prior_mu && needs & 4) g.prior_mu = device.empty(sizes, ScalarType::Float);
+    if (latents.prior_mu && needs & 8) g.prior_logvar = device.empty(sizes, ScalarType::Float);
+    if (g.prior_mu) a.grad_prior_mu = floats(*g.prior_mu);
+    if (g.prior_logvar) a.grad_prior_logvar = floats(*g.prior_logvar);
     (device.*backward)(a);
-    return {grad_mu, grad_logvar};
+    if (g.prior_mu) g.prior_mu = of_given(device, latents, *latents.prior.mu, *g.prior_mu);
+    if (g.prior_logvar) g.prior_logvar = of_given(device, latents, *latents.prior.logvar, *g.prior_logvar);
+    return g;
+  }
+
+  static Pair without_prior(const GaussianGradients& g) { return {g.mu, g.logvar}; }
+  // All of them; empty, (0,), where `needs` lacks the bit.
+  static Quadruple with_prior(const GaussianGradients& g) {
+    Device device(g.mu);
+    const auto nothing = [&](ScalarType dtype) { return device.empty({0}, dtype); };
+    const ScalarType dtype = g.mu.scalar_type();
+    return {g.needs & 1 ? g.mu : nothing(dtype), g.needs & 2 ? g.logvar : nothing(dtype),
+            g.prior_mu ? *g.prior_mu : nothing(g.of_prior), g.prior_logvar ? *g.prior_logvar : nothing(g.of_prior)};
+  }
+
+  // The gradient of the prior's tensor `t` from that of each row: a row that all share has their sum, in the order in
+  // which a bias's gradient is summed.
+  static Tensor of_given(Device& device, const Latents& latents, const Tensor& t, Tensor& rows) {
+    if (!latents.shares(t)) return rows;
+    Tensor sum = device.empty({latents.shape.D}, ScalarType::Float);
+    ActivationArgs a{};
+    a.rows = latents.shape.B;
+    a.D = a.grad_stride = latents.shape.D;
+    a.activation = Activation::none;
+    a.out = a.grad_input = floats(rows);  // which it does not touch
+    a.grad = a.out;
+    a.grad_bias = floats(sum);
+    device.activation_backward(a);
+    return sum;
   }
 
   // The gradient of each parameter of a likelihood; empty, (0,), where `needs` lacks its bit.
@@ -544,7 +692,7 @@ struct Ops {
     a.grad_kl_stride = each;
     a.grad_kl_scale = weight;
     a.beta = beta_data;
-    return gaussian_gradients(device, a, mu_or_kl);
+    return without_prior(gaussian_gradients(device, a, latents, 3));
   }
 
   // The kernel's arguments for the gradient of `recon`, to be written to `over`. grad: upstream gradient of the loss,
@@ -569,22 +717,25 @@ struct Ops {
 }  // namespace aevb
 
 // Registers every op for one device: `library` is the argument of a STABLE_TORCH_LIBRARY_IMPL block.
-#define AEVB_REGISTER(library, Device)                                      \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian);           \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian_log_ratio); \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_kl);               \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, log_prob);                  \
-  AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);             \
-  AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad);                  \
-  AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad_);                 \
-  AEVB_REGISTER_FORWARD(library, Device, negative_elbo_terms);              \
-  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_terms_and_grad);       \
-  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_and_grad);             \
-  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_backward_);            \
-  AEVB_REGISTER_PLAIN(library, Device, normal);                             \
-  AEVB_REGISTER_PLAIN(library, Device, mix_seed);                           \
-  AEVB_REGISTER_PLAIN(library, Device, binarize);                           \
-  AEVB_REGISTER_PLAIN(library, Device, empty);                              \
+#define AEVB_REGISTER(library, Device)                                                 \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian);                      \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian_log_ratio);            \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_kl);                          \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian_with_prior);           \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, sample_gaussian_log_ratio_with_prior); \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, gaussian_kl_with_prior);               \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, log_prob);                             \
+  AEVB_REGISTER_DIFFERENTIABLE(library, Device, negative_elbo);                        \
+  AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad);                             \
+  AEVB_REGISTER_PLAIN(library, Device, log_prob_and_grad_);                            \
+  AEVB_REGISTER_FORWARD(library, Device, negative_elbo_terms);                         \
+  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_terms_and_grad);                  \
+  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_and_grad);                        \
+  AEVB_REGISTER_PLAIN(library, Device, negative_elbo_backward_);                       \
+  AEVB_REGISTER_PLAIN(library, Device, normal);                                        \
+  AEVB_REGISTER_PLAIN(library, Device, mix_seed);                                      \
+  AEVB_REGISTER_PLAIN(library, Device, binarize);                                      \
+  AEVB_REGISTER_PLAIN(library, Device, empty);                                         \
   AEVB_REGISTER_PLAIN(library, Device, elementary)
 
 #define AEVB_REGISTER_PLAIN(library, Device, name) library.impl(#name, TORCH_BOX(&aevb::Ops<Device>::name))

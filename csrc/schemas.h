@@ -31,6 +31,33 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   AEVB_DEF("gaussian_kl", "(Tensor mu, Tensor logvar) -> Tensor");
   m.def("gaussian_kl_backward(Tensor mu, Tensor logvar, Tensor grad) -> (Tensor grad_mu, Tensor grad_logvar)");
 
+  // The same three for a prior N(prior_mu, exp(prior_logvar)), float32, mu's shape or (D,) for all rows, and for logvar
+  // clamped to [logvar_min, logvar_max]. Each may be absent. prior_grad is the upstream gradient of the log ratio as
+  // the prior sees it, without the samples' weights. needs: bit i asks for the i-th gradient, which is else empty,
+  // (0,).
+  AEVB_DEF("sample_gaussian_with_prior",
+           "(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, int? num_samples,"
+           " float? logvar_min, float? logvar_max) -> (Tensor z, Tensor kl)");
+  m.def(
+      "sample_gaussian_with_prior_backward(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar,"
+      " Tensor seed, int? num_samples, float? logvar_min, float? logvar_max, Tensor? grad_z, Tensor? grad_kl,"
+      " int needs) -> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_prior_mu, Tensor grad_prior_logvar)");
+  AEVB_DEF("sample_gaussian_log_ratio_with_prior",
+           "(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, int? num_samples,"
+           " int gradient, float? logvar_min, float? logvar_max) -> (Tensor z, Tensor log_ratio)");
+  m.def(
+      "sample_gaussian_log_ratio_with_prior_backward(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar,"
+      " Tensor seed, int? num_samples, int gradient, float? logvar_min, float? logvar_max, Tensor? grad_z,"
+      " Tensor? grad_log_ratio, Tensor? sample_weight, Tensor? prior_grad, int needs)"
+      " -> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_prior_mu, Tensor grad_prior_logvar)");
+  AEVB_DEF("gaussian_kl_with_prior",
+           "(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar, float? logvar_min, float? logvar_max)"
+           " -> Tensor");
+  m.def(
+      "gaussian_kl_with_prior_backward(Tensor mu, Tensor logvar, Tensor? prior_mu, Tensor? prior_logvar,"
+      " float? logvar_min, float? logvar_max, Tensor grad, int needs)"
+      " -> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_prior_mu, Tensor grad_prior_logvar)");
+
   // log p(x|z) of each row, by a likelihood that formulas/likelihood_list.h names. p0 and p1 are its parameters, of one
   // shape (all rows of one may lie in one place), and scalar is its own number. x_scale multiplies x. weight has x's
   // shape: bool or uint8 selects elements, floats weigh them. offset, one number for each row of x, is added to p0.

@@ -182,7 +182,7 @@ def likelihoods(dtype: torch.dtype, D: int) -> Iterator[Call]:
             log_prob = aevb.bernoulli_log_prob(logits, x, x_scale)
             yield differentiated(f"aevb.bernoulli_log_prob {name}: {kind}", log_prob, (logits,), x, x_scale)
             over = logits.detach().clone()
-            log_prob = ops.log_prob_and_grad_(over, x, "bernoulli_logits", 0.0, x_scale, -0.7)
+            log_prob = ops.log_prob_and_grad_(over, x, None, None, "bernoulli_logits", 0.0, x_scale, -0.7)
             yield Call(f"bernoulli_log_prob_and_grad_ {name}: {kind}", (logits, x, x_scale), (log_prob, over))
     for kind, samples in (("soft", ()), ("soft", (3,)), ("bool", ()), ("uint8", ())):
         mean = leaf(2 * randn(74, *samples, 2, D), dtype)

@@ -105,10 +105,12 @@ def cases() -> Iterator[Case]:
     for dtype in DTYPES:
         yield from _latents(dtype)
         yield from _log_ratios(dtype)
+        yield from _priors(dtype)
         yield from _likelihoods(dtype)
         yield from _gaussian_likelihoods(dtype)
         yield from _losses(dtype)
         yield from _other_likelihoods(dtype)
+        yield from _weights(dtype)
 
 
 def _noise() -> Iterator[Case]:
@@ -219,6 +221,57 @@ def _log_ratios(dtype) -> Iterator[Case]:  # noqa: C901  a list of cases
                 yield from sample(f"grad_z {name}", mu, view, torch.tensor(SEED), None, lambda g, n=name: views(g)[n])
 
 
+def _priors(dtype) -> Iterator[Case]:
+    """Of all that a prior and a range of logvar may be."""
+    gradients = (i % 3 for i in itertools.count(DTYPES.index(dtype)))
+    needs = itertools.cycle((15, 15, 3, 7, 12, 9))
+    turn, no_range = itertools.count(), (None, None)
+
+    def calls(name, mu, logvar, prior, seed, num_samples, limits=no_range, edges=False):
+        z, gradient = mu.shape if num_samples is None else (num_samples, *mu.shape), next(gradients)
+        grads = 3 * randn(73, *z), 3 * randn(74, *z[:-1]), rand(75, *z[:-1]), 3 * randn(76, *mu.shape[:-1])
+        grad_z, grad, weight, grad_kl = (with_edges(g, 77 + i) for i, g in enumerate(grads)) if edges else grads
+        grad_z, weight = grad_z.to(dtype), weight if gradient == 2 else None
+        yield Case(name, "gaussian_kl_with_prior_forward", (mu, logvar, *prior, *limits))
+        yield Case(name, "gaussian_kl_with_prior_backward", (mu, logvar, *prior, *limits, grad_kl, next(needs)))
+        args = (mu, logvar, *prior, seed, num_samples, *limits)
+        yield Case(name, "sample_gaussian_with_prior_forward", args)
+        some = ((grad_z, grad_kl), (None, grad_kl), (grad_z, None))[next(turn) % 3]
+        yield Case(name, "sample_gaussian_with_prior_backward", (*args, *some, next(needs)))
+        args = (mu, logvar, *prior, seed, num_samples, gradient, *limits)
+        yield Case(name, "sample_gaussian_log_ratio_with_prior_forward", args)
+        part = ((None, grad, weight, 0.3 * grad), (grad_z, None, None, None))[next(turn) % 2]
+        for some in ((grad_z, grad, weight, grad), part):
+            yield Case(name, "sample_gaussian_log_ratio_with_prior_backward", (*args, *some, next(needs)))
+
+    seed = torch.tensor(SEED)
+    for i, shape in enumerate(LATENT_SHAPES):
+        mu, logvar = randn(80, *shape).to(dtype), 2 * randn(81, *shape).to(dtype)
+        each, shared = (randn(82, *shape), randn(83, *shape)), (randn(84, shape[-1]), randn(85, shape[-1]))
+        yield from calls("a prior each", mu, logvar, each, seed, None)
+        yield from calls("one prior, and a range", mu, logvar, shared, seed, 2, (-0.5, 1.0))
+        mu, logvar = with_edges(mu.float(), 86).to(dtype), with_edges(logvar.float(), 87).to(dtype)
+        mixed = with_edges(each[0], 88), with_edges(shared[1], 89)
+        yield from calls("edges", mu, logvar, mixed, seed, None, (no_range, (-30.0, 20.0))[i % 2], True)
+        if i % 3 == 0:
+            yield from calls("a range", mu, logvar, (None, None), seed, None, ((-30.0, 0.7), (-1e9, 80.0))[i % 2])
+    for shape in ((7, 20), (3, 5, 41), (3, 2050)):
+        mu, logvar = randn(90, *shape).to(dtype), randn(91, *shape).to(dtype)
+        each, shared = (randn(92, *shape), randn(93, *shape)), (randn(94, shape[-1]), randn(95, shape[-1]))
+        for num_samples in (0, 16, 17) if shape[-1] < 1000 else (17,):
+            seeds = seeds_of((num_samples, *shape)[: num_samples % 3])
+            yield from calls("a prior each", mu, logvar, each, seeds, num_samples)
+            yield from calls("one prior", mu, logvar, shared, seeds, num_samples)
+        for name, view in views(mu).items():
+            yield from calls(name, view, views(logvar)[name], shared, seed, 2)
+            yield from calls(f"prior {name}", mu, logvar, (each[0], views(each[1])[name]), seed, None)
+        expanded = tuple(t.expand(shape) for t in shared)
+        yield from calls("expanded", mu, logvar, expanded, seed, None)
+    for rows in (1, 64, 65, 1000):  # how a shared prior's gradient is summed
+        mu, logvar = randn(96, rows, 5).to(dtype), randn(97, rows, 5).to(dtype)
+        yield from calls("one prior", mu, logvar, (randn(98, 5), randn(99, 5)), seed, 3)
+
+
 def targets(shape: tuple[int, ...]) -> dict[str, tuple[Tensor, float | None]]:
     """By name: targets and x_scale."""
     u = rand(11, *shape)
@@ -234,7 +287,7 @@ def targets(shape: tuple[int, ...]) -> dict[str, tuple[Tensor, float | None]]:
 
 def _likelihoods(dtype) -> Iterator[Case]:
     def log_prob(name, output, x, x_scale, from_probs=False):
-        args = (output, x, None, "bernoulli_probs" if from_probs else "bernoulli_logits", 0.0, x_scale)
+        args = (output, x, None, None, None, "bernoulli_probs" if from_probs else "bernoulli_logits", 0.0, x_scale)
         held, grad = (output, x, x_scale, from_probs), 3 * randn(12, *output.shape[:-1])
         yield Case(name, "log_prob_forward", args, ("bernoulli_log_prob_forward", held))
         yield Case(name, "log_prob_backward", (*args, grad, 1), ("bernoulli_log_prob_backward", (*held, grad)))
@@ -266,7 +319,7 @@ def _gaussian_likelihoods(dtype) -> Iterator[Case]:
     def log_prob(name, mean, x, x_scale, logvar, fixed=0.0):
         for sigmoid in (False, True):
             kind = f"gaussian{'_sigmoid' if sigmoid else ''}{'_fixed' if logvar is None else ''}"
-            args, held = (mean, x, logvar, kind, fixed, x_scale), (mean, x, logvar, fixed, x_scale, sigmoid)
+            args, held = (mean, x, logvar, None, None, kind, fixed, x_scale), (mean, x, logvar, fixed, x_scale, sigmoid)
             yield Case(name, "log_prob_forward", args, ("gaussian_log_prob_forward", held))
             for op, factor in (("backward", 3 * randn(32, *mean.shape[:-1])), ("and_grad", 0.7)):
                 need = next(needs)
@@ -306,7 +359,7 @@ def _other_likelihoods(dtype) -> Iterator[Case]:
     for likelihood, names in others.items():
 
         def calls(name, p0, x, x_scale, p1, likelihood=likelihood):
-            args = (p0, x, p1, likelihood, 0.0, x_scale)
+            args = (p0, x, p1, None, None, likelihood, 0.0, x_scale)
             yield Case(name, "log_prob_forward", args, is_golden=False)
             for op, factor in (("backward", 3 * randn(52, *p0.shape[:-1])), ("and_grad", 0.7)):
                 need = 1 if p1 is None else next(needs)
@@ -326,6 +379,48 @@ def _other_likelihoods(dtype) -> Iterator[Case]:
             yield from calls("halves of one output", halves[0], x, None, halves[1])
 
 
+def _weights(dtype) -> Iterator[Case]:
+    """Masks, weights and offsets, of every likelihood."""
+    needs = itertools.cycle((3, 1, 2))
+    dtypes = itertools.cycle((torch.float32, torch.bfloat16, torch.float16))  # of weights
+
+    def weights_of(shape):
+        u = rand(60, *shape)
+        yield "a mask", u < 0.6
+        yield "all of a mask", torch.ones(shape, dtype=torch.bool)
+        yield "bytes", torch.where(u < 0.6, (255 * u).to(torch.uint8) | 1, 0)
+        yield "weights", torch.where(u < 0.6, 3 * u, 0.0).to(next(dtypes))
+        yield "rows share a mask", (u.reshape(-1, shape[-1])[0] < 0.6).expand(shape) if u.numel() else u < 0.6
+        yield "no weights", None
+
+    for likelihood, names in _C.likelihoods().items():
+
+        def calls(name, p0, x, p1, weight, offset, likelihood=likelihood):
+            args = (p0, x, p1, weight, offset, likelihood, 0.4, None)
+            yield Case(name, "log_prob_forward", args, is_golden=False)
+            for op, factor in (("backward", 3 * randn(61, *p0.shape[:-1])), ("and_grad", 0.7)):
+                need = 1 if p1 is None else next(needs)
+                yield Case(name, f"log_prob_{op}", (*args, factor, need), is_golden=False)
+
+        def parameters(*size, names=names):
+            p0, p1 = randn(62, *size), randn(63, *size) if len(names) == 2 else None
+            p0 = torch.sigmoid(p0) if names == ["probs"] else p0
+            return p0.to(dtype), None if p1 is None else p1.to(dtype)
+
+        for shape in ((1, 1), (9, 7), (12, 784), (3, 1271), (2, 33_000), (3, 0), (0, 5)):
+            p0, p1 = parameters(*shape)
+            for name, weight in weights_of(shape):
+                offset = randn(64, *shape[:-1]) if name != "a mask" else None
+                x = rand(65, *shape)
+                x = x if weight is None else torch.where(weight != 0, x, torch.nan)
+                yield from calls(name, p0, x, p1, weight, offset)
+        p0, p1 = parameters(3, 5, 50)
+        x, weight = rand(66, 5, 50), rand(67, 5, 50) < 0.5
+        yield from calls("samples", p0, x > 0.5, p1, weight, randn(68, 5))
+        for name, view in views(weight).items():
+            yield from calls(f"mask {name}", p0, x, p1, view, None)
+
+
 def _losses(dtype) -> Iterator[Case]:
     def loss(name, recon, x, mu, logvar, beta, reduction, from_probs=False):
         kl = 20 * rand(43, *mu.shape[:-1])
@@ -338,6 +433,9 @@ def _losses(dtype) -> Iterator[Case]:
                 needs = (7,) if more else ()
                 args_of = (recon, x, *args, beta, 0.7, reduction, likelihood, None, *more, *needs)
                 yield Case(name, f"negative_elbo_{which}", args_of, held)
+            terms = recon, x, *args, beta, 0.7, reduction, likelihood, None
+            yield Case(name, "negative_elbo_terms_forward", terms)
+            yield Case(name, "negative_elbo_terms_and_grad", terms)
 
     for samples, batch, pixels in (
         ((), (1,), 7),

@@ -37,8 +37,8 @@ FORBIDDEN = {
 FLOAT64 = re.compile(r"activation_gradients<|join_row_blocks")  # they join some sums of float32
 # The bytes of the widest reads or writes that a kernel must have, by its name as c++filt has it.
 WIDE = {
-    r"gaussian_(tile|gradient)<.*, true>": 16,
-    r"log_ratio_(tile|gradient)<.*, true>": 16,
+    r"gaussian_(tile|gradient)<.*, true(, false)?>": 16,
+    r"log_ratio_(tile|gradient)<.*, true(, false)?>": 16,
     r"log_prob_(rows|gradient\w*)<.*\b(4|8), ": 16,
     r"log_prob_(rows|gradient\w*)<.*\b2, float": 8,
     r"normal_runs|binarize_pixels<true>|sum_of_pieces<.*, 4>|split_rows<float|adam_step": 16,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -49,6 +50,21 @@ def samples_of(recon: Tensor, x: Tensor) -> int:
     The datapoint may have another shape in recon than in x (*batch, *datapoint).
     """
     return recon.numel() // x.numel() if x.numel() else recon.shape[: recon.dim() - x.dim()].numel()
+
+
+def matched(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mu and logvar in one dtype and one shape, as PyTorch promotes and broadcasts them.
+
+    Shapes that do not broadcast are returned as they are: what reads them raises then.
+    """
+    if mu.dtype == logvar.dtype and mu.shape == logvar.shape:
+        return mu, logvar
+    if mu.is_floating_point() and logvar.is_floating_point():
+        dtype = torch.promote_types(mu.dtype, logvar.dtype)
+        mu, logvar = mu.to(dtype), logvar.to(dtype)
+    with contextlib.suppress(RuntimeError):
+        mu, logvar = torch.broadcast_tensors(mu, logvar)
+    return mu, logvar
 
 
 def latents(mu: Tensor, logvar: Tensor, batch_dims: int | None, reader: str = "") -> tuple[Tensor, Tensor]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 # Values are the kernels' codes.
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 GRADIENTS = ("total", "path", "doubly_reparameterized")
 ACTIVATIONS = ("none", "tanh", "relu")
+
+PriorName = Literal["standard", "learned"]
+PRIORS: tuple[str, ...] = get_args(PriorName)
 
 
 class Estimator(NamedTuple):

@@ -15,6 +15,7 @@ from .. import _C
 
 READERS = {  # the caller's name of an op, or of `log_prob` with a likelihood's kernel
     "negative_elbo": "FusedELBO",
+    **{f"{name}_with_prior": name for name in ("gaussian_kl", "sample_gaussian", "sample_gaussian_log_ratio")},
     **dict.fromkeys(_C.likelihoods(), "log_prob"),
     **{name: f"{kind}_log_prob" for kind in ("bernoulli", "gaussian") for name in _C.likelihoods() if kind in name},
 }

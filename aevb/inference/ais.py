@@ -23,6 +23,7 @@ from .protocols import (
     log_prob_observed,
     observed_part,
 )
+from .standardised import standardised
 
 PILOT_CHAINS = 4  # chains that only adapt the step size
 TARGET_ACCEPTANCE = 0.65
@@ -89,7 +90,8 @@ def annealed_importance_sampling(
     (num_chains + 4) decoded z. No gradient of a parameter is computed.
 
     Args:
-        model: an object with `encode` and `log_prob`, the latter differentiable in z.
+        model: an object with `encode` and `log_prob`, the latter differentiable in z; its prior as for
+            `aevb.log_marginal_likelihood`.
         x: (B, ...), the datapoints.
         num_chains: at least 1.
         num_temperatures: at least 1; the paper took thousands.
@@ -121,6 +123,7 @@ def annealed_importance_sampling(
     log_weights, acceptances = [], []
     # A caller's inference mode would leave nothing to differentiate.
     with torch.inference_mode(False), torch.no_grad():
+        model = standardised(model)
         for first, batch in in_batches(x, batch_size):
             mask = None if observed is None else observed[first : first + len(batch)]
             path = _Path(model, batch.clone() if batch.is_inference() else batch, first, start, mask)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,6 +35,7 @@ from ..ops import mix_seed, sample_gaussian, sample_gaussian_log_ratio
 from ..ops.gaussian import normals
 from .noise_models import Observation, PixelModel
 from .protocols import encoded
+from .standardised import own_posterior, standardised, standardised_observation
 
 BATCH = 100  # datapoints at a time
 ROWS = 2048  # samples that the decoder sees at a time
@@ -115,13 +116,16 @@ def restore(
     if len(index) == 0:
         raise ValueError("there are no datapoints; expected at least one")
     seeds = mix_seed(seed, index)
+    model = standardised(model)
     parts = []
     for begin in range(0, len(index), BATCH):
         rows = slice(begin, begin + BATCH)
         infer = _by_gradient if method == "gradient" else _by_gibbs
-        observation = observe(rows)
+        observation = standardised_observation(model, observe(rows))
         found = infer(model, observation, seeds[rows], steps, num_samples)
-        parts.append(_summary(observation, found, None if clean is None else clean[rows]))
+        part = _summary(observation, found, None if clean is None else clean[rows])
+        mu, logvar = own_posterior(model, part.mu, part.logvar)
+        parts.append(replace(part, mu=mu, logvar=logvar))
     fields = {name: [getattr(part, name) for part in parts] for name in Restoration.__dataclass_fields__}
     return Restoration(**{name: None if t[0] is None else torch.cat(t) for name, t in fields.items()})  # type: ignore
 
@@ -153,6 +157,15 @@ def refine(
     They start at the encoder's. Then `steps` steps of Adam follow the gradient of ``E_q[log p(y|z)] - KL(q || p)``,
     estimated by samples of z. The model's weights get no gradient.
     """
+    standard = standardised(model)
+    observation = standardised_observation(standard, observation)
+    return own_posterior(standard, *_refined(standard, observation, seeds, steps, learning_rate))
+
+
+def _refined(
+    model: PixelModel, observation: Observation, seeds: Tensor, steps: int, learning_rate: float = LEARNING_RATE
+) -> tuple[Tensor, Tensor]:
+    """`refine`, where the prior is N(0, I)."""
     # The functional Adam: the optimizer's import costs seconds.
     from torch.optim.adam import adam
 
@@ -186,7 +199,7 @@ def refine(
 
 
 def _by_gradient(model: PixelModel, observation: Observation, seeds: Tensor, steps: int, num_samples: int) -> _Samples:
-    mu, logvar = refine(model, observation, mix_seed(seeds, 0), steps)
+    mu, logvar = _refined(model, observation, mix_seed(seeds, 0), steps)
     seeds = mix_seed(seeds, 1)
     of_prior = num_samples // PRIOR_FRACTION
     # The mixture's two shares: log r/p = log (share of q * q/p + share of p).
@@ -213,7 +226,7 @@ def _by_gibbs(model: PixelModel, observation: Observation, seeds: Tensor, steps:
     chains = min(CHAINS, num_samples)
     keep = math.ceil(num_samples / chains)
     drop = keep // 2
-    q_mu, q_logvar = refine(model, observation, mix_seed(seeds, 0), steps)
+    q_mu, q_logvar = _refined(model, observation, mix_seed(seeds, 0), steps)
     seeds = mix_seed(mix_seed(seeds, 2), torch.arange(chains, device=seeds.device).unsqueeze(-1))  # (chains, B)
     z = q_mu + (0.5 * q_logvar).exp() * normals(mix_seed(seeds, 0), model.latent_dim)
     x = _draw(model, observation, z, mix_seed(seeds, 1))

@@ -31,7 +31,7 @@ class ActiveUnits:
     count: int
     """Number of active dimensions."""
     variances: Tensor
-    """(D,), float64: variance of each dimension's posterior mean over the datapoints."""
+    """(D,), float64: variance of each dimension's posterior mean over the datapoints, divided by the prior's."""
     mask: Tensor
     """(D,), bool: whether the variance is above the threshold."""
 
@@ -45,7 +45,8 @@ def kl_per_dimension(model: Encoder, x: Tensor, *, batch_size: int = 1000, obser
     has collapsed: its posterior is the prior.
 
     Args:
-        model: an object with `encode`.
+        model: an object with `encode`. Its prior is N(0, I), or that of its `prior_parameters`, (prior_mu,
+            prior_logvar), as in `aevb.gaussian_kl`.
         x: (N, ...), the datapoints.
         batch_size: datapoints encoded at a time.
         observed: bool, of x's shape or of a datapoint's: False where a value is missing. The encoder is given 0 there,
@@ -73,7 +74,9 @@ def active_units(
     """Latent dimensions whose posterior mean varies with x.
 
     Unit j is active where ``A_j = Var_x(E_q(z_j|x)[z_j]) = Var_n(mu_nj) > threshold`` (Burda et al. 2015, section 5.2).
-    The variance is over the N datapoints, divided by N.
+    The variance is over the N datapoints, divided by N. mu is in the coordinates in which the prior is N(0, I): for a
+    prior N(prior_mu, exp(prior_logvar)) the variance is divided by exp(prior_logvar), so that a scale of z changes
+    nothing.
 
     Args:
         model: as for `kl_per_dimension`.

@@ -16,6 +16,7 @@ from ..checks.errors import check_dense
 from ..likelihoods.values import check_pixels
 from ..ops import mix_seed, sample_gaussian_log_ratio
 from .protocols import check_takes_weight, encoded, log_prob_observed, observed_part
+from .standardised import standardised
 
 if TYPE_CHECKING:
     from .protocols import LatentVariableModel
@@ -113,7 +114,9 @@ def log_marginal_likelihood(
 
     Args:
         model: an `aevb.VAE`, or any object with ``encode(x) -> (mu, logvar)`` and ``log_prob(x, z) -> log p(x|z)``
-            for z (samples, B, latent_dim), whose prior is N(0, I). Dropout belongs in `eval()` first.
+            for z (samples, B, latent_dim). Its prior is N(0, I), or N(prior_mu, exp(prior_logvar)) where it has an
+            attribute ``prior_parameters = (prior_mu, prior_logvar)``, each (latent_dim,). Dropout belongs in `eval()`
+            first.
         x: (B, ...), the model's input.
         num_samples: K.
         seed: all the noise follows from it.
@@ -141,6 +144,7 @@ def log_marginal_likelihood(
     if observed is not None:
         check_takes_weight(model)
     check_pixels(model, {"x": x})
+    model = standardised(model)
     count = len(x)
     if index is None:
         index = torch.arange(count, device=x.device)

@@ -21,6 +21,7 @@ from ..ops import mix_seed, sample_gaussian
 from ..ops.plain_modules import weight_of
 from .latent_space import kl_per_dimension
 from .protocols import encoded, observed_part
+from .standardised import own_z, standardised
 
 if TYPE_CHECKING:
     from .protocols import GenerativeModel as _Model
@@ -46,7 +47,8 @@ class InferenceMethods(_Model):
     """Recognition, generation, restoration and visualization (Kingma & Welling 2013, section 1).
 
     A mixin for a module with `data_dim`, `latent_dim`, `likelihood` (a name), `encode`, `decode`, `mean`, `moments`,
-    `pixel_log_prob` and `log_prob`: see `aevb.VAE`. The prior is N(0, I).
+    `pixel_log_prob` and `log_prob`: see `aevb.VAE`. The prior is N(0, I), or that of its `prior_parameters`. Results
+    that are z's are in the model's own coordinates.
 
     No method leaves a gradient. x is (N, data_dim), on the model's device; every sample is a function of a seed. A
     model with dropout belongs in `eval()`.
@@ -224,7 +226,7 @@ class InferenceMethods(_Model):
     def manifold(self, n: int = 20) -> Tensor:
         """Returns E[x|z], (n, n, data_dim), on a grid over a latent plane.
 
-        Each coordinate goes through the quantiles (i + 1/2) / n of the standard normal. So the prior has the same mass
+        Each coordinate goes through the quantiles (i + 1/2) / n of its prior. So the prior has the same mass
         around every point (Kingma & Welling 2013, figure 4). z_1 grows along a row, z_2 from the last row to the first,
         as axes are drawn.
 
@@ -241,7 +243,7 @@ class InferenceMethods(_Model):
             )
         quantiles = self._quantiles("n", n)
         z1, z2 = quantiles.expand(n, n), quantiles.flip(0).unsqueeze(-1).expand(n, n)
-        return self.mean(torch.stack([z1, z2], -1))
+        return self.mean(own_z(standardised(self), torch.stack([z1, z2], -1)))
 
     @takes_plain_values
     @torch.no_grad()
@@ -269,11 +271,12 @@ class InferenceMethods(_Model):
         if wrong := [j for j in dims if not 0 <= j < self.latent_dim]:
             raise ValueError(f"dims has {wrong[0]}; expected dimensions from 0 to {self.latent_dim - 1}")
         quantiles = self._quantiles("steps", steps)
-        mu, _ = encoded(self, x, observed)
+        model = standardised(self)
+        mu, _ = encoded(model, x, observed)
         z = mu[:, None, None].repeat(1, len(dims), steps, 1)
         for row, j in enumerate(dims):
             z[:, row, :, j] = quantiles
-        return self.mean(z)
+        return self.mean(own_z(model, z))
 
     @takes_plain_values
     @torch.no_grad()
@@ -294,7 +297,8 @@ class InferenceMethods(_Model):
         on that line less dense than at the less dense of its ends.
 
         Spherical: ``z_t = (sin((1 - t) w) z_a + sin(t w) z_b) / sin w``, w the angle between them. It keeps to the
-        lengths of the ends. In many dimensions the middle of a line falls short of them (White 2016).
+        lengths of the ends, both as they are where the prior is N(0, I). In many dimensions the middle of a line falls
+        short of them (White 2016).
 
         Args:
             a: (N, data_dim), the first images.
@@ -315,10 +319,11 @@ class InferenceMethods(_Model):
             raise ValueError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; expected one shape: pairs")
         if steps < 2:
             raise ValueError(f"steps is {steps}; expected at least 2, the ends")
-        start, end = (encoded(self, x, mask)[0].unsqueeze(1) for x, mask in ((a, a_mask), (b, b_mask)))
+        model = standardised(self)
+        start, end = (encoded(model, x, mask)[0].unsqueeze(1) for x, mask in ((a, a_mask), (b, b_mask)))
         t = torch.linspace(0, 1, steps, device=start.device).unsqueeze(-1)
         first, second = _spherical(start, end, t) if spherical else (1 - t, t)
-        return self.mean(first * start + second * end)
+        return self.mean(own_z(model, first * start + second * end))
 
     def _quantiles(self, name: str, n: int) -> Tensor:
         if n < 1:

@@ -1,9 +1,10 @@
 """Model protocols of `aevb.inference`, and passes over data in batches.
 
-A model is any object with `encode(x) -> (mu, logvar)` and `log_prob(x, z) -> log p(x|z)`, whose prior is N(0, I). x has
-one datapoint for each index of its first dimension. Every function goes through x in batches, without gradients, and
-sums in float64. Noise belongs to a datapoint, not to a batch, so that no result depends on the batches beyond rounding.
-A model with dropout or batch normalisation belongs in `eval()` first.
+A model is any object with `encode(x) -> (mu, logvar)` and `log_prob(x, z) -> log p(x|z)`. Its prior is N(0, I), or
+N(prior_mu, exp(prior_logvar)) where it has an attribute `prior_parameters`, (prior_mu, prior_logvar), each
+(latent_dim,). x has one datapoint for each index of its first dimension. Every function goes through x in batches,
+without gradients, and sums in float64. Noise belongs to a datapoint, not to a batch, so that no result depends on the
+batches beyond rounding. A model with dropout or batch normalisation belongs in `eval()` first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..checks.errors import check_dense
 from ..likelihoods.values import check_pixels
+from .standardised import standardised
 
 
 class Encoder(Protocol):
@@ -29,7 +31,7 @@ class Encoder(Protocol):
 
 
 class LatentVariableModel(Encoder, Protocol):
-    """Prior p(z) = N(0, I), likelihood p(x|z), and a posterior."""
+    """Prior p(z), likelihood p(x|z), and a posterior."""
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """Returns log p(x|z), (S, B), in nats.
@@ -149,11 +151,14 @@ def in_batches(x: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor]]:
 def encode_all(model: Encoder, x: Tensor, batch_size: int, observed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns mu and logvar, (N, D), float64, of all datapoints.
 
+    They are in the coordinates in which the prior is N(0, I).
+
     Raises:
         ValueError: no datapoints, a batch_size below 1, or an encoder with other shapes or non-finite results.
     """
     x, observed = observed_part(x, observed)
     check_pixels(model, {"x": x})
+    model = standardised(model)
     found = [
         encoded_batch(model, batch, first, None if observed is None else observed[first : first + batch_size])
         for first, batch in in_batches(x, batch_size)

@@ -338,8 +338,11 @@ def tensors(params: tuple[Parameter, ...]) -> list[Tensor]:
 def for_each_element(p: Tensor, like: Tensor) -> Tensor:
     """Returns p in the shape of `like`, with equal rows stored once.
 
-    A p that does not broadcast to that shape, or is no float, is returned as it is: the op raises then.
+    A p that does not broadcast to that shape, or is no float, is returned as it is: the op raises then. A float64 is
+    rounded beside another dtype.
     """
+    if p.dtype == torch.float64 != like.dtype:
+        p = p.float()
     if p.shape == like.shape or p.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return p
     sizes = zip(reversed(p.shape), reversed(like.shape), strict=False)

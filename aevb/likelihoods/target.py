@@ -12,6 +12,8 @@ from ..checks.batch_dims import datapoints
 from ..checks.errors import check_dense
 
 MASKS = (torch.bool, torch.uint8)
+# What kernels read x as. Other real numbers have a plain meaning in float32; a byte may be a bit or a pixel.
+_READ = {torch.float32, torch.bfloat16, torch.float16, torch.bool, torch.uint8}
 
 
 class Target(NamedTuple):
@@ -61,6 +63,14 @@ class Target(NamedTuple):
     def selected(self) -> Tensor:
         """Returns x with 0 for the elements that take no part."""
         return self.x if self.weight is None else torch.where(self.weight != 0, self.x, torch.zeros_like(self.x))
+
+
+def real(x: Tensor, first: Tensor) -> Tensor:
+    """Returns x in a dtype that kernels read: whole numbers and float64 as float32.
+
+    Beside a first parameter of float64, which no kernel takes, it stays as it is.
+    """
+    return x if x.dtype in _READ or first.dtype == torch.float64 or x.is_complex() else x.float()
 
 
 def target_of(

@@ -9,18 +9,19 @@ from torch import Tensor, nn
 
 from .. import bounds
 from ..checks.arguments import check_beta, converted
-from ..checks.batch_dims import checked_batch_dims, latents, samples_of, say_one_datapoint
+from ..checks.batch_dims import checked_batch_dims, latents, matched, samples_of, say_one_datapoint
 from ..checks.choices import ESTIMATORS, REDUCTIONS, unknown
 from ..checks.errors import check_dense
+from ..checks.priors import Prior, Range, checked_range
 from ..checks.seeds import Generators
 from ..likelihoods import GaussianOutput, Likelihood, LinearLogits, LinearOutput, named
 from ..likelihoods import values as ranges
 from ..likelihoods.base import Parameter
-from ..likelihoods.target import Target, datapoint_weights, target_of
+from ..likelihoods.target import Target, datapoint_weights, real, target_of
 from ..ops import decoder_output as parameters
 from ..ops import fused_linear as linear_likelihood
 from ..ops.autograd import is_batched
-from ..ops.gaussian import latent_kl, sampled
+from ..ops.gaussian import kl_of, latent_kl, sampled
 from ..ops.likelihood import reconstruction_log_prob
 from ..ops.negative_elbo import negative_elbo
 
@@ -50,6 +51,15 @@ class ELBOTerms(NamedTuple):
 
     Of the estimators with a Monte Carlo KL it is log q(z|x) - log p(z).
     """
+
+
+class _Options(NamedTuple):
+    """Arguments of a call that most calls do without."""
+
+    prior: Prior | None
+    weight: Tensor | None
+    offset: Tensor | None
+    datapoint_weight: Tensor | None
 
 
 def _option(name: str, default: Any, doc: str) -> Any:
@@ -117,6 +127,8 @@ class FusedELBO(nn.Module):
         batch_dims: how many leading dimensions are the batch; those of mu that follow are latent: 1 for mu (B, C, H,
             W). By default all but the last; of more than two, a warning says so once. 0: one datapoint, whose kl is
             0-d, as in a function that `torch.func.vmap` maps, where nothing needs to be said.
+        logvar_range: None, or (least, greatest), to which logvar is clamped (see `aevb.gaussian_kl`): (-30, 20) as in
+            diffusers.
 
     The result is float32, in nats. recon, mu and logvar may be float32, bfloat16 or float16; x may be soft (in [0, 1];
     for likelihood="gaussian" anything finite), bool, or uint8 with x_scale; the arithmetic is float32.
@@ -129,6 +141,7 @@ class FusedELBO(nn.Module):
     """
 
     _beta: Tensor | float
+    logvar_range: Range | None = None  # also of what was pickled before there was one
 
     def __init__(
         self,
@@ -147,6 +160,7 @@ class FusedELBO(nn.Module):
         groups: int | None = None,
         capacity: Tensor | float | None = None,
         batch_dims: int | None = None,
+        logvar_range: Range | None = None,
     ):
         super().__init__()
         if num_samples is not None and not isinstance(num_samples, int):
@@ -167,6 +181,7 @@ class FusedELBO(nn.Module):
         self.free_bits = free_bits
         self.groups = groups
         self.batch_dims = checked_batch_dims(batch_dims)
+        self.logvar_range = None if logvar_range is None else checked_range(logvar_range)
         self.capacity: Tensor | float | None
         if isinstance(capacity, Tensor):
             self.register_buffer("capacity", capacity, persistent=False)
@@ -226,6 +241,7 @@ class FusedELBO(nn.Module):
         mu: Tensor,
         logvar: Tensor,
         *,
+        prior: Prior | None = None,
         seed: Tensor | int | None = None,
         generator: Generators | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -236,6 +252,7 @@ class FusedELBO(nn.Module):
         Args:
             mu: the posterior's means, (*batch, latent_dim).
             logvar: the logarithms of its variances, of mu's shape.
+            prior: None for N(0, I), or (prior_mu, prior_logvar), as in `aevb.gaussian_kl`.
             seed: as in `aevb.sample_gaussian`.
             generator: as in `aevb.sample_gaussian`.
 
@@ -247,10 +264,13 @@ class FusedELBO(nn.Module):
             * else log q(z|x) - log p(z) of each sample, (*samples, *batch), whose expectation is the KL.
         """
         gradient = ESTIMATORS[self.estimator].gradient
-        z, kl = sampled(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO")
+        z, kl = sampled(
+            *(mu, logvar, self.num_samples, gradient, self.batch_dims, seed, generator, "FusedELBO"),
+            *(prior, self.logvar_range),
+        )
         if gradient is not None or self.free_bits is None:
             return z, kl
-        return z, self._closed_form_kl(*latents(mu, logvar, self.batch_dims, "FusedELBO"))
+        return z, self._own_kl(mu, logvar, prior)
 
     def forward(
         self,
@@ -260,6 +280,7 @@ class FusedELBO(nn.Module):
         logvar: Tensor | None = None,
         *,
         kl: Tensor | None = None,
+        prior: Prior | None = None,
         weight: Tensor | None = None,
         offset: Tensor | None = None,
         datapoint_weight: Tensor | None = None,
@@ -273,6 +294,8 @@ class FusedELBO(nn.Module):
             mu: the posterior's means, (*batch, latent_dim).
             logvar: the logarithms of its variances, of mu's shape.
             kl: the second result of `sample`, in place of mu and logvar.
+            prior: with mu and logvar: None for N(0, I), or (prior_mu, prior_logvar), as in `aevb.gaussian_kl`. With kl
+                it was given to `sample`.
             weight: of x's shape, or broadcast to it. bool or uint8 is a mask of the elements that were observed: the
                 others take no part in log p(x|z), by selection, so that a NaN there does no harm. Floats, 0 or more,
                 weigh the elements. See `aevb.log_prob`. With "iwae" and a mask the loss is that of MIWAE (Mattei &
@@ -285,10 +308,8 @@ class FusedELBO(nn.Module):
             ValueError: neither or both of (mu, logvar) and kl; values out of range, where they are looked at.
             RuntimeError: shapes, dtypes or devices that do not fit.
         """
-        # Of the hot path: no dictionary of arguments is made where none of them is given.
-        if weight is None and offset is None and datapoint_weight is None:
-            return self._parts(recon, x, mu, logvar, kl, None, None, None, False)[0]
-        return self._parts(recon, x, mu, logvar, kl, weight, offset, datapoint_weight, False)[0]
+        options = _Options(prior, weight, offset, datapoint_weight)
+        return self._parts(recon, x, mu, logvar, kl, options, False)[0]
 
     def terms(
         self,
@@ -298,6 +319,7 @@ class FusedELBO(nn.Module):
         logvar: Tensor | None = None,
         *,
         kl: Tensor | None = None,
+        prior: Prior | None = None,
         weight: Tensor | None = None,
         offset: Tensor | None = None,
         datapoint_weight: Tensor | None = None,
@@ -306,7 +328,8 @@ class FusedELBO(nn.Module):
 
         The arguments, the errors and the loss are those of a call of the criterion, and so is the time.
         """
-        return ELBOTerms(*self._parts(recon, x, mu, logvar, kl, weight, offset, datapoint_weight, True))
+        options = _Options(prior, weight, offset, datapoint_weight)
+        return ELBOTerms(*self._parts(recon, x, mu, logvar, kl, options, True))
 
     def _parts(
         self,
@@ -315,37 +338,50 @@ class FusedELBO(nn.Module):
         mu: Tensor | None,
         logvar: Tensor | None,
         kl: Tensor | None,
-        weight: Tensor | None,
-        offset: Tensor | None,
-        datapoint_weight: Tensor | None,
+        options: _Options,
         wants_terms: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the loss, and with wants_terms its terms, else anything."""
         if not (type(recon) is Tensor is type(x)) or not self.family.is_whole:
             self._check_given(recon, x, mu, logvar, kl)
         posterior = self._posterior(recon, x, mu, logvar) if kl is None else None
-        if kl is not None and (mu is not None or logvar is not None):
-            raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
+        if kl is not None:
+            _check_only_kl(mu, logvar, options.prior)
         is_linear = isinstance(recon, LinearOutput) or (isinstance(recon, LinearLogits) and self.family.has_logits)
         params = None if is_linear else self.family.parameters(recon)
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
-        target = Target(x)
-        if not (weight is None and offset is None):
-            batch = posterior[0].shape[:-1] if kl is None else self._batch_of(kl)  # type: ignore[index]
-            target = target_of("FusedELBO", x, None, weight, offset, batch)
+        first: Any = recon.h if params is None else params[0]  # type: ignore[union-attr]
+        target, datapoint_weight = Target(real(x, first)), options.datapoint_weight
+        if not (options.weight is None and options.offset is None):
+            target = target_of("FusedELBO", target.x, None, options.weight, options.offset, self._batch(posterior, kl))
         if self.validate_args is not False and not _is_compiling() and self._is_wanted(x):
             self._look(params, target)
         if kl is not None:
             self._check_kl(recon, params, x, kl)
+            kl = kl if kl.dtype == torch.float32 or first.dtype == torch.float64 else kl.float()
+        elif options.prior is not None or self.logvar_range is not None or _is_wider(posterior, first):
+            kl = self._own_kl(mu, logvar, options.prior)
+            kl = kl if first.dtype == torch.float64 else kl.float()
         target = target if self.x_scale is None else target._replace(x_scale=self.x_scale)
         if datapoint_weight is not None:
-            batch = posterior[0].shape[:-1] if kl is None else self._batch_of(kl)  # type: ignore[index]
-            datapoint_weight = datapoint_weights("FusedELBO", datapoint_weight, batch)
+            datapoint_weight = datapoint_weights("FusedELBO", datapoint_weight, self._batch(posterior, kl))
         return self._of_checked(recon, params, target, posterior, kl, datapoint_weight, wants_terms)
 
-    def _batch_of(self, kl: Tensor) -> torch.Size:
-        """Returns the batch shape of the kl of `sample`."""
+    def _own_kl(self, mu: Tensor | None, logvar: Tensor | None, prior: Prior | None) -> Tensor:
+        """Returns the KL of mu and logvar, of each group with free bits."""
+        assert mu is not None
+        assert logvar is not None
+        groups = None
+        if self.free_bits is not None:
+            groups = latents(*matched(mu, logvar), self.batch_dims)[0].shape[-1] if self.groups is None else self.groups
+        return kl_of("FusedELBO", mu, logvar, groups, prior, self.logvar_range, self.batch_dims)
+
+    def _batch(self, posterior: tuple[Tensor, Tensor] | None, kl: Tensor | None) -> torch.Size:
+        """Returns the batch shape of the posterior, or of the kl of `sample`."""
+        if posterior is not None:
+            return posterior[0].shape[:-1]
+        assert kl is not None
         if self._per_sample_kl():
             return kl.shape[1:]
         return kl.shape if self.free_bits is None else kl.shape[:-1]
@@ -363,6 +399,7 @@ class FusedELBO(nn.Module):
             self._check_given(recon, x, mu, logvar, None)
         if mu.dim() == 1 and self.batch_dims is None and x.dim() > 1 and x.shape[0] == mu.shape[0]:
             say_one_datapoint(mu, x)
+        mu, logvar = matched(mu, logvar)
         if self.batch_dims is not None or mu.dim() > 2:
             return latents(mu, logvar, self.batch_dims, "FusedELBO")
         return mu, logvar
@@ -386,9 +423,9 @@ class FusedELBO(nn.Module):
         is_simple = self.free_bits is None and self.capacity is None
         if kl is None and not (is_whole and is_simple):
             assert posterior is not None
-            kl, posterior = self._closed_form_kl(*posterior), None
+            kl = self._closed_form_kl(*posterior)
         if is_whole and (kl is None or (is_simple and not self._per_sample_kl())):
-            return self._loss(recon, target, posterior, kl, wants_terms)
+            return self._loss(recon, target, posterior if kl is None else None, kl, wants_terms)
         assert kl is not None
         term = self.kl_term(kl)
         if is_whole:
@@ -501,12 +538,13 @@ class FusedELBO(nn.Module):
             return latent_kl(mu, logvar)
         return latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
 
-    def of_log_prob(self, log_prob: Tensor, kl: Tensor) -> Tensor:
+    def of_log_prob(self, log_prob: Tensor, kl: Tensor, *, datapoint_weight: Tensor | None = None) -> Tensor:
         """Returns the loss of a likelihood of one's own.
 
         Args:
             log_prob: log p(x|z) of each sample, (*samples, *batch), in nats.
             kl: the second result of `sample`.
+            datapoint_weight: as for a call of the criterion.
 
         Raises:
             ValueError: shapes that do not fit each other.
@@ -518,10 +556,14 @@ class FusedELBO(nn.Module):
                 f"log_prob has shape {tuple(log_prob.shape)} and the KL term {tuple(term.shape)}; expected log p(x|z) "
                 "of each sample and datapoint, (*samples, *batch)"
             )
+        if datapoint_weight is not None:
+            datapoint_weight = datapoint_weights("FusedELBO", datapoint_weight, self._batch(None, kl))
         if weighted:
-            return self._reduced(-bounds.importance_weighted_bound(log_prob, kl, self.ratio_weight()))
+            bound = bounds.importance_weighted_bound(log_prob, kl, self.ratio_weight())
+            return self._weighed(-bound, datapoint_weight)
         samples = log_prob.shape[: log_prob.dim() - term.dim()].numel()
-        return self._reduced(self._weight() * term - log_prob.reshape(samples, *term.shape).mean(0))
+        loss = self._weight() * term - log_prob.reshape(samples, *term.shape).mean(0)
+        return self._weighed(loss, datapoint_weight)
 
     def _loss(
         self, recon: Recon, target: Target, posterior: tuple[Tensor, Tensor] | None, kl: Tensor | None, terms: bool
@@ -626,10 +668,26 @@ class FusedELBO(nn.Module):
         text += f", variance={self.variance}" if self.variance != 1.0 else ""
         text += ", sigmoid_means=True" if self.sigmoid_means else ""
         text += f", estimator={self.estimator!r}" if self.estimator != "sgvb-b" else ""
-        for name in ("num_samples", "free_bits", "groups", "capacity", "batch_dims"):
+        for name in ("num_samples", "free_bits", "groups", "capacity", "batch_dims", "logvar_range"):
             value = getattr(self, name)
             text += f", {name}={value}" if value is not None else ""
         return text
+
+
+def _check_only_kl(mu: Tensor | None, logvar: Tensor | None, prior: Prior | None) -> None:
+    """Raises ValueError for a posterior or a prior beside a kl."""
+    if mu is not None or logvar is not None:
+        raise ValueError("FusedELBO got both kl and (mu, logvar); give it one of the two")
+    if prior is not None:
+        raise ValueError(
+            "FusedELBO got both kl and a prior, which the kl has in it; expected the prior in criterion.sample(mu, "
+            "logvar, prior=prior)"
+        )
+
+
+def _is_wider(posterior: tuple[Tensor, Tensor] | None, first: Tensor) -> bool:
+    """Whether the posterior is float64 and the decoder's output is not."""
+    return posterior is not None and posterior[0].dtype == torch.float64 != first.dtype
 
 
 def _samples(recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, batch: int) -> int:

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from .. import likelihoods
 from ..checks.arguments import takes_plain_values
+from ..checks.choices import PRIORS, unknown
 from ..checks.errors import check_dense, is_dense
+from ..checks.priors import Prior
 from ..files import MODEL
 from ..inference.methods import InferenceMethods
 from ..inference.protocols import encoded, observed_part
+from ..inference.standardised import own_z, standardised
 from ..likelihoods import GaussianOutput, LinearLogits, LinearOutput
 from ..likelihoods.base import Parameter
-from ..likelihoods.target import target_of
+from ..likelihoods.target import real, target_of
 from ..likelihoods.values import check_pixels, is_wanted, look_once
 from ..ops.fused_linear import rows_log_prob
 from ..ops.gaussian import sample_gaussian
@@ -55,15 +58,19 @@ class BaseVAE(InferenceMethods, nn.Module):
             pixel is constant.
         mask_input: the encoder is given the mask of what is observed too, beside the values. Without it, an encoder
             cannot tell a missing value from 0.
+        prior: p(z). "standard": N(0, I). "learned": N(prior_mu, exp(prior_logvar)), diagonal, with the parameters
+            `prior_mu` and `prior_logvar` (latent_dim,), which are 0 at first.
 
     Raises:
-        ValueError: a size below 1, an unknown likelihood, or a variance or min_variance that is no positive number.
+        ValueError: a size below 1, an unknown likelihood or prior, or a variance or min_variance that is no positive
+            number.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     sigmoid_means = True  # of a Gaussian p(x|z), as in `FusedELBO`
     mask_input = False
+    prior = "standard"
 
     @takes_plain_values
     def __init__(
@@ -74,6 +81,7 @@ class BaseVAE(InferenceMethods, nn.Module):
         variance: str | float = "learned",
         min_variance: float = 1 / (12 * 255**2),
         mask_input: bool = False,
+        prior: str = "standard",
     ):
         super().__init__()
         for name, size in (("data_dim", data_dim), ("latent_dim", latent_dim)):
@@ -84,10 +92,24 @@ class BaseVAE(InferenceMethods, nn.Module):
             raise ValueError(f"variance is {variance!r}; expected 'learned', 'shared' or a positive number")
         if not 0 < min_variance < math.inf:
             raise ValueError(f"min_variance is {min_variance}; expected a positive number")
+        if prior not in PRIORS:
+            raise unknown("prior", prior, PRIORS)
         self.data_dim, self.latent_dim = data_dim, latent_dim
         self.variance, self.min_variance, self.mask_input = variance, min_variance, mask_input
         if self.family.has_spread and variance == "shared":
             self.logvar = nn.Parameter(torch.tensor(self.family.initial[1]))
+        self.prior = prior
+        if prior == "learned":
+            self.prior_mu = nn.Parameter(torch.zeros(latent_dim))
+            self.prior_logvar = nn.Parameter(torch.zeros(latent_dim))
+
+    @property
+    def prior_parameters(self) -> Prior | None:
+        """The prior as the ops take it: None, or (prior_mu, prior_logvar).
+
+        None stands for N(0, I). It is the argument `prior` of `aevb.gaussian_kl`, `FusedELBO.sample` and the like.
+        """
+        return None if self.prior == "standard" else (self.prior_mu, self.prior_logvar)
 
     @property
     def likelihood(self) -> str:
@@ -122,6 +144,7 @@ class BaseVAE(InferenceMethods, nn.Module):
             "variance": self.variance,
             "min_variance": self.min_variance,
             **({"mask_input": True} if self.mask_input else {}),
+            **({"prior": self.prior} if self.prior != "standard" else {}),
         }
 
     def forward(
@@ -142,10 +165,11 @@ class BaseVAE(InferenceMethods, nn.Module):
 
         Returns:
             The result of `decode`, (..., data_dim) or (num_samples, ..., data_dim); and the KL of the posterior from
-            N(0, I), (...,), in nats.
+            the prior, (...,), in nats.
         """
         mu, logvar = self.encode(x) if observed is None else self.encode(x, observed=observed)
-        z, kl = sample_gaussian(mu, logvar, num_samples, batch_dims=mu.dim() - 1, seed=seed)
+        prior = self.prior_parameters
+        z, kl = sample_gaussian(mu, logvar, num_samples, prior=prior, batch_dims=mu.dim() - 1, seed=seed)
         return self.decode(z), kl
 
     def encode(
@@ -171,19 +195,23 @@ class BaseVAE(InferenceMethods, nn.Module):
             )
         if x.is_floating_point():
             x = x.to(weight_of(self).dtype)
-        if observed is not None:
-            x, observed = observed_part(x, observed)
-        if self.mask_input:
-            x, x_scale = self._beside_mask(x, x_scale, observed), None
-        mu, logvar = self._encoded(x, x_scale).chunk(2, dim=-1)
+        mu, logvar = self._encoded(*self.encoder_input(x, x_scale, observed)).chunk(2, dim=-1)
         return mu, logvar
 
-    def _beside_mask(self, x: Tensor, x_scale: float | None, observed: Tensor | None) -> Tensor:
-        """Returns the encoder's input (..., 2 data_dim): x times x_scale, and its mask; bits stay bits."""
+    def encoder_input(self, x: Tensor, x_scale: float | None, observed: Tensor | None) -> tuple[Tensor, float | None]:
+        """Returns what the encoder is given, and what multiplies it.
+
+        It is x with 0 where a value is missing, and with `mask_input` the mask beside it, (..., 2 data_dim). Bits stay
+        bits.
+        """
+        if observed is not None:
+            x, observed = observed_part(x, observed)
+        if not self.mask_input:
+            return x, x_scale
         if x.dtype != torch.bool:
             x = floating(x, x_scale, weight_of(self))
         mask = torch.ones_like(x) if observed is None else observed.to(x.dtype)
-        return torch.cat([x, mask], -1)
+        return torch.cat([x, mask], -1), None
 
     def decode(self, z: Tensor) -> Tensor | GaussianOutput:
         """Returns the parameters of p(x|z): logits, a (mean, logvar), or others.
@@ -218,7 +246,7 @@ class BaseVAE(InferenceMethods, nn.Module):
         """
         name = type(self).__name__
         check_dense(name, x=x)
-        target = target_of(name, x, None, weight, None, x.shape[:-1])
+        target = target_of(name, real(x, z), None, weight, None, x.shape[:-1])
         recon, family = self.recon(z), self.family.density
         is_linear = isinstance(recon, LinearLogits | LinearOutput)
         params = () if is_linear else family.parameters(recon)
@@ -264,7 +292,7 @@ class BaseVAE(InferenceMethods, nn.Module):
 
         Args:
             n: number of draws.
-            generator: source of z, on the model's device; by default PyTorch's own.
+            generator: source of the standard normals, on the model's device; by default PyTorch's own.
 
         Returns:
             (n, data_dim).
@@ -275,8 +303,8 @@ class BaseVAE(InferenceMethods, nn.Module):
         if n < 0:
             raise ValueError(f"n is {n}; expected the number of samples")
         weight = weight_of(self)
-        z = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
-        return self.mean(z)
+        u = torch.randn(n, self.latent_dim, generator=generator, dtype=weight.dtype, device=weight.device)
+        return self.mean(own_z(standardised(self), u))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, observed: Tensor | None = None) -> Tensor:

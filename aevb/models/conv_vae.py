@@ -29,7 +29,7 @@ class ConvVAE(BaseVAE):
         channels: of the encoder's layers, from x on: a sequence.
         latent_dim: see `BaseVAE`.
         generator: source of the initial weights (Kaiming-uniform; zero biases); by default PyTorch's own.
-        **likelihood: the options likelihood, variance, min_variance and mask_input of `BaseVAE`.
+        **likelihood: the options likelihood, variance, min_variance, mask_input and prior of `BaseVAE`.
 
     Raises:
         ValueError: a size below 1; an image too small for so many layers.

@@ -38,7 +38,7 @@ class VAE(BaseVAE):
             has the same in reverse.
         latent_dim: dimensions of z.
         generator: source of the initial weights (Xavier-uniform; zero biases); by default PyTorch's own.
-        **likelihood: the options likelihood, variance, min_variance and mask_input of `BaseVAE`.
+        **likelihood: the options likelihood, variance, min_variance, mask_input and prior of `BaseVAE`.
 
     Raises:
         ValueError: a size below 1; at a call, a last dimension that does not fit, or x of integers.

@@ -67,11 +67,11 @@ def has_no_kernels(device_type: str) -> bool:
 
 
 def on_reference(t: Tensor) -> bool:
-    """Whether aevb.reference computes results of t outside of graphs.
+    """Whether aevb.reference computes results of t outside of graphs: of float64, and where there are no kernels.
 
     The first time on a device type a warning gives the reason.
     """
-    if _functorch_active():
+    if _functorch_active() or t.dtype is torch.float64:
         return True
     if not _reference_on or (t.is_cpu and "cpu" not in _reference_on):  # a device's name takes half a microsecond
         return False

@@ -19,7 +19,7 @@ from ..checks.choices import REDUCTIONS, unknown
 from ..checks.errors import check_dense, is_dense
 from ..likelihoods import Bernoulli, Likelihood, LinearLogits, LinearOutput, named
 from ..likelihoods.base import above_floor, finite
-from ..likelihoods.target import Target, target_of
+from ..likelihoods.target import Target, real, target_of
 from ..likelihoods.values import is_wanted, look_once
 from .autograd import DifferentiableOp, KernelFunction, from_bits, on_reference, times
 from .chunking import (
@@ -128,7 +128,7 @@ for _device in ("CPU", "CUDA"):
     _library.impl("linear_log_prob_backward", _backward, _device)
 
 
-def _formula(h: Tensor, weight: Tensor, bias: Tensor, x: Tensor, *others: Any) -> Tensor:
+def _formula(h: Any, weight: Any, bias: Any, x: Any, *others: Any) -> Tensor:
     """Returns the op's result in plain PyTorch."""
     (likelihood, scalar, shared, floor), target = _read(x, *others)
     out, D = F.linear(h, weight, bias), x.shape[-1]
@@ -337,8 +337,9 @@ def linear_log_prob(
     """
     family = named(likelihood) if isinstance(likelihood, str) else likelihood
     output = LinearOutput(h, weight, bias, shared, floor)
-    target = target_of("linear_log_prob", x, x_scale, x_weight, offset, x.shape[:-1])
-    return _log_prob_of("linear_log_prob", family, output, target, reduction, validate_args)
+    return _log_prob_of(
+        "linear_log_prob", family, output, Target(x, x_scale, x_weight, offset), reduction, validate_args
+    )
 
 
 def linear_bernoulli_log_prob(
@@ -384,16 +385,17 @@ def linear_bernoulli_log_prob(
         RuntimeError: dtypes that no kernel takes.
     """
     output = LinearLogits(h, weight, bias)
-    target = target_of("linear_bernoulli_log_prob", x, x_scale, x_weight, offset, x.shape[:-1])
+    target = Target(x, x_scale, x_weight, offset)
     return _log_prob_of("linear_bernoulli_log_prob", Bernoulli(), output, target, reduction, validate_args)
 
 
 def _log_prob_of(
-    function: str, family: Likelihood, output: Linear, target: Target, reduction: str, validate_args: bool | None
+    function: str, family: Likelihood, output: Linear, given: Target, reduction: str, validate_args: bool | None
 ) -> Tensor:
-    h, weight, x = output.h, output.weight, target.x
+    h, weight, x = output.h, output.weight, given.x
     if not (is_dense(h) and is_dense(x)):
         check_dense(function, h=h, weight=weight, x=x)
+    target = target_of(function, real(x, h), given.x_scale, given.weight, given.offset, x.shape[:-1])
     if validate_args is not False and is_wanted(function, validate_args, x):
         look_once(function, validate_args, family, None, target)
     rows = h.shape[:-1].numel()

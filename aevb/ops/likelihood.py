@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ..checks.errors import check_dense
 from ..checks.seeds import int64
 from ..likelihoods import REGISTRY, Bernoulli, Gaussian, Likelihood, named
 from ..likelihoods.base import Formula, Parameter, computed
-from ..likelihoods.target import Target, target_of
+from ..likelihoods.target import Target, real, target_of
 from ..likelihoods.values import is_wanted, look_once
 from .autograd import (
     Derived,
@@ -151,10 +153,10 @@ def bernoulli_log_prob(
     """
     if not (type(logits) is Tensor is type(x)):
         check_dense("bernoulli_log_prob", logits=logits, x=x)
-    target = _target("bernoulli_log_prob", x, x_scale, weight, offset)
+    target = _target("bernoulli_log_prob", logits, x, x_scale, weight, offset)
     if validate_args is not False and is_wanted("bernoulli_log_prob", validate_args, x):
         look_once("bernoulli_log_prob", validate_args, _BERNOULLI, logits, target)
-    return log_prob_op(logits, x, None, target.weight, target.offset, "bernoulli_logits", 0.0, x_scale)
+    return log_prob_op(logits, target.x, None, target.weight, target.offset, "bernoulli_logits", 0.0, x_scale)
 
 
 def gaussian_log_prob(
@@ -196,7 +198,8 @@ def gaussian_log_prob(
     """
     if not (type(mean) is Tensor is type(x)):
         check_dense("gaussian_log_prob", mean=mean, x=x)
-    target, family = _target("gaussian_log_prob", x, x_scale, weight, offset), _SIGMOID if sigmoid else _GAUSSIAN
+    target = _target("gaussian_log_prob", mean, x, x_scale, weight, offset)
+    family = _SIGMOID if sigmoid else _GAUSSIAN
     if validate_args is not False and is_wanted("gaussian_log_prob", validate_args, x):
         look_once("gaussian_log_prob", validate_args, family, mean, target)
     return likelihood_log_prob(family, (mean, logvar), target)
@@ -243,13 +246,16 @@ def log_prob(
     first = params[0]
     if not (type(first) is Tensor is type(x)):
         check_dense("log_prob", **{family.params[0]: first, "x": x})
-    target = _target("log_prob", x, x_scale, weight, offset)
+    target = _target("log_prob", first, x, x_scale, weight, offset)
     if validate_args is not False and is_wanted(key := f"log_prob, {family.name}", validate_args, x):
         look_once(key, validate_args, family, first, target)  # type: ignore[arg-type]
     return likelihood_log_prob(family, params, target)
 
 
-def _target(function: str, x: Tensor, x_scale: float | None, weight: Tensor | None, offset: Tensor | None) -> Target:
+def _target(
+    function: str, first: Any, x: Tensor, x_scale: float | None, weight: Tensor | None, offset: Tensor | None
+) -> Target:
+    x = real(x, first)
     if weight is None and offset is None:
         return Target(x, x_scale)
     return target_of(function, x, x_scale, weight, offset, x.shape[:-1])

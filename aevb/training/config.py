@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..checks.arguments import ArgumentTypeError, converted
-from ..checks.choices import ESTIMATORS
+from ..checks.choices import ESTIMATORS, PriorName
 from ..data import is_name
 from ..likelihoods import REGISTRY
 from ..models.own import GIVEN
@@ -71,6 +71,8 @@ class TrainConfig:
     """Of "conv": channels of the encoder's layers, each halving the image; the decoder has the same in reverse."""
     latent_dim: int = 20
     """Dimensions of z."""
+    prior: PriorName = "standard"
+    """p(z): standard, N(0, I); learned, a Gaussian whose mean and variance in each dimension are learned too."""
     likelihood: LikelihoodName = "bernoulli"
     """p(x|z): bernoulli for bits, and for grey values as their probabilities; gaussian and laplace for grey values;
     exponential for intensities; mse, half the squared error."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..bounds import cyclical_warmup, linear_warmup
 from ..data import Dataset, LoadedImages, MappedImages, Targets, batches, epoch_order
+from ..inference.standardised import prior_of
 from ..losses.elbo import FusedELBO
 from ..models import BaseVAE
 from ..models.own import encode, log_prob_of
@@ -255,7 +256,8 @@ class TrainingLoop:
             for batch in held_out.batches(count, self.processes):
                 x = held_out.x(batch)
                 observed = held_out.observed(batch)
-                z, kl = sample_gaussian(*encode(model, x, None, observed), seed=held_out.seeds(batch))
+                posterior = encode(model, x, None, observed)
+                z, kl = sample_gaussian(*posterior, prior=prior_of(model), seed=held_out.seeds(batch))
                 log_prob = log_prob_of(model, x, None, z, observed)
                 sums += torch.stack([log_prob.sum(dtype=torch.float64), kl.sum(dtype=torch.float64)]).cpu()
         log_likelihood, kl_sum = self.processes.sum(sums).tolist()

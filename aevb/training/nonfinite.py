@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..inference.standardised import prior_of
 from ..models import BaseVAE
 from ..models.own import encode, log_prob_of
 from ..ops import gaussian_kl
@@ -98,10 +99,12 @@ class _Search:
 
     def kl(self) -> Finding | None:
         """Looks at the KL of each latent dimension."""
-        kls = gaussian_kl(self.mu, self.logvar, self.mu.shape[-1])
+        kls = gaussian_kl(self.mu, self.logvar, self.mu.shape[-1], prior=prior_of(self.model))
         if place := _place(kls):
             value = f"the KL divergence{_of(place[1])} is {_at(kls, place)}"
-            return Finding(3, f"{value} ({self._inputs(place)}), of {self.image(place)}")
+            names = ("prior_mu", "prior_logvar")
+            of_prior = [f", {n} {_at(t, place[1:])}" for n, t in zip(names, prior_of(self.model) or (), strict=False)]
+            return Finding(3, f"{value} ({self._inputs(place)}{''.join(of_prior)}), of {self.image(place)}")
         return None
 
     def samples(self) -> Finding | None:
@@ -181,6 +184,8 @@ def _largest(z: Tensor, place: tuple[int, ...]) -> str:
 
 def _latent_dimension(model: BaseVAE, name: str, place: tuple[int, ...]) -> int | None:
     """Returns the latent dimension of a weight's element, if the layer is beside z."""
+    if isinstance(model, BaseVAE) and name in ("prior_mu", "prior_logvar"):
+        return place[0]
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     encoders = [n for n in linear if n.startswith("encoder")]
     decoders = [n for n in linear if n.startswith("decoder")]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks.choices import ESTIMATORS
+from ..inference.standardised import prior_of
 from ..losses.elbo import FusedELBO
 from ..models import BaseVAE
 from ..models.own import encode, log_prob_of
@@ -145,7 +146,7 @@ class SGVB(Objective):
         observed: Tensor | None = None,
     ) -> Terms:
         """Returns the criterion's loss, the mean KL, and loss + ELBO."""
-        z, kl = self.criterion.sample(mu, logvar, seed=seeds)
+        z, kl = self.criterion.sample(mu, logvar, prior=prior_of(model), seed=seeds)
         kl = of_whole_batch(kl)
         if isinstance(model, BaseVAE):
             return self.terms_of(self.criterion(model.recon(z), x, kl=kl, weight=observed), kl)

@@ -37,7 +37,7 @@ def training_step(
     parts = (model, loss, optimizer, batch, batch.x_scale, bf16, clip_norm)
     if isinstance(processes, ProcessGroup):
         return DistributedStep(*parts, processes)
-    direct = batch.observed is None and DirectStep.fits(model, loss, batch.images, bf16)
+    direct = DirectStep.fits(model, loss, batch.images, bf16)
     step = (DirectStep if direct else AutogradStep)(*parts)
     # Streamed images are gathered by the CPU, which a graph cannot capture.
     in_graph = batch.images.is_cuda and not batch.streamed and not calls_others(model, loss, optimizer)

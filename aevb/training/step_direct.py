@@ -32,7 +32,17 @@ _sample_log_ratio_backward = torch.ops.aevb.sample_gaussian_log_ratio_backward.d
 
 
 # Methods of VAE whose work the step does itself: a model that overrides any of them needs autograd.
-_OWN = ("encode", "decode", "recon", "_encoded", "_decoded", "_output", "beside_the_layer")
+_OWN = (
+    "encode",
+    "encoder_input",
+    "decode",
+    "recon",
+    "_encoded",
+    "_decoded",
+    "_output",
+    "beside_the_layer",
+    "prior_parameters",
+)
 
 
 def has_shared_parameter(model: BaseVAE) -> bool:
@@ -43,18 +53,19 @@ def has_shared_parameter(model: BaseVAE) -> bool:
 def is_known(model: nn.Module) -> bool:
     """Whether `DirectStep` has the gradients of this model.
 
-    The model must be a VAE as `VAE` builds it, with float32 parameters. Each layer must be plain: none replaced,
-    frozen, shared or hooked.
+    The model must be a VAE as `VAE` builds it, of the prior N(0, I), with float32 parameters. Each layer must be plain:
+    none replaced, frozen, shared or hooked.
     """
     if not (is_plain(model, VAE) and inherits(model, VAE, *_OWN)):
         return False
     mlps = [model.encoder, model.decoder]
+    if model.prior_parameters is not None:
+        return False
     if not all(is_plain(mlp, nn.Sequential) and len(mlp) % 2 for mlp in mlps):
         return False
     layers = [layer for mlp in mlps for layer in mlp[::2]]
     return (
-        not model.mask_input
-        and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
+        all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in layers)
         and all(is_plain(activation, nn.Tanh) for mlp in mlps for activation in mlp[1::2])
         and len(list(model.parameters())) == 2 * len(layers) + has_shared_parameter(model)
         and all(p.requires_grad and p.dtype == torch.float32 and p.is_leaf for p in model.parameters())
@@ -76,7 +87,7 @@ class DirectStep(AutogradStep):
         """Whether the step supports the model, the objective and the device.
 
         The criterion must be a plain `FusedELBO` of the model's likelihood, with reduction "mean" and a float beta.
-        bf16, free bits, a capacity, and devices without the kernels are not supported.
+        bf16, free bits, a capacity, a range of logvar, and devices without the kernels are not supported.
         """
         loss = objective_of(objective)
         if type(loss) is not SGVB:
@@ -91,6 +102,7 @@ class DirectStep(AutogradStep):
             and (x.is_cpu or x.is_cuda)
             and not on_reference(x)
             and criterion.free_bits is None
+            and criterion.logvar_range is None
             and criterion.capacity is None
             and (criterion.num_samples or 1) <= 8 * FEWEST_ROWS[x.device.type]  # limit of `sum_of_bounds`
             and isinstance(criterion.beta, float)
@@ -108,19 +120,19 @@ class DirectStep(AutogradStep):
         Args:
             x: (B, D), the batch.
             seeds: (B,) or (num_samples, B), the seed of each z.
-            observed: None: `training_step` takes autograd's step where values are missing.
+            observed: bool, (B, D): False where a value is missing; None where nothing is.
 
         Returns:
             The step's loss, mean KL, and loss + ELBO.
         """
-        criterion, B = self.criterion, x.shape[0]
+        criterion, model, B = self.criterion, self.model, x.shape[0]
+        assert isinstance(model, VAE)
         plan = self.plans.get(B)
         if plan is None:
-            assert isinstance(self.model, VAE)
-            plan = self.plans[B] = _Plan(self.model, B, criterion.num_samples)
+            plan = self.plans[B] = _Plan(model, B, criterion.num_samples)
         num_samples, gradient = criterion.num_samples, ESTIMATORS[criterion.estimator].gradient
 
-        posterior = plan.first.forward_of_images(x, self.x_scale)
+        posterior = plan.first.forward_of_images(*model.encoder_input(x, self.x_scale, observed))
         for layer in plan.encoder:
             posterior = layer.forward(posterior)
         mu, logvar = posterior.chunk(2, dim=-1)
@@ -132,7 +144,7 @@ class DirectStep(AutogradStep):
         h = z.view(plan.rows, z.shape[-1])
         for layer in plan.decoder:
             h = layer.forward(h)
-        outcome, grad, grad_kl = self._loss(plan, h, x, kl)
+        outcome, grad, grad_kl = self._loss(plan, h, Target(x, self.x_scale, observed), kl)
         for layer in reversed(plan.decoder):
             grad = layer.backward(grad)
         grad = grad.view_as(z)
@@ -147,7 +159,7 @@ class DirectStep(AutogradStep):
         plan.first.backward(grad, wanted=False)
         return outcome
 
-    def _loss(self, plan: _Plan, h: Tensor, x: Tensor, kl: Tensor) -> tuple[Outcome, Tensor, Tensor]:
+    def _loss(self, plan: _Plan, h: Tensor, target: Target, kl: Tensor) -> tuple[Outcome, Tensor, Tensor]:
         """Returns the outcome, and the loss's gradients by h and kl.
 
         Also sets the gradients of the last layer and of a shared logvar.
@@ -155,14 +167,13 @@ class DirectStep(AutogradStep):
         Args:
             plan: the layers for this batch size.
             h: (rows, H), the input of the decoder's last layer.
-            x: (B, D), the batch.
+            target: of x (B, D), the batch.
             kl: the KL of each z, as the posterior's sampling op gives it.
         """
-        criterion, last, B = self.criterion, plan.last, x.shape[0]
+        criterion, last, x, B = self.criterion, plan.last, target.x, target.x.shape[0]
         beta = criterion.beta  # a tensor while a CUDA graph is captured
         weighted = ESTIMATORS[criterion.estimator].importance_weighted
         kernel = plan.kernel(criterion.family.density if weighted else criterion.family, x)
-        target = Target(x, self.x_scale)
         if weighted:
             samples = h.view(*kl.shape, h.shape[1])
             what = sum_of_bounds(samples, last.weight, x, kl, criterion.ratio_weight(), -1.0 / B)

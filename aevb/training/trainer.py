@@ -20,6 +20,7 @@ from ..checks.errors import warn
 from ..data import Dataset, LoadedImages, Targets, from_torch, is_torch_data, load
 from ..data.fingerprint import check_same_data
 from ..inference.protocols import check_takes_weight
+from ..inference.standardised import prior_of
 from ..losses.elbo import FusedELBO
 from ..models import VAE, BaseVAE, ConvVAE
 from ..models.own import GIVEN, build, check_model, load_weights, name_of
@@ -83,8 +84,9 @@ class Trainer:
         model: by default a new one of the config's kind and sizes, which give way to this one's. It is trained in
             place. Any `torch.nn.Module` will do that has encode(x) -> (mu, logvar), each (B, latent_dim), and
             log_prob(x, z) -> log p(x|z), (*samples, B), in nats; x is (B, data_dim), floating, in [0, 1]: bits, unless
-            the config's binarize is "none". It is trained by any estimator, evaluated, saved and resumed; there are no
-            pictures of it.
+            the config's binarize is "none". Its prior is N(0, I), or that of its prior_parameters, (prior_mu,
+            prior_logvar), each (latent_dim,), which may be parameters of it. It is trained by any estimator, evaluated,
+            saved and resumed; there are no pictures of it.
         dataset: by default the config's `data`, which gives way to this one's name, loaded. A `Dataset`; a data set of
             `torch.utils.data`, which is read into memory; or a mapping with "train", "test" and perhaps "validation"
             (see `aevb.data.from_torch`), where "train" may be a DataLoader, whose order cannot be resumed to the bit.
@@ -138,6 +140,11 @@ class Trainer:
             )
         if self.dataset.observed:
             check_takes_weight(model)
+        if prior_of(model) is None and config.prior == "learned":
+            raise ValueError(
+                f"prior is 'learned', but {type(model).__name__} has the prior N(0, I); expected a model whose "
+                "prior_parameters are (prior_mu, prior_logvar)"
+            )
         model.to(self.device)
         observed = self.dataset.observed.get("train")
         inputs = Targets(self.dataset.train_images, config.binarize, self.dataset.max_value, self.device, observed)
@@ -455,6 +462,8 @@ def _new_model(config: TrainConfig, dataset: Dataset, generator: torch.Generator
         "min_variance": dataset.x_scale**2 / 12 if dataset.max_value > 1 else 1 / (12 * 255**2),
         "mask_input": config.mask_input,
     }
+    if config.prior != "standard":  # which a class of one's own need not know, nor mean by its own `prior`
+        options["prior"] = config.prior
     if OWN_CLASS.fullmatch(config.architecture):
         sizes = {"data_dim": dataset.data_dim, "image_shape": dataset.image_shape, "latent_dim": config.latent_dim}
         sizes |= {"hidden_dims": config.hidden_dims, "channels": config.channels}
@@ -471,7 +480,7 @@ def _sizes_of(model: Any, config: TrainConfig) -> dict[str, Any]:
     if not isinstance(model, BaseVAE):
         return {"architecture": name_of(model)}
     found = {"latent_dim": model.latent_dim, "likelihood": model.likelihood, "variance": model.variance}
-    found["mask_input"] = model.mask_input
+    found |= {"mask_input": model.mask_input, "prior": model.prior}
     if model.likelihood != config.likelihood:
         found["binarize"] = "auto"
     if type(model) is ConvVAE:

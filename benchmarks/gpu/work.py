@@ -163,12 +163,15 @@ class Work:
         elif self.op == "gaussian_kl":
             name, arguments = "gaussian_kl", (*inputs,)
         elif self.op == "bernoulli_log_prob":
-            name, arguments = "log_prob", (*inputs, None, "bernoulli_logits", 0.0, self.x_scale)
+            name, arguments = "log_prob", (*inputs, None, None, None, "bernoulli_logits", 0.0, self.x_scale)
             upstream = [*upstream, 1]  # type: ignore[list-item]
         elif self.op in GAUSSIAN:
             mean, *logvar, x = inputs
             likelihood = ("gaussian", logvar[0]) if logvar else ("gaussian_fixed", None)
-            name, arguments = "log_prob", (mean, x, likelihood[1], likelihood[0], FIXED_LOGVAR, self.x_scale)
+            name, arguments = (
+                "log_prob",
+                (mean, x, likelihood[1], None, None, likelihood[0], FIXED_LOGVAR, self.x_scale),
+            )
             upstream = [*upstream, 3 if logvar else 1]  # type: ignore[list-item]
         else:
             name, arguments = "negative_elbo", (*inputs, None, 1.0, 1, "bernoulli_logits", self.x_scale)

@@ -157,6 +157,15 @@ class GradientWriter {
   bool past_caches_, in_place_;
 };
 
+// Columns [column, column + n) of a row of weights. A mask is read as 1 where an element takes part, and else 0.
+AEVB_FORMULA const float* read_weights(const Rows& m, int64_t row, int64_t column, int n, float* buffer) {
+  if (m.dtype != Dtype::uint8) return read_rows(m, row, 1, column, n, buffer);
+  const auto* byte = static_cast<const uint8_t*>(element(m.data, m.dtype, row * m.stride + column));
+#pragma omp simd
+  for (int i = 0; i < n; ++i) buffer[i] = byte[i] ? 1.0f : 0.0f;
+  return buffer;
+}
+
 // p [n] plus an offset, in `buffer` [n].
 AEVB_FORMULA const float* with_offset(const float* p, int n, float offset, float* buffer) {
 #pragma omp simd
@@ -186,14 +195,14 @@ inline void likelihood_units(L likelihood, const LikelihoodArgs& a, int64_t begi
       if (a.offset) at.p0 = with_offset(at.p0, n, a.offset[b], p0_buffer);
       if constexpr (kTwo) at.p1 = read_rows(a.param[1], row, 1, column, n, p1_buffer);
       at.x = read_rows(a.x, b, 1, column, n, x_buffer);
-      if constexpr (kWeighted) at.weight = read_rows(a.weight, b, 1, column, n, weight_buffer);
+      if constexpr (kWeighted) at.weight = read_weights(a.weight, b, column, n, weight_buffer);
       if constexpr (has_grad(kWant)) at.grad0 = grad0.begin(row * a.D + column);
       if constexpr (has_grad(kWant) && kTwo) at.grad1 = grad1.begin(row * a.D + column);
       sum.add(add_group<L, kWant, kWeighting>(likelihood, at, g, n));
       if constexpr (has_grad(kWant)) grad0.end(n);
       if constexpr (has_grad(kWant) && kTwo) grad1.end(n);
     }
-    if (has_log_prob(kWant)) a.log_prob[unit] = -sum.total();
+    if (has_log_prob(kWant) && a.log_prob) a.log_prob[unit] = -sum.total();
   }
   if constexpr (has_grad(kWant)) grad0.finish();
   if constexpr (has_grad(kWant) && kTwo) grad1.finish();
@@ -202,18 +211,20 @@ inline void likelihood_units(L likelihood, const LikelihoodArgs& a, int64_t begi
 template <class L, Weighting kWeighting>
 inline void weighted_rows(const LikelihoodArgs& a, int64_t begin, int64_t end) {
   const L likelihood = likelihood_of<L>(a);
-  if (!a.log_prob) return likelihood_units<L, Want::grad, kWeighting>(likelihood, a, begin, end);
+  if constexpr (kWeighting == Weighting::none)  // with weights, a gradient alone is not worth the time to compile it
+    if (!a.log_prob) return likelihood_units<L, Want::grad, kWeighting>(likelihood, a, begin, end);
   if (!wants_gradient(a)) return likelihood_units<L, Want::log_prob, kWeighting>(likelihood, a, begin, end);
   likelihood_units<L, Want::both, kWeighting>(likelihood, a, begin, end);
 }
 
 template <class L>
 inline void rows_of(const LikelihoodArgs& a, int64_t begin, int64_t end) {
-  switch (weighting_of(a)) {
-    case Weighting::none: return weighted_rows<L, Weighting::none>(a, begin, end);
-    case Weighting::mask: return weighted_rows<L, Weighting::mask>(a, begin, end);
-    case Weighting::weights: return weighted_rows<L, Weighting::weights>(a, begin, end);
-  }
+  const Weighting weighting = weighting_of(a);
+  if (weighting == Weighting::none) return weighted_rows<L, Weighting::none>(a, begin, end);
+  // Without a logarithm to share, a mask is a weight of 1 or 0, and has the same bits.
+  if constexpr (L::kProduct)
+    if (weighting == Weighting::mask) return weighted_rows<L, Weighting::mask>(a, begin, end);
+  weighted_rows<L, Weighting::weights>(a, begin, end);
 }
 
 // log_prob and the gradients. A null output pointer is not computed.

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "../formulas/philox.h"
+#include "columns.h"
 #include "isa.h"
 #include "results.h"
 
@@ -126,6 +127,8 @@ class Cpu {
   }
 
   void elementary(const ElementaryArgs& a) { kernels().elementary(a); }
+
+  void activation_backward(const ActivationArgs& a) { cpu::activation_backward(a); }
 
  private:
   // Reduces of_datapoint(b) over the datapoints, as the loss is reduced.

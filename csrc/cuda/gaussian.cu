@@ -32,11 +32,13 @@ struct ForwardArgs {
   T* z;           // [L, B, D]
   float* result;  // [B]: the KL; or [B, parts]: twice the KL of each part
   float factor;
+  PriorArgs prior;
 };
 
-template <class T, bool kSample, bool kPlain>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kResidentHalf)
-    gaussian_tile(const ForwardArgs<T> a) {
+template <class T, bool kSample, bool kPlain, bool kPrior = false>
+__global__ void __launch_bounds__(kThreads, kPrior           ? 2
+                                            : sizeof(T) == 4 ? kResident
+                                                             : kResidentHalf) gaussian_tile(const ForwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   AEVB_SHARED(float4, tile_vectors, kTile / 4 + V / 2);  // twice the KL of each element
   AEVB_SHARED(float, group_sum, 2 * kTile / kGroup);
@@ -54,7 +56,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kReside
           make_float4(two_kl[j], two_kl[j + 1], two_kl[j + 2], two_kl[j + 3]);
   };
   float mu[V], logvar[V], sd[V], two_kl[V], eps[V], z[V];
+  [[maybe_unused]] Seen<kPrior ? V : 1> q;
   const auto latent = [&] {
+    if constexpr (kPrior) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        sd[j] = gaussian_sd(logvar[j]);
+        two_kl[j] = gaussian_two_kl(q.d[j], q.u[j]);
+      }
+      return;
+    }
     const auto of_all = [&](auto range) {
 #pragma unroll
       for (int j = 0; j < V; ++j) {
@@ -114,6 +125,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? kResident : kReside
       const Place at = a.by_rows ? place_of(i, a.cut.D) : Place{};
       read_run<V>(a.mu, i, at, D, count, mu);
       read_run<V>(a.logvar, i, at, D, count, logvar);
+      if constexpr (kPrior) q.read(a.prior, i, at, D, count, mu, logvar);
       latent();
       to_tile(static_cast<int>(i - first), two_kl);
       if constexpr (kSample) {
@@ -145,6 +157,7 @@ struct BackwardArgs {
   int64_t grad_kl_stride;
   float grad_kl_scale;
   T *grad_mu, *grad_logvar;  // [B, D]
+  PriorArgs prior;
 };
 
 // Adds samples [first, last) of the run at element i to its sums of grad_z and of grad_z eps.
@@ -173,8 +186,10 @@ AEVB_DEVICE void add_samples(const BackwardArgs<T>& a, const PhiloxKeys& keys, i
   }
 }
 
-template <class T, bool kManySamples, bool kPlain>
-__global__ void __launch_bounds__(kThreads, kManySamples && sizeof(T) < 4 ? 2 : kResident)
+template <class T, bool kManySamples, bool kPlain, bool kPrior = false>
+__global__ void __launch_bounds__(kThreads, kPrior                          ? 2
+                                            : kManySamples && sizeof(T) < 4 ? 2
+                                                                            : kResident)
     gaussian_gradient(const BackwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   const int64_t D = a.D.divisor(), count = a.B * D;
@@ -202,6 +217,13 @@ __global__ void __launch_bounds__(kThreads, kManySamples && sizeof(T) < 4 ? 2 : 
     read_run<V>(a.logvar, i, at, D, count, logvar);
     if (through_kl) read_run<V>(a.mu, i, at, D, count, mu);
   }
+  [[maybe_unused]] Seen<kPrior ? V : 1> q;
+  [[maybe_unused]] float given[V], prior_mu[V] = {}, prior_logvar[V] = {};  // logvar, and gradients of the prior
+  if constexpr (kPrior) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) given[j] = logvar[j];
+    q.read(a.prior, i, at, D, count, mu, logvar);
+  }
 #pragma unroll
   for (int j = 0; j < V; ++j) {
     grad_mu[j] = sums.mu[j];
@@ -212,14 +234,30 @@ __global__ void __launch_bounds__(kThreads, kManySamples && sizeof(T) < 4 ? 2 : 
     float g = scale * a.grad_kl[at.row * a.grad_kl_stride];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const float kl_grad_logvar = gaussian_kl_grad_logvar(logvar[j]);
-      grad_mu[j] = through_z ? fmadd(g, mu[j], grad_mu[j]) : g * mu[j];
+      float kl_grad_mu = mu[j], kl_grad_logvar;
+      if constexpr (kPrior) {
+        kl_grad_mu = times(q.d[j], q.inverse_sd[j]);
+        kl_grad_logvar = gaussian_kl_grad_logvar(q.u[j]);
+        prior_mu[j] = -(g * kl_grad_mu);
+        prior_logvar[j] = g * gaussian_kl_grad_prior_logvar(q.d[j], q.u[j]);
+      } else {
+        kl_grad_logvar = gaussian_kl_grad_logvar(logvar[j]);
+      }
+      grad_mu[j] = through_z ? fmadd(g, kl_grad_mu, grad_mu[j]) : g * kl_grad_mu;
       grad_logvar[j] = through_z ? fmadd(g, kl_grad_logvar, grad_logvar[j]) : g * kl_grad_logvar;
       if (a.by_rows && ++at.column == D && j + 1 < V && i + j + 1 < count) {
         at.column = 0;
         g = scale * a.grad_kl[++at.row * a.grad_kl_stride];
       }
     }
+  }
+  if constexpr (kPrior) {
+    if (a.prior.clamps) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) grad_logvar[j] = clamped_gradient(given[j], a.prior.min, a.prior.max, grad_logvar[j]);
+    }
+    if (a.prior.grad_mu) write_run<V>(prior_mu, a.prior.grad_mu, i, 0, count, true);
+    if (a.prior.grad_logvar) write_run<V>(prior_logvar, a.prior.grad_logvar, i, 0, count, true);
   }
   if constexpr (kPlain) {
     store<V>(grad_mu, a.grad_mu + i);
@@ -285,7 +323,7 @@ const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch,
     using T = decltype(t);
     const ForwardArgs<T> args{reader_of<T>(a.mu, a.D),
                               reader_of<T>(a.logvar, a.D),
-                              a.mu.stride != a.D || a.logvar.stride != a.D,
+                              a.mu.stride != a.D || a.logvar.stride != a.D || a.prior_mu.data,
                               {Divider(a.D), Divider(tiles.parts), a.B, tiles.rows, tiles.part},
                               Divider(number),
                               shares > 1,
@@ -294,13 +332,18 @@ const char* gaussian(const GaussianArgs& a, int multiprocessors, float* scratch,
                               seeds_of(a.seeds, a.seed_block, a.L * a.B * a.D),
                               static_cast<T*>(a.z),
                               cut ? scratch : a.kl,
-                              cut ? 1.0f : 0.5f};
+                              cut ? 1.0f : 0.5f,
+                              prior_of<kWidest<T>>(a)};
     constexpr int V = kWidest<T>;
     const bool plain = args.mu.in_runs && args.logvar.in_runs && (a.B * a.D) % V == 0 && args.seeds.one &&
                        (cut ? a.D : tiles.rows * a.D) % V == 0;
     const unsigned grid = blocks(number * shares, 1);
     const auto on = static_cast<cudaStream_t>(stream);
     with_bool(sampling, [&](auto sample) {
+      if (has_prior_args(a)) {
+        AEVB_LAUNCH((gaussian_tile<T, sample.value, false, true>), grid, kThreads, on, args);
+        return;
+      }
       with_bool(plain, [&](auto is_plain) {
         AEVB_LAUNCH((gaussian_tile<T, sample.value, is_plain.value>), grid, kThreads, on, args);
       });
@@ -316,25 +359,31 @@ const char* gaussian_backward(const GaussianArgs& a, void* stream) {
   if (count == 0) return nullptr;
   return with_dtype(a.mu.dtype, [&](auto t) {
     using T = decltype(t);
-    const BackwardArgs<T> args{reader_of<T>(a.mu, a.D),
-                               reader_of<T>(a.logvar, a.D),
-                               reader_of<T>(a.grad_z, a.D),
-                               a.mu.stride != a.D || a.logvar.stride != a.D || (a.grad_kl && a.grad_kl_stride),
-                               Divider(a.D),
-                               a.B,
-                               a.L,
-                               seeds_of(a.seeds, a.seed_block, a.L * count),
-                               a.grad_kl,
-                               a.beta,
-                               a.grad_kl_stride,
-                               a.grad_kl_scale,
-                               static_cast<T*>(a.grad_mu),
-                               static_cast<T*>(a.grad_logvar)};
+    const BackwardArgs<T> args{
+        reader_of<T>(a.mu, a.D),
+        reader_of<T>(a.logvar, a.D),
+        reader_of<T>(a.grad_z, a.D),
+        a.mu.stride != a.D || a.logvar.stride != a.D || a.prior_mu.data || (a.grad_kl && a.grad_kl_stride),
+        Divider(a.D),
+        a.B,
+        a.L,
+        seeds_of(a.seeds, a.seed_block, a.L * count),
+        a.grad_kl,
+        a.beta,
+        a.grad_kl_stride,
+        a.grad_kl_scale,
+        static_cast<T*>(a.grad_mu),
+        static_cast<T*>(a.grad_logvar),
+        prior_of<kWidest<T>>(a)};
     const bool plain = args.mu.in_runs && args.logvar.in_runs && (!a.grad_z.data || args.grad_z.in_runs) &&
                        count % kWidest<T> == 0 && args.seeds.one;
     const unsigned grid = blocks(count, kThreads * kWidest<T>);
     const auto on = static_cast<cudaStream_t>(stream);
     with_bool(a.L >= kSampleBlock, [&](auto many) {
+      if (has_prior_args(a)) {
+        AEVB_LAUNCH((gaussian_gradient<T, many.value, false, true>), grid, kThreads, on, args);
+        return;
+      }
       with_bool(plain, [&](auto is_plain) {
         AEVB_LAUNCH((gaussian_gradient<T, many.value, is_plain.value>), grid, kThreads, on, args);
       });

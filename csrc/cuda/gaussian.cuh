@@ -2,8 +2,9 @@
 // Shared code of the Gaussian posterior's kernels. A thread takes a run of V neighbouring elements in row-major order,
 // whatever the rows' length. So accesses are wide, and every four elements of z are one counter of the noise.
 //
-// A kernel is compiled twice. `kPlain` is for the common case: every run is one complete access, and one counter (or
-// two) of the only seed. The other kernel is for the rest.
+// A kernel is compiled three times. `kPlain` is for the common case: every run is one complete access, and one counter
+// (or two) of the only seed. `kPrior` is for a prior and a range of logvar, wherever tensors lie. The third is for the
+// rest.
 #pragma once
 #include "../formulas/gaussian.h"
 #include "grids.h"
@@ -21,9 +22,8 @@ struct Reader {
   bool in_runs;  // every run of V elements is an aligned access, except a run that ends beyond the last element
 };
 
-template <class T>
+template <class T, int64_t V = kWidest<T>>
 Reader<T> reader_of(const Rows& m, int64_t D) {
-  constexpr int64_t V = kWidest<T>;
   const bool in_runs = m.stride == D || (D % V == 0 && m.stride % V == 0);
   return {static_cast<const T*>(m.data), m.stride, in_runs && is_aligned(m.data, 16)};
 }
@@ -84,6 +84,58 @@ AEVB_DEVICE void with_range(const float* logvar, const Use& use) {
   else
     use(RangeConstant<Range::any>{});
 }
+
+// ---- a prior, and a range of logvar
+// ----------------------------------------------------------------------------------
+
+struct PriorArgs {
+  Reader<float> mu, logvar;  // [B, D]; without data: N(0, I)
+  bool clamps;
+  float min, max;                // of the posterior's logvar
+  float *grad_mu, *grad_logvar;  // [B, D]; null: not wanted
+};
+
+// For runs of V elements.
+template <int V>
+PriorArgs prior_of(const GaussianArgs& a) {
+  return {reader_of<float, V>(a.prior_mu, a.D),
+          reader_of<float, V>(a.prior_logvar, a.D),
+          a.clamps,
+          a.logvar_min,
+          a.logvar_max,
+          a.grad_prior_mu,
+          a.grad_prior_logvar};
+}
+
+inline bool has_prior_args(const GaussianArgs& a) { return a.clamps || a.prior_mu.data; }
+
+// The posterior of a run as the prior sees it, N(d, exp(u)). Without a prior, d and u are mu and logvar.
+template <int V>
+struct Seen {
+  float d[V];
+  LogScale u[V];
+  InverseSd inverse_sd[V];  // 1 without a prior
+
+  // Clamps logvar [V] of the run at element i, and reads its prior.
+  AEVB_DEVICE void read(const PriorArgs& a, int64_t i, Place at, int64_t D, int64_t count, const float* mu,
+                        float* logvar) {
+    if (a.clamps) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) logvar[j] = clamped_logvar(logvar[j], a.min, a.max);
+    }
+    float prior_logvar[V] = {};
+    if (a.mu.data) {
+      read_run<V>(a.mu, i, at, D, count, d);
+      read_run<V>(a.logvar, i, at, D, count, prior_logvar);
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      inverse_sd[j] = a.mu.data ? prior_inverse_sd(prior_logvar[j]) : InverseSd{1.0f, 1.0f};
+      d[j] = a.mu.data ? times(mu[j] - d[j], inverse_sd[j]) : mu[j];
+      u[j] = a.mu.data ? log_scale(logvar[j], prior_logvar[j]) : LogScale{logvar[j], 0.0f};
+    }
+  }
+};
 
 // ---- tiles: whole rows, or a part of one long row -------------------------------------------------------------------
 

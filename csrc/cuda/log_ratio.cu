@@ -30,10 +30,11 @@ struct ForwardArgs {
   T* z;           // [L, B, D]
   float* result;  // [L, B]: the log ratios; or [L, B, parts]: twice the log ratio of each part
   float factor;
+  PriorArgs prior;
 };
 
-template <class T, bool kPlain>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_tile(const ForwardArgs<T> a) {
+template <class T, bool kPlain, bool kPrior = false>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && !kPrior ? 3 : 2) log_ratio_tile(const ForwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   AEVB_SHARED(float4, tile_vectors, 2 * kTile<T> / 4);  // twice each element's log ratio, in two halves used in turn
   AEVB_SHARED(float, group_sum, 2 * kTile<T> / kGroup);
@@ -53,6 +54,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_ti
   const bool has_run = i < tile.end && own < a.at_once;
 
   float mu[V], logvar[V], sd[V], sd_less_1[V];
+  [[maybe_unused]] Seen<kPrior ? V : 1> q;
   if (has_run) {
     const Place at = a.by_rows ? place_of(i, a.cut.D) : Place{};
     if constexpr (kPlain) {
@@ -68,11 +70,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_ti
       read_run<V>(a.mu, i, at, D, a.count, mu);
       read_run<V>(a.logvar, i, at, D, a.count, logvar);
     }
+    if constexpr (kPrior) q.read(a.prior, i, at, D, a.count, mu, logvar);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const ExpDifferences e = exp_differences(0.5f * logvar[j]);
       sd[j] = e.exp;
-      sd_less_1[j] = e.expm1;
+      if constexpr (kPrior)
+        sd_less_1[j] = half_exp(q.u[j]).expm1;
+      else
+        sd_less_1[j] = e.expm1;
     }
   }
 
@@ -89,7 +95,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_ti
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         z[j] = gaussian_sample(mu[j], sd[j], eps[j]);
-        two_ratio[j] = gaussian_two_log_ratio(mu[j], logvar[j], sd_less_1[j], eps[j]);
+        if constexpr (kPrior)
+          two_ratio[j] = gaussian_two_log_ratio(q.d[j], q.u[j].value, sd_less_1[j], eps[j]);
+        else
+          two_ratio[j] = gaussian_two_log_ratio(mu[j], logvar[j], sd_less_1[j], eps[j]);
       }
       if constexpr (kPlain) {
         store<V>(z, a.z + before + i);
@@ -127,10 +136,52 @@ struct BackwardArgs {
   const float *grad_log_ratio, *sample_weight;  // [L, B]
   bool path_only;
   T *grad_mu, *grad_logvar;  // [B, D]
+  PriorArgs prior;
+  const float* prior_grad;  // [L, B]
 };
 
-template <class T, bool kManySamples, bool kPlain>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_gradient(const BackwardArgs<T> a) {
+// Writes the gradients of the prior of the run at element i, whose samples' noise is computed once more. sd_slope [V]
+// is that of gaussian_prior_gradient.
+template <bool kManySamples, int V, class T>
+AEVB_DEVICE void write_prior_gradient(const BackwardArgs<T>& a, int64_t i, Place at, unsigned row_ends,
+                                      const Seen<V>& q, const RatioSlopes* slopes, const float* sd_slope) {
+  const int64_t count = a.B * a.D.divisor();
+  float prior_sd[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) prior_sd[j] = gaussian_sd(q.u[j]);
+  SampleSums<V> sums;
+  if (a.L > 0) {
+    sum_samples<kManySamples>(a.L, sums, [&](int64_t begin, int64_t end, SampleSums<V>& block) {
+      int64_t k = begin * count + i, row = begin * a.B + at.row;
+      for (int64_t l = begin; l < end; ++l, k += count, row += a.B) {
+        float eps[V];
+        normals<V>(a.seeds, k, static_cast<int>(count - i < V ? count - i : V), eps);
+        int64_t next = row;
+        float g = a.prior_grad ? a.prior_grad[row] : 0.0f;
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const PriorGradient found =
+              gaussian_prior_gradient(q.d[j], prior_sd[j], slopes[j].mu, sd_slope[j], eps[j], g);
+          block.mu[j] += found.mu;
+          block.logvar[j] += found.two_logvar;
+          if (row_ends >> j & 1u) {
+            ++next;
+            if (a.prior_grad) g = a.prior_grad[next];
+          }
+        }
+      }
+    });
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) sums.logvar[j] *= 0.5f;
+  if (a.prior.grad_mu) write_run<V>(sums.mu, a.prior.grad_mu, i, 0, count, true);
+  if (a.prior.grad_logvar) write_run<V>(sums.logvar, a.prior.grad_logvar, i, 0, count, true);
+}
+
+template <class T, bool kManySamples, bool kPlain, bool kPrior = false>
+__global__ void __launch_bounds__(kThreads, kPrior           ? 1
+                                            : sizeof(T) == 4 ? 3
+                                                             : 2) log_ratio_gradient(const BackwardArgs<T> a) {
   constexpr int V = kWidest<T>;
   const int64_t D = a.D.divisor(), count = a.B * D;
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V;
@@ -156,12 +207,35 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_gr
     read_run<V>(a.mu, i, at, D, count, mu);
     read_run<V>(a.logvar, i, at, D, count, logvar);
   }
+  [[maybe_unused]] Seen<kPrior ? V : 1> q;
+  [[maybe_unused]] float given[V], prior_sd_slope[V];
+  [[maybe_unused]] RatioSlopes slopes[V];
+  if constexpr (kPrior) {
 #pragma unroll
-  for (int j = 0; j < V; ++j) {
-    sd[j] = gaussian_sd(logvar[j]);
-    slope[j] = gaussian_ratio_slope(logvar[j], false);
+    for (int j = 0; j < V; ++j) given[j] = logvar[j];
+    q.read(a.prior, i, at, D, count, mu, logvar);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      sd[j] = gaussian_sd(logvar[j]);
+      slopes[j] = gaussian_ratio_slopes(logvar[j], q.d[j], q.u[j], q.inverse_sd[j], false);
+      prior_sd_slope[j] = slopes[j].slope;
+    }
+    if (a.path_only) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) slopes[j] = gaussian_ratio_slopes(logvar[j], q.d[j], q.u[j], q.inverse_sd[j], true);
+    }
+    if (!a.prior.mu.data) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) slopes[j].slope = gaussian_ratio_slope(logvar[j], a.path_only);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      sd[j] = gaussian_sd(logvar[j]);
+      slope[j] = gaussian_ratio_slope(logvar[j], false);
+    }
   }
-  if (a.path_only) {  // one branch for the run, not one for each element
+  if (!kPrior && a.path_only) {  // one branch for the run, not one for each element
 #pragma unroll
     for (int j = 0; j < V; ++j) slope[j] = gaussian_ratio_slope(logvar[j], true);
   }
@@ -188,8 +262,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_gr
         else
           normals<V>(a.seeds, k, static_cast<int>(count - i < V ? count - i : V), eps);
         const auto add = [&](int j) {
-          const RatioGradient found =
-              gaussian_ratio_gradient(mu[j], sd[j], slope[j], eps[j], weight * grad_z[j], g, a.path_only);
+          RatioGradient found;
+          if (kPrior && a.prior.mu.data)
+            found = gaussian_ratio_gradient(slopes[j], sd[j], eps[j], weight * grad_z[j], g, a.path_only);
+          else
+            found = gaussian_ratio_gradient(mu[j], sd[j], kPrior ? slopes[j].slope : slope[j], eps[j],
+                                            weight * grad_z[j], g, a.path_only);
           block.mu[j] += found.z;
           block.logvar[j] += found.two_logvar;
         };
@@ -213,6 +291,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) log_ratio_gr
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) sums.logvar[j] *= 0.5f;
+  if constexpr (kPrior) {
+    if (a.prior.clamps) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) sums.logvar[j] = clamped_gradient(given[j], a.prior.min, a.prior.max, sums.logvar[j]);
+    }
+    if (a.prior.grad_mu || a.prior.grad_logvar)
+      write_prior_gradient<kManySamples>(a, i, at, row_ends, q, slopes, prior_sd_slope);
+  }
   if constexpr (kPlain) {
     store<V>(sums.mu, a.grad_mu + i);
     store<V>(sums.logvar, a.grad_logvar + i);
@@ -277,7 +363,7 @@ const char* gaussian_log_ratio(const GaussianArgs& a, int multiprocessors, float
     constexpr int V = kWidest<T>;
     const ForwardArgs<T> args{reader_of<T>(a.mu, a.D),
                               reader_of<T>(a.logvar, a.D),
-                              a.mu.stride != a.D || a.logvar.stride != a.D,
+                              a.mu.stride != a.D || a.logvar.stride != a.D || a.prior_mu.data,
                               {Divider(a.D), Divider(tiles.parts), a.B, tiles.rows, tiles.part},
                               Divider(tiles.number),
                               static_cast<int>(samples),
@@ -289,13 +375,17 @@ const char* gaussian_log_ratio(const GaussianArgs& a, int multiprocessors, float
                               seeds_of(a.seeds, a.seed_block, a.L * a.B * a.D),
                               static_cast<T*>(a.z),
                               cut ? scratch : a.log_ratio,
-                              cut ? 1.0f : 0.5f};
+                              cut ? 1.0f : 0.5f,
+                              prior_of<V>(a)};
     const bool plain = args.mu.in_runs && args.logvar.in_runs && (a.B * a.D) % V == 0 && args.seeds.one &&
                        (cut ? a.D : tiles.rows * a.D) % V == 0;
-    with_bool(plain, [&](auto is_plain) {
-      AEVB_LAUNCH((log_ratio_tile<T, is_plain.value>), blocks(tiles.number * shares, 1), kThreads,
-                  static_cast<cudaStream_t>(stream), args);
-    });
+    const unsigned grid = blocks(tiles.number * shares, 1);
+    const auto on = static_cast<cudaStream_t>(stream);
+    if (has_prior_args(a))
+      AEVB_LAUNCH((log_ratio_tile<T, false, true>), grid, kThreads, on, args);
+    else
+      with_bool(plain,
+                [&](auto is_plain) { AEVB_LAUNCH((log_ratio_tile<T, is_plain.value>), grid, kThreads, on, args); });
     return status();
   });
   if (error || !cut) return error;
@@ -319,10 +409,17 @@ const char* gaussian_log_ratio_backward(const GaussianArgs& a, void* stream) {
                                a.sample_weight,
                                a.path_only,
                                static_cast<T*>(a.grad_mu),
-                               static_cast<T*>(a.grad_logvar)};
+                               static_cast<T*>(a.grad_logvar),
+                               prior_of<V>(a),
+                               a.prior_grad};
     const bool plain = args.mu.in_runs && args.logvar.in_runs && (!a.grad_z.data || args.grad_z.in_runs) &&
                        count % V == 0 && args.seeds.one;
     with_bool(a.L >= kSampleBlock, [&](auto many) {
+      if (has_prior_args(a)) {
+        AEVB_LAUNCH((log_ratio_gradient<T, many.value, false, true>), blocks(count, kThreads * V), kThreads,
+                    static_cast<cudaStream_t>(stream), args);
+        return;
+      }
       with_bool(plain, [&](auto is_plain) {
         AEVB_LAUNCH((log_ratio_gradient<T, many.value, is_plain.value>), blocks(count, kThreads * V), kThreads,
                     static_cast<cudaStream_t>(stream), args);

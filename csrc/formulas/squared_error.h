@@ -13,7 +13,7 @@ struct SquaredError {
 
   AEVB_FORMULA NegLogProb add_neg_log_prob(float sum, float x, float mean, float) const {
     const float residual = fmadd(x_scale, x, -mean);
-    return {fmadd(0.5f * residual, residual, sum), 0.0f};
+    return {sum + 0.5f * residual * residual, 0.0f};
   }
   AEVB_FORMULA LikelihoodGradient grad(float x, float mean, float) const { return {fmadd(x_scale, x, -mean), 0.0f}; }
 };

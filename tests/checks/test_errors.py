@@ -36,16 +36,14 @@ TWO_LATENTS = {
 def test_latents(name):
     call = TWO_LATENTS[name]
     raises(lambda: call(ones(3, 4), ones(3, 5)), name, r"mu has shape \(3, 4\)", r"logvar has shape \(3, 5\)")
-    raises(lambda: call(ones(3, 4), ones(4)), r"\(3, 4\)", r"\(4,\)", "equal")
+    raises(lambda: call(ones(3, 4), ones(3)), r"\(3, 4\)", r"\(3,\)", "equal")
     raises(lambda: call(ones(), ones()), r"mu has shape \(\)", "latent dimensions last")
-    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+    for dtype in (torch.int64, torch.bool, torch.complex64):
         raises(partial(call, ones(3, 4), ones(3, 4, dtype=dtype)), "float32", str(dtype)[6:], "same dtype")
     for dtype in (torch.int64, torch.bool, torch.complex64):
         message = raises(partial(call, ones(3, 4, dtype=dtype), ones(3, 4, dtype=dtype)), str(dtype)[6:])
         assert "expected float32, bfloat16 or float16" in message
         assert "aevb.reference" not in message
-    double = ones(3, 4, dtype=torch.float64)
-    raises(lambda: call(double, double), "mu has dtype float64", "aevb.reference")
 
 
 def likelihood(logits, x, x_scale=None):
@@ -71,10 +69,8 @@ def gaussian_of(mean, x, x_scale=None):
 @pytest.mark.parametrize("call", [likelihood, elbo, elbo_with_kl, gaussian_of, gaussian_elbo])
 def test_target_dtypes(call):
     raises(lambda: call(ones(3, 5), ones(3, 5, dtype=torch.uint8)), "uint8", "x_scale is not given", "1/255")
-    for dtype in (torch.float64, torch.int64, torch.int8, torch.complex64):
-        words = f"x has dtype {str(dtype)[6:]}", "bool, or uint8 with x_scale"
-        raises(partial(call, ones(3, 5), ones(3, 5, dtype=dtype), 0.5), *words)
-    raises(lambda: call(ones(3, 5, dtype=torch.float64), ones(3, 5)), "float64", "aevb.reference has the same function")
+    words = "x has dtype complex64", "bool, or uint8 with x_scale"
+    raises(partial(call, ones(3, 5), ones(3, 5, dtype=torch.complex64), 0.5), *words)
     raises(lambda: call(ones(3, 5, dtype=torch.int32), ones(3, 5)), "int32", "expected float32, bfloat16 or float16")
 
 
@@ -105,23 +101,30 @@ def test_gaussian_logvar_shapes(shape):
 
 
 def test_gaussian_logvar():
-    for dtype in (torch.float64, torch.int64, torch.bool):
+    for dtype in (torch.int64, torch.bool):
         words = f"logvar has dtype {str(dtype)[6:]}", "expected float32, bfloat16 or float16"
         raises(partial(gaussian, ones(3, 5), ones(3, 5), logvar=ones(3, 5, dtype=dtype)), *words)
     for bad in (float("nan"), float("inf"), -float("inf")):
         raises(partial(gaussian, ones(3, 5), ones(3, 5), logvar=bad), f"logvar is {bad}", "finite", error=ValueError)
-    raises(lambda: gaussian(ones(3, 5, dtype=torch.float64), ones(3, 5)), "mean has dtype float64", "aevb.reference")
     op = torch.ops.aevb.log_prob_backward
-    args = ones(3, 5), ones(3, 5), None, "gaussian_fixed", 0.0, None
+    args = ones(3, 5), ones(3, 5), None, None, None, "gaussian_fixed", 0.0, None
     raises(lambda: op(*args, ones(4), 1), r"grad has shape \(4,\)", r"\(3,\)")
 
 
 def test_likelihoods_by_name():
     log_prob = torch.ops.aevb.log_prob
     x = ones(3, 5)
-    raises(lambda: log_prob(x, x, None, "poisson", 0.0, None), "likelihood is 'poisson'; expected one of bernoulli_log")
-    raises(lambda: log_prob(x, x, None, "gaussian", 0.0, None), "gaussian has 2 parameters, and 1 are given")
-    raises(lambda: log_prob(x, x, x, "bernoulli_probs", 0.0, None), "bernoulli_probs has 1 parameters, and 2 are given")
+    raises(
+        lambda: log_prob(x, x, None, None, None, "poisson", 0.0, None),
+        "likelihood is 'poisson'; expected one of bernoulli_log",
+    )
+    raises(
+        lambda: log_prob(x, x, None, None, None, "gaussian", 0.0, None), "gaussian has 2 parameters, and 1 are given"
+    )
+    raises(
+        lambda: log_prob(x, x, x, None, None, "bernoulli_probs", 0.0, None),
+        "bernoulli_probs has 1 parameters, and 2 are given",
+    )
     assert set(aevb.ops.likelihood.FORMULAS) == set(_C.likelihoods()), "each has its twin in plain PyTorch"
     raises(
         lambda: aevb.bernoulli_log_prob(x.to_sparse(), x),
@@ -157,8 +160,8 @@ def test_elbo_arguments():
     raises(lambda: criterion(r, r), "mu and logvar, or kl=", error=ValueError)
     raises(lambda: criterion(r, r, mu), "mu and logvar, or kl=", error=ValueError)
     raises(lambda: criterion(r, r, mu, mu, kl=ones(3)), "both", error=ValueError)
-    raises(lambda: criterion(r, r, kl=ones(3, dtype=torch.float64)), "kl has dtype float64", "float32")
-    raises(lambda: criterion(r, r, kl=ones(3, dtype=torch.bfloat16)), "kl has dtype bfloat16", "float32")
+    words = "both kl and a prior", r"criterion.sample\(mu, logvar, prior=prior\)"
+    raises(lambda: criterion(r, r, kl=ones(3), prior=(mu, mu)), *words, error=ValueError)
 
 
 @pytest.mark.parametrize("reduction", ["average", "", None, "MEAN", 1])

@@ -55,9 +55,11 @@ def test_log_prob_has_the_backward_kernels_bits(size, dtype):
     logits, x = (4 * randn(1, *size)).to(dtype).requires_grad_(), rand(2, *size)
     upstream = 3 * randn(3, *size[:-1])
     value = aevb.bernoulli_log_prob(logits, x)
-    assert same_bits(value, ops.log_prob_forward(logits, x, None, "bernoulli_logits", 0.0, None))
+    assert same_bits(value, ops.log_prob_forward(logits, x, None, None, None, "bernoulli_logits", 0.0, None))
     (found,) = torch.autograd.grad(value, logits, upstream)
-    assert same_bits(found, ops.log_prob_backward(logits, x, None, "bernoulli_logits", 0.0, None, upstream, 1)[0])
+    assert same_bits(
+        found, ops.log_prob_backward(logits, x, None, None, None, "bernoulli_logits", 0.0, None, upstream, 1)[0]
+    )
 
 
 @pytest.mark.parametrize("upstream", UPSTREAM)
@@ -90,7 +92,7 @@ def test_gaussian_has_the_backward_kernels_bits(size, logvar, dtype):
         upstream = 3 * randn(4, *size[:-1])
         value = aevb.gaussian_log_prob(mean, x, -0.7 if v is None else v, sigmoid=sigmoid)
         kind = f"gaussian{'_sigmoid' if sigmoid else ''}{'_fixed' if v is None else ''}"
-        args = (mean, x, v, kind, -0.7, None)
+        args = (mean, x, v, None, None, kind, -0.7, None)
         expected = ops.log_prob_backward(*args, upstream, 3 if logvar == "learned" else 1)
         assert same_bits(value, ops.log_prob_forward(*args))
         for keep in (True, True, False):
@@ -102,13 +104,13 @@ def test_gaussian_has_the_backward_kernels_bits(size, logvar, dtype):
 
 def test_in_place_writes_the_gradient_over_the_logits_and_refuses_others():
     logits, x = 4 * randn(1, 9, 41), rand(2, 9, 41)
-    expected = ops.log_prob_and_grad(logits, x, None, "bernoulli_logits", 0.0, None, 0.3, 1)
+    expected = ops.log_prob_and_grad(logits, x, None, None, None, "bernoulli_logits", 0.0, None, 0.3, 1)
     over = logits.clone()
-    value = ops.log_prob_and_grad_(over, x, "bernoulli_logits", 0.0, None, 0.3)
+    value = ops.log_prob_and_grad_(over, x, None, None, "bernoulli_logits", 0.0, None, 0.3)
     assert same_bits(value, expected[0])
     assert same_bits(over, expected[1])
     with pytest.raises(RuntimeError, match="not contiguous"):
-        ops.log_prob_and_grad_(randn(1, 41, 9).t(), x, "bernoulli_logits", 0.0, None, 1.0)
+        ops.log_prob_and_grad_(randn(1, 41, 9).t(), x, None, None, "bernoulli_logits", 0.0, None, 1.0)
 
 
 @pytest.mark.parametrize("where", ["cpu", "emulated", "emulated, a small GPU"])

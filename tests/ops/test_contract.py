@@ -145,6 +145,46 @@ CASES += [
         lambda m, v, kl: reference.FusedELBO(0.7, "sum", likelihood="gaussian")((m, v), X, kl=kl),
     ),
 ]
+PRIOR, SHARED = (normal(11, 6, 5), 0.7 * normal(12, 6, 5)), (normal(13, 5), 0.7 * normal(14, 5))
+WITH_PRIORS = {
+    "prior": (PRIOR, {}),
+    "prior_shared": (SHARED, {}),
+    "prior_and_range": (SHARED, {"logvar_range": (-0.5, 0.6)}),
+    "range": ((), {"logvar_range": (-0.5, 0.6)}),
+}
+
+
+def with_prior(function, **options):
+    """A function of mu, logvar and the prior's tensors."""
+    return lambda m, v, *prior: function(m, v, prior=prior or None, **options)
+
+
+for name, (prior, limits) in WITH_PRIORS.items():
+    given = (MU, LOGVAR, *prior)
+    CASES.append(
+        Case(f"kl_{name}", given, with_prior(aevb.gaussian_kl, **limits), with_prior(reference.gaussian_kl, **limits))
+    )
+    for n in (None, 3):
+        noise = torch.ops.aevb.normal(SEED, (6, 5) if n is None else (n, 6, 5))
+        options = {"num_samples": n, **limits}
+        CASES.append(
+            Case(
+                f"sample_{name}_{n}",
+                given,
+                with_prior(aevb.sample_gaussian, seed=SEED, **options),
+                with_prior(reference.sample_gaussian, eps=noise, **options),
+            )
+        )
+    for gradient in ("total", "path", "doubly_reparameterized"):
+        options = {"num_samples": 3, "gradient": gradient, **limits}
+        CASES.append(
+            Case(
+                f"log_ratio_{name}_{gradient}",
+                given,
+                with_prior(aevb.sample_gaussian_log_ratio, seed=SEED, **options),
+                with_prior(reference.sample_gaussian_log_ratio, eps=noise, **options),
+            )
+        )
 COMPOSED = {"kl_groups", "gaussian_shared", "gaussian_one_logvar", "gaussian_elbo", "gaussian_elbo_of_kl"}  # of nodes
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 # Those that a person would put into a compiled or transformed graph.
@@ -287,11 +327,28 @@ OPCHECKS = [
     ("sample_gaussian", (MU, LOGVAR, SEED, None), (MU, KL)),
     ("sample_gaussian", (MU, LOGVAR, torch.arange(3), 3), (normal(6, 3, 6, 5), KL)),
     ("gaussian_kl", (MU, LOGVAR), (KL,)),
-    ("log_prob", (LOGITS, X, None, "bernoulli_logits", 0.0, None), (normal(7, 2, 6), 1)),
-    ("log_prob", (LOGITS, (X > 0.5).byte(), None, "bernoulli_logits", 0.0, 1.0), (normal(7, 2, 6), 1)),
-    ("log_prob", (MEANS, X, LOGVARS, "gaussian", 0.0, None), (normal(7, 2, 6), 3)),
-    ("log_prob", (MEANS, X, LOGVARS[0, 0].expand(2, 6, 7), "gaussian_sigmoid", 0.0, None), (normal(7, 2, 6), 2)),
-    ("log_prob", (MEANS, (X > 0.5).byte(), None, "gaussian_sigmoid_fixed", -0.7, 1.0), (normal(7, 2, 6), 1)),
+    ("gaussian_kl_with_prior", (MU, LOGVAR, *PRIOR, None, None), (KL, 15)),
+    ("gaussian_kl_with_prior", (MU, LOGVAR, *SHARED, -0.5, 0.6), (KL, 9)),
+    ("sample_gaussian_with_prior", (MU, LOGVAR, *SHARED, SEED, None, None, None), (MU, KL, 15)),
+    ("sample_gaussian_with_prior", (MU, LOGVAR, None, None, SEED, 3, -0.5, 0.6), (normal(6, 3, 6, 5), None, 3)),
+    (
+        "sample_gaussian_log_ratio_with_prior",
+        (MU, LOGVAR, *PRIOR, SEED, 3, 1, -0.5, 0.6),
+        (normal(6, 3, 6, 5), normal(7, 3, 6), None, normal(8, 3, 6), 15),
+    ),
+    ("log_prob", (LOGITS, X, None, None, None, "bernoulli_logits", 0.0, None), (normal(7, 2, 6), 1)),
+    ("log_prob", (LOGITS, (X > 0.5).byte(), None, None, None, "bernoulli_logits", 0.0, 1.0), (normal(7, 2, 6), 1)),
+    ("log_prob", (MEANS, X, LOGVARS, None, None, "gaussian", 0.0, None), (normal(7, 2, 6), 3)),
+    (
+        "log_prob",
+        (MEANS, X, LOGVARS[0, 0].expand(2, 6, 7), None, None, "gaussian_sigmoid", 0.0, None),
+        (normal(7, 2, 6), 2),
+    ),
+    (
+        "log_prob",
+        (MEANS, (X > 0.5).byte(), None, None, None, "gaussian_sigmoid_fixed", -0.7, 1.0),
+        (normal(7, 2, 6), 1),
+    ),
     (
         "negative_elbo",
         (LOGITS, X, MU, LOGVAR, torch.tensor(0.5), 2.0, 1, "bernoulli_logits", None),

@@ -376,7 +376,7 @@ def test_more_than_2_31_logits(size):
     logits = torch.randn(size, dtype=torch.bfloat16, device=DEVICE)
     x = torch.rand(size, dtype=torch.bfloat16, device=DEVICE) < 0.3
     upstream = randn(1, size[0])
-    options = None, "bernoulli_logits", 0.0, None
+    options = None, None, None, "bernoulli_logits", 0.0, None
     arguments = logits, x, *options
     ops, on_host = torch.ops.aevb, (logits.cpu(), x.cpu(), *options)
     assert_same([ops.log_prob_forward(*arguments)], [ops.log_prob_forward(*on_host)])

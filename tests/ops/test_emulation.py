@@ -62,7 +62,7 @@ def test_the_comparison_can_fail():
 def test_long_rows_are_shared_between_blocks():
     x, logits = torch.rand(1, 1_000_000), randn(3, 1, 1_000_000)
     with emulated_control().record() as launches:
-        emulated_ops().log_prob_forward(logits, x, None, "bernoulli_logits", 0.0, None)
+        emulated_ops().log_prob_forward(logits, x, None, None, None, "bernoulli_logits", 0.0, None)
     assert launches[0].grid * launches[0].threads >= 10_000
     with emulated_control().record() as launches:
         emulated_ops().sample_gaussian_forward(logits, logits, torch.tensor(1), None)
@@ -74,7 +74,7 @@ def test_short_rows_take_one_launch_each():
     logits, x = randn(4, 100, 784), torch.rand(100, 784)
     mu, logvar = randn(5, 100, 20), randn(6, 100, 20)
     with emulated_control().record() as launches:
-        emulated_ops().log_prob_forward(logits, x, None, "bernoulli_logits", 0.0, None)
+        emulated_ops().log_prob_forward(logits, x, None, None, None, "bernoulli_logits", 0.0, None)
         emulated_ops().sample_gaussian_forward(mu, logvar, torch.tensor(1), 5)
         emulated_ops().sample_gaussian_log_ratio_forward(mu, logvar, torch.tensor(1), 5, 0)
     assert len(launches) == 3

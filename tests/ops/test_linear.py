@@ -304,7 +304,7 @@ def test_compile_and_func(reduction):
 def test_opcheck(device):
     tensors, x = inputs(2, 5, 4, 7, device)
     torch.library.opcheck(
-        torch.ops.aevb.linear_log_prob.default, (*tensors, x, None, "bernoulli_logits", 0.0, None, None)
+        torch.ops.aevb.linear_log_prob.default, (*tensors, x, None, None, None, "bernoulli_logits", 0.0, None, None)
     )
 
 

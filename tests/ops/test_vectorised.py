@@ -18,12 +18,23 @@ LIKELIHOODS = re.findall(
     r"^ *X\((\w+), ([\w<>]+)", (ROOT / "csrc/formulas/likelihood_list.h").read_text(), re.MULTILINE
 )
 WANTS = ("log_prob", "grad", "both")
+WEIGHTINGS = ("", "_mask", "_weights")
 PROBE = """
 using namespace aevb;
 using namespace aevb::cpu;
+#define AEVB_ADD(want, weighting, ...)                                                                       \\
+  add_elements<__VA_ARGS__, Want::want, Weighting::weighting>(likelihood_of<__VA_ARGS__>(a), at, g, l, p)
 #define AEVB_PROBE(name, want, ...)                                                                          \\
   extern "C" void name##_##want(const LikelihoodArgs& a, const Elements& at, Upstream g, float* l, float* p) { \\
-    add_elements<__VA_ARGS__, Want::want>(likelihood_of<__VA_ARGS__>(a), at, g, l, p);                       \\
+    AEVB_ADD(want, none, __VA_ARGS__);                                                                       \\
+  }                                                                                                          \\
+  extern "C" void name##_##want##_mask(const LikelihoodArgs& a, const Elements& at, Upstream g, float* l,    \\
+                                       float* p) {                                                           \\
+    AEVB_ADD(want, mask, __VA_ARGS__);                                                                       \\
+  }                                                                                                          \\
+  extern "C" void name##_##want##_weights(const LikelihoodArgs& a, const Elements& at, Upstream g, float* l, \\
+                                          float* p) {                                                        \\
+    AEVB_ADD(want, weights, __VA_ARGS__);                                                                    \\
   }
 #define AEVB_PROBES(name, Struct, ...)             \\
   AEVB_PROBE(name, log_prob, Struct)  \\
@@ -66,7 +77,7 @@ needs_gcc = pytest.mark.skipif(
 def test_no_element_is_computed_alone(tmp_path, isa):
     code = assembly(tmp_path, isa)
     for name, struct in LIKELIHOODS:
-        for want in WANTS:
+        for want in (f"{want}{weighting}" for want in WANTS for weighting in WEIGHTINGS):
             scalars, packed = alone(code[f"{name}_{want}"])
             # What a likelihood makes of its own number is computed once.
             allowed = 40 if "Fixed" in struct else 0

@@ -49,7 +49,12 @@ def test_the_same_losses_by_any_number_of_processes(tmp_path, alone, processes):
 
 @pytest.mark.parametrize(
     "options",
-    ['{"free_bits": 0.2}', '{"capacity": 3.0, "clip_norm": 5.0}', '{"holes": true, "mask_input": true}'],
+    [
+        '{"free_bits": 0.2}',
+        '{"capacity": 3.0, "clip_norm": 5.0}',
+        '{"holes": true, "mask_input": true}',
+        '{"prior": "learned", "free_bits": 0.2}',
+    ],
 )
 def test_what_goes_by_the_whole_batch_does(tmp_path, options):
     """Free bits and a capacity look at the batch's mean KL, not at a process's; masks belong to the image."""

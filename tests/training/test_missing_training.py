@@ -93,7 +93,7 @@ def test_the_loss_is_of_what_is_observed(likelihood, mask_input):
     data = digits()
     trainer, _, _ = trained(data, likelihood=likelihood, mask_input=mask_input, binarize="none")
     step = trainer.loop.training_step()
-    assert type(step) is AutogradStep
+    assert type(step) is DirectStep
     index, seeds = torch.arange(17), torch.tensor(5)
     x, observed = step.batch(index, seeds), step.observed(index)
     found = step.terms(x, step.noise_seeds(seeds, index), observed)
@@ -121,12 +121,24 @@ def test_reports_are_of_normalised_densities():
     assert found[0].elbo == pytest.approx(float(-terms.loss) + constant, rel=1e-5)
 
 
-def test_steps_without_autograd_are_for_whole_data():
-    whole, holes = (trained(data)[0].loop.training_step() for data in (digits(share=2.0), digits()))
-    assert type(whole) is DirectStep
-    assert type(holes) is AutogradStep
-    asked = trained(digits(share=2.0), mask_input=True)[0]
-    assert type(asked.loop.training_step()) is AutogradStep  # the encoder is given a mask of ones
+@pytest.mark.parametrize("mask_input", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"binarize": "none", "likelihood": "gaussian", "variance": "shared"}, {"hidden_dims": (12, 9)}]
+)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_steps_without_autograd_have_the_bits_of_autograds(estimator, options, mask_input):
+    options = {**options, "estimator": estimator, "num_samples": 3, "mask_input": mask_input}
+    trainer = aevb.Trainer(aevb.TrainConfig(**{**SMALL, **options}), dataset=digits())
+    direct = trainer.loop.training_step()
+    assert type(direct) is DirectStep
+    found, index = [], torch.arange(0, 150, 2)
+    for cls in (DirectStep, AutogradStep):
+        step = cls(*(getattr(direct, name) for name in ("model", "criterion", "optimizer", "batch", "x_scale")))
+        x, seeds = step.batch(index, torch.tensor(5)), step.noise_seeds(torch.tensor(6), index)
+        outcome = step.gradients(x, seeds, step.observed(index))
+        found.append([outcome.numbers, *(p.grad.clone() for p in trainer.model.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_nothing_observed_of_an_image():
