@@ -55,9 +55,9 @@ def samples_of(recon: Tensor, x: Tensor) -> int:
 def matched(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     """Returns mu and logvar in one dtype and one shape, as PyTorch promotes and broadcasts them.
 
-    Shapes that do not broadcast are returned as they are: what reads them raises then.
+    Shapes that do not broadcast, and tensors that are not dense, are returned as they are: what reads them raises then.
     """
-    if mu.dtype == logvar.dtype and mu.shape == logvar.shape:
+    if mu.is_nested or logvar.is_nested or (mu.dtype == logvar.dtype and mu.shape == logvar.shape):
         return mu, logvar
     if mu.is_floating_point() and logvar.is_floating_point():
         dtype = torch.promote_types(mu.dtype, logvar.dtype)

@@ -68,9 +68,11 @@ class Target(NamedTuple):
 def real(x: Tensor, first: Tensor) -> Tensor:
     """Returns x in a dtype that kernels read: whole numbers and float64 as float32.
 
-    Beside a first parameter of float64, which no kernel takes, it stays as it is.
+    Beside a first parameter of float64, which no kernel takes, it stays as it is; so does what has no plain meaning.
     """
-    return x if x.dtype in _READ or first.dtype == torch.float64 or x.is_complex() else x.float()
+    if x.dtype in _READ or first.dtype == torch.float64 or x.is_complex() or x.is_quantized:
+        return x
+    return x.float()
 
 
 def target_of(

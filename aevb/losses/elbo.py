@@ -359,7 +359,8 @@ class FusedELBO(nn.Module):
             self._look(params, target)
         if kl is not None:
             self._check_kl(recon, params, x, kl)
-            kl = kl if kl.dtype == torch.float32 or first.dtype == torch.float64 else kl.float()
+            if kl.dtype in (torch.bfloat16, torch.float16) or (kl.dtype == torch.float64 != first.dtype):
+                kl = kl.float()
         elif options.prior is not None or self.logvar_range is not None or _is_wider(posterior, first):
             kl = self._own_kl(mu, logvar, options.prior)
             kl = kl if first.dtype == torch.float64 else kl.float()
@@ -372,9 +373,10 @@ class FusedELBO(nn.Module):
         """Returns the KL of mu and logvar, of each group with free bits."""
         assert mu is not None
         assert logvar is not None
-        groups = None
-        if self.free_bits is not None:
-            groups = latents(*matched(mu, logvar), self.batch_dims)[0].shape[-1] if self.groups is None else self.groups
+        groups = None if self.free_bits is None else self.groups
+        if self.free_bits is not None and groups is None:
+            shape = matched(mu, logvar)[0].shape
+            groups = shape[-1] if self.batch_dims is None else shape[self.batch_dims :].numel()
         return kl_of("FusedELBO", mu, logvar, groups, prior, self.logvar_range, self.batch_dims)
 
     def _batch(self, posterior: tuple[Tensor, Tensor] | None, kl: Tensor | None) -> torch.Size:
