@@ -106,7 +106,7 @@ def test_the_loss_is_of_the_likelihood_asked_for(name, estimator, reduction):
 def test_opcheck(family):
     params, x = drawn(family, 4, D), data(family, 4, D)
     p0, p1, *options = family.kernel_arguments(tuple(p.requires_grad_() for p in params))
-    opcheck(torch.ops.aevb.log_prob.default, (p0, x, p1, *options, None))
+    opcheck(torch.ops.aevb.log_prob.default, (p0, x, p1, None, None, *options, None))
 
 
 @every
