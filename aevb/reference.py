@@ -532,6 +532,7 @@ class FusedELBO(nn.Module):
         logvar: Tensor | None = None,
         *,
         kl: Tensor | None = None,
+        prior: Prior | None = None,
         weight: Tensor | None = None,
         offset: Tensor | None = None,
         datapoint_weight: Tensor | None = None,
@@ -540,7 +541,7 @@ class FusedELBO(nn.Module):
         if kl is None:
             assert mu is not None
             assert logvar is not None
-            kl = self._kl(mu, logvar)
+            kl = self._kl(mu, logvar, prior)
         if ESTIMATORS[self.estimator].importance_weighted:
             options = {"from_probs": self.from_probs, "sigmoid_means": self.sigmoid_means, "variance": self.variance}
             family = named(self.likelihood, **options)

@@ -21,7 +21,7 @@ from ..likelihoods.target import Target, datapoint_weights, real, target_of
 from ..ops import decoder_output as parameters
 from ..ops import fused_linear as linear_likelihood
 from ..ops.autograd import is_batched
-from ..ops.gaussian import kl_of, latent_kl, sampled
+from ..ops.gaussian import kl_of, sampled
 from ..ops.likelihood import reconstruction_log_prob
 from ..ops.negative_elbo import negative_elbo
 
@@ -352,22 +352,25 @@ class FusedELBO(nn.Module):
         if self.reduction not in REDUCTIONS:
             raise unknown("reduction", self.reduction, REDUCTIONS)
         first: Any = recon.h if params is None else params[0]  # type: ignore[union-attr]
-        target, datapoint_weight = Target(real(x, first)), options.datapoint_weight
+        target, datapoint_weight = Target(real(x, first), self.x_scale), options.datapoint_weight
         if not (options.weight is None and options.offset is None):
-            target = target_of("FusedELBO", target.x, None, options.weight, options.offset, self._batch(posterior, kl))
+            weights = options.weight, options.offset, self._batch(posterior, kl)
+            target = target_of("FusedELBO", target.x, self.x_scale, *weights)
         if self.validate_args is not False and not _is_compiling() and self._is_wanted(x):
             self._look(params, target)
         if kl is not None:
             self._check_kl(recon, params, x, kl)
-            if kl.dtype in (torch.bfloat16, torch.float16) or (kl.dtype == torch.float64 != first.dtype):
-                kl = kl.float()
-        elif options.prior is not None or self.logvar_range is not None or _is_wider(posterior, first):
-            kl = self._own_kl(mu, logvar, options.prior)
-            kl = kl if first.dtype == torch.float64 else kl.float()
-        target = target if self.x_scale is None else target._replace(x_scale=self.x_scale)
         if datapoint_weight is not None:
             datapoint_weight = datapoint_weights("FusedELBO", datapoint_weight, self._batch(posterior, kl))
-        return self._of_checked(recon, params, target, posterior, kl, datapoint_weight, wants_terms)
+        is_whole = params is not None and self.family.is_whole and target.is_plain and datapoint_weight is None
+        if posterior is not None:
+            plain = options.prior is None and self.logvar_range is None and not _is_wider(posterior, first)
+            if is_whole and plain and self.free_bits is None and self.capacity is None:
+                return self._loss(recon, target, posterior, None, wants_terms)
+            kl = self._own_kl(mu, logvar, options.prior)
+        assert kl is not None
+        kl = _in_dtype_of(kl, first)
+        return self._of_kl(recon, params, target, kl, is_whole, datapoint_weight, wants_terms)
 
     def _own_kl(self, mu: Tensor | None, logvar: Tensor | None, prior: Prior | None) -> Tensor:
         """Returns the KL of mu and logvar, of each group with free bits."""
@@ -406,32 +409,28 @@ class FusedELBO(nn.Module):
             return latents(mu, logvar, self.batch_dims, "FusedELBO")
         return mu, logvar
 
-    def _of_checked(
+    def _of_kl(
         self,
         recon: Recon,
         params: tuple[Parameter, ...] | None,
         target: Target,
-        posterior: tuple[Tensor, Tensor] | None,
-        kl: Tensor | None,
+        kl: Tensor,
+        is_whole: bool,
         datapoint_weight: Tensor | None,
         wants_terms: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the loss by the kernel that fits: `params` are recon's, None where recon is of a linear layer."""
+        """Returns the loss and its terms, given the KL.
+
+        `params` are recon's, None where recon is of a linear layer. `is_whole`: the loss's own kernel takes recon.
+        """
         if ESTIMATORS[self.estimator].importance_weighted:
-            assert kl is not None
             loss, log_prob = self._importance_weighted(recon, params, target, kl, datapoint_weight)
             return loss, log_prob, self._weighed(kl.detach().mean(0), datapoint_weight) if wants_terms else loss
-        is_whole = params is not None and self.family.is_whole and target.is_plain and datapoint_weight is None
-        is_simple = self.free_bits is None and self.capacity is None
-        if kl is None and not (is_whole and is_simple):
-            assert posterior is not None
-            kl = self._closed_form_kl(*posterior)
-        if is_whole and (kl is None or (is_simple and not self._per_sample_kl())):
-            return self._loss(recon, target, posterior if kl is None else None, kl, wants_terms)
-        assert kl is not None
         term = self.kl_term(kl)
         if is_whole:
-            loss, log_prob, _ = self._loss(recon, target, None, term, wants_terms)
+            loss, log_prob, of_term = self._loss(recon, target, None, term, wants_terms)
+            if term is kl:
+                return loss, log_prob, of_term
         else:
             loss, log_prob = self._of_rows(recon, params, target, term, datapoint_weight)
         return loss, log_prob, self._weighed(self._mean_kl(kl), datapoint_weight) if wants_terms else loss
@@ -465,7 +464,7 @@ class FusedELBO(nn.Module):
         strict = self.validate_args is True
         if isinstance(self._beta, Tensor) and (strict or self._beta.device.type == "cpu"):
             check_beta(self._beta.item())
-        ranges.check_likelihood(self.family, output, target._replace(x_scale=self.x_scale), strict)
+        ranges.check_likelihood(self.family, output, target, strict)
         self._looked = True
 
     def _check_kl(self, recon: Recon, params: tuple[Parameter, ...] | None, x: Tensor, kl: Tensor) -> None:
@@ -534,11 +533,6 @@ class FusedELBO(nn.Module):
         if self.estimator != "dreg":
             return beta
         return beta.clamp_min(SMALLEST_BETA) if isinstance(beta, Tensor) else max(beta, SMALLEST_BETA)
-
-    def _closed_form_kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
-        if self.free_bits is None:
-            return latent_kl(mu, logvar)
-        return latent_kl(mu, logvar, mu.shape[-1] if self.groups is None else self.groups)
 
     def of_log_prob(self, log_prob: Tensor, kl: Tensor, *, datapoint_weight: Tensor | None = None) -> Tensor:
         """Returns the loss of a likelihood of one's own.
@@ -685,6 +679,12 @@ def _check_only_kl(mu: Tensor | None, logvar: Tensor | None, prior: Prior | None
             "FusedELBO got both kl and a prior, which the kl has in it; expected the prior in criterion.sample(mu, "
             "logvar, prior=prior)"
         )
+
+
+def _in_dtype_of(kl: Tensor, first: Tensor) -> Tensor:
+    """Returns the KL in float32, or in float64 beside a first parameter of float64."""
+    is_other = kl.dtype in (torch.bfloat16, torch.float16) or kl.dtype == torch.float64 != first.dtype
+    return kl.float() if is_other else kl
 
 
 def _is_wider(posterior: tuple[Tensor, Tensor] | None, first: Tensor) -> bool:

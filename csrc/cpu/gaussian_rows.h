@@ -292,21 +292,22 @@ inline void gaussian_log_ratio_rows(const GaussianArgs& a, int64_t begin, int64_
   const auto latents = [&](const Tile& t) {
     q.read(t);
     const int n = t.n();
-    const float* u = q.u;
-    with_range(u, n, [&](auto range) AEVB_INLINE {
+    const float* logvar = q.logvar;
+    if (q.has_prior()) {
+#pragma omp simd
+      for (int i = 0; i < n; ++i) {
+        sd[i] = gaussian_sd(logvar[i]);
+        sd_less_1[i] = half_exp(q.scale(i)).expm1;
+      }
+      return;
+    }
+    with_range(logvar, n, [&](auto range) AEVB_INLINE {
       for_elements(n, [&](int i) AEVB_INLINE {
-        const ExpDifferences e = exp_differences<range.value>(0.5f * u[i]);
+        const ExpDifferences e = exp_differences<range.value>(0.5f * logvar[i]);
         sd[i] = e.exp;
         sd_less_1[i] = e.expm1;
       });
     });
-    if (!q.has_prior()) return;
-    const float* logvar = q.logvar;
-#pragma omp simd
-    for (int i = 0; i < n; ++i) {
-      sd[i] = gaussian_sd(logvar[i]);
-      sd_less_1[i] = half_exp(q.scale(i)).expm1;
-    }
   };
   const auto sample = [&](const Tile& t, int64_t l) {
     const int n = t.n();

@@ -93,8 +93,7 @@ AEVB_FORMULA RatioGradient gaussian_ratio_gradient(float mu, float sd, float slo
   return {grad_z, fmadd(sd * eps, grad_z, path_only ? 0.0f : -g)};
 }
 
-// ---- another prior
-// ---------------------------------------------------------------------------------------------------
+// ---- another prior ------------------------------------------------------------------------------------------------
 
 // logvar, or the end of its range that it is beyond, as by torch.clamp: a NaN stays one.
 AEVB_FORMULA float clamped_logvar(float logvar, float min, float max) { return at_most(at_least(logvar, min), max); }
@@ -121,8 +120,8 @@ AEVB_FORMULA LogScale log_scale(float logvar, float prior_logvar) {
   return {u, low == low ? low : 0.0f};  // inf - inf is avoided
 }
 
-// d KL / d prior_logvar = -(d^2 + exp(u) - 1) / 2. (d KL / d prior_mu is -d KL / d mu, and d KL / d mu = d exp(-w /
-// 2).)
+// d KL / d prior_logvar = -(d^2 + exp(u) - 1) / 2. With w = prior_logvar, d KL / d mu is d exp(-w / 2), and
+// d KL / d prior_mu is minus that.
 template <Range kRange = Range::any>
 AEVB_FORMULA float gaussian_kl_grad_prior_logvar(float d, LogScale u) {
   const ExpDifferences e = half_exp<kRange>(u);

@@ -100,8 +100,7 @@ def test_layouts_and_shapes(family, weight):
     w = weight(5, D)
     assert same_bits(found(w.t().contiguous().t()), found(w))
     assert same_bits(found(torch.stack([w, w], -1)[..., 0]), found(w))
-    if weight is not WEIGHTS["uint8"]:
-        assert torch.allclose(found(w), family.reference(tuple(params), x, None, w), rtol=1e-5, atol=1e-4)
+    assert torch.allclose(found(w), family.reference(tuple(params), x, None, w), rtol=1e-5, atol=1e-4)
 
 
 def test_float64_weights_are_rounded():

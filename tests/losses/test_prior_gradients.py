@@ -128,3 +128,39 @@ def test_at_the_true_posterior():
         value = bound(model.log_prob(x, z), kl)
         largest = max(g.abs().max() for g in gradients(value.sum(), given, None))
         assert largest < 1e-4 if estimator in ("stl", "dreg") else largest > 1e-2
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"logvar_range": (-0.5, 0.6)}, {"free_bits": 0.3}, {"free_bits": 0.3, "groups": 2}, {"capacity": 2.0}],
+    ids=str,
+)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("latent", [(4,), (2, 2)])
+def test_the_loss_of_mu_and_logvar(latent, shared, options, reduction):
+    """Given to the criterion with their prior: the twin's values and gradients in float64, and the KL in the terms."""
+    options = {**options, "reduction": reduction, "batch_dims": 1}
+    batch = () if shared else (6,)
+    recon, x = randn(11, 6, 9), rand(12, 6, 9)
+    posterior = randn(13, 6, *latent), randn(14, 6, *latent)
+    prior = randn(15, *batch, *latent), 0.5 * randn(16, *batch, *latent)
+    for given_prior in (None, prior):
+        leaves = [t.clone().requires_grad_() for t in (recon, *posterior, *(given_prior or ()))]
+        wide = [t.detach().double().requires_grad_() for t in leaves]
+        values = []
+        for criterion, (r, *rest), targets in (
+            (FusedELBO(0.7, **options), leaves, x),
+            (reference.FusedELBO(0.7, **options), wide, x.double()),
+        ):
+            values.append(criterion(r, targets, *rest[:2], prior=tuple(rest[2:]) or None))
+        assert torch.allclose(values[0].double(), values[1], rtol=1e-5)
+        upstream = randn(17, *values[0].shape)
+        found = torch.autograd.grad(values[0], leaves, upstream)
+        for f, e in zip(found, torch.autograd.grad(values[1], wide, upstream.double()), strict=True):
+            assert torch.allclose(f.double(), e, rtol=1e-4, atol=1e-6)
+        logvar_range = options.get("logvar_range")
+        kl = aevb.gaussian_kl(*posterior, prior=given_prior, logvar_range=logvar_range, batch_dims=1)
+        terms = FusedELBO(0.7, **options).terms(recon, x, *posterior, prior=given_prior)
+        assert torch.allclose(terms.kl, kl if reduction == "none" else kl.mean(), rtol=1e-5)
+        assert same_bits(terms.loss, values[0].detach())
