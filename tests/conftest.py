@@ -6,6 +6,7 @@ AEVB_CUDA_DRY=20 only every 20th of those tests.
 
 import os
 import signal
+from collections.abc import Callable, Iterable
 
 if "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
     # A worker's threads, and those of the processes that it starts, are its share of the cores: too many wait for each
@@ -83,6 +84,22 @@ def close_by_magnitude(actual: Tensor, expected: Tensor, magnitudes: Tensor, rto
     worst = (excess / scale).nan_to_num(nan=float("inf")).max().item() if excess.numel() else 0.0
     assert worst <= rtol, f"relative error {worst:.3g} of the sum of magnitudes; allowed {rtol:.3g}"
     return worst
+
+
+def check_every_isa(results: Callable[[], Iterable[Tensor]]) -> None:
+    """Holds the results to the same bits on every instruction set, with one thread and with two."""
+    before, found = (_C.cpu_isa(), torch.get_num_threads()), []
+    try:
+        for isa in _C.build_info()["isas"].split(", "):
+            for threads in (1, 2):
+                _C.set_cpu_isa(isa)
+                torch.set_num_threads(threads)
+                found.append(list(results()))
+    finally:
+        _C.set_cpu_isa(before[0])
+        torch.set_num_threads(before[1])
+    for others in found[1:]:
+        assert all(same_bits(a, b) for a, b in zip(found[0], others, strict=True))
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

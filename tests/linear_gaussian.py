@@ -94,3 +94,20 @@ class LinearGaussian(nn.Module):
         data_dim, latent_dim = self.W.shape
         noise = torch.randn(n, latent_dim + data_dim, generator=generator, device="cpu").to(self.W)
         return self.decode(noise[:, :latent_dim]) + self.sigma * noise[:, latent_dim:]
+
+
+class LinearGaussianPixels(LinearGaussian):
+    """The same, with what questions need of p(x_i|z)."""
+
+    def mean(self, z: Tensor) -> Tensor:
+        return self.decode(z)
+
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.decode(z)
+        return mean, torch.full_like(mean, self.sigma**2)
+
+    def draw(self, z: Tensor, noise: Tensor) -> Tensor:
+        return self.decode(z) + self.sigma * noise
+
+    def pixel_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.distributions.Normal(self.decode(z), self.sigma).log_prob(x)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ask, error_of
 from conftest import rand
 from PIL import Image
 
@@ -54,19 +55,6 @@ def run(runs):
     for file in path.iterdir():
         if file.name not in LEFT:
             file.unlink()
-
-
-def ask(capsys, *args):
-    assert main([str(a) for a in args]) == 0
-    return capsys.readouterr().out
-
-
-def error_of(capsys, *args):
-    assert main([str(a) for a in args]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
 
 
 def picture(path):

@@ -5,25 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from commands import ask, error_of
 
 import aevb
 from aevb.cli import main
 from aevb.data import load
 
 FAST = ["--steps", "3", "--num-samples", "20"]
-
-
-def ask(capsys, *args):
-    assert main([str(a) for a in args]) == 0
-    return capsys.readouterr().out
-
-
-def error_of(capsys, *args):
-    assert main([str(a) for a in args]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
 
 
 def holes(seed=0):

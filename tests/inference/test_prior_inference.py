@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import rand
-from linear_gaussian import LinearGaussian
+from linear_gaussian import LinearGaussian, LinearGaussianPixels
 from torch import nn
 
 import aevb
@@ -16,7 +16,7 @@ from aevb.inference.noise_models import GaussianNoise, MaskedObservation
 from aevb.inference.standardised import prior_of, standardised
 
 
-class Known(InferenceMethods, LinearGaussian):
+class Known(InferenceMethods, LinearGaussianPixels):
     """The linear Gaussian model with all that a question needs, and the prior N(0, I) or one of its own.
 
     With the prior N(m, S) x is ``N(b + W m, W S W' + sigma^2 I)``. The encoder is given masks. It has the mean and the
@@ -68,19 +68,6 @@ class Known(InferenceMethods, LinearGaussian):
         mean, precision = self.posterior_of(x, observed)
         variance = precision.inverse().diagonal(dim1=-2, dim2=-1)
         return (mean + 0.2 * variance.sqrt()).float(), (variance.log() + 0.1).float()
-
-    def mean(self, z):
-        return self.decode(z)
-
-    def moments(self, z):
-        mean = self.decode(z)
-        return mean, torch.full_like(mean, self.sigma**2)
-
-    def draw(self, z, noise):
-        return self.decode(z) + self.sigma * noise
-
-    def pixel_log_prob(self, x, z):
-        return torch.distributions.Normal(self.decode(z), self.sigma).log_prob(x)
 
     def log_prob(self, x, z, weight=None):
         log_prob = self.pixel_log_prob(x, z)

@@ -10,12 +10,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import DTYPES, HALF_DTYPES, close_by_magnitude, rand, randn, same_bits
+from conftest import DTYPES, HALF_DTYPES, check_every_isa, close_by_magnitude, rand, randn, same_bits
 from linear_gaussian import LinearGaussian
 from test_accuracy import WIDTHS, double, gradients, latents, leaf, upstream
 
 import aevb
-from aevb import _C, FusedELBO, LinearLogits, reference
+from aevb import FusedELBO, LinearLogits, reference
 
 SEED = 20131220
 KINDS = ["ordinary", "wide", "near the prior"]
@@ -174,18 +174,7 @@ def test_log_ratio_has_the_same_bits(dtype):
                     grads = upstream(3, outputs[0]), upstream_of_ratio(gradient, outputs[1])
                     yield from (*outputs, *gradients(outputs, (mu, logvar), grads))
 
-    before, found = (_C.cpu_isa(), torch.get_num_threads()), []
-    try:
-        for isa in _C.build_info()["isas"].split(", "):
-            for threads in (1, 2):
-                _C.set_cpu_isa(isa)
-                torch.set_num_threads(threads)
-                found.append(list(results()))
-    finally:
-        _C.set_cpu_isa(before[0])
-        torch.set_num_threads(before[1])
-    for others in found[1:]:
-        assert all(same_bits(a, b) for a, b in zip(found[0], others, strict=True))
+    check_every_isa(results)
 
 
 # ---- bounds of a model of which all is known ------------------------------------------------------------------------
