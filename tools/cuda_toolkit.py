@@ -21,7 +21,7 @@ LAST_GUESS = "/usr/local/cuda/bin/nvcc"
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 PTX = ("90", "120")  # also as PTX, for GPUs that none of the architectures covers
 # Seconds of one core for an architecture, where they are more than a few.
-SECONDS = {"likelihood": 10, "gaussian": 14, "log_ratio": 11}
+SECONDS = {"likelihood": 13, "gaussian": 28, "log_ratio": 24}
 LIKELIHOODS = "csrc/formulas/likelihood_list.h"
 
 
