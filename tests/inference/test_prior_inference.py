@@ -16,7 +16,7 @@ from aevb.inference.noise_models import GaussianNoise, MaskedObservation
 from aevb.inference.standardised import prior_of, standardised
 
 
-class Known(InferenceMethods, LinearGaussianPixels):
+class Known(LinearGaussianPixels, InferenceMethods):
     """The linear Gaussian model with all that a question needs, and the prior N(0, I) or one of its own.
 
     With the prior N(m, S) x is ``N(b + W m, W S W' + sigma^2 I)``. The encoder is given masks. It has the mean and the

@@ -23,7 +23,7 @@ def many_chains(monkeypatch):
     monkeypatch.setattr("aevb.inference.imputation.CHAINS", 400)
 
 
-class Known(InferenceMethods, LinearGaussianPixels):
+class Known(LinearGaussianPixels, InferenceMethods):
     """The linear Gaussian model, with all that a question needs."""
 
     likelihood = "gaussian"
